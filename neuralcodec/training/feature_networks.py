@@ -1,0 +1,114 @@
+"""Frozen networks whose inner features are compared by the losses. Loads weights from a path; never downloads, never trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from neuralcodec.errors import PackError
+
+# name, output channels, stride: 3DDFA_V2's MobileNet-V1 of width 0.5 after its first 3x3/2 convolution to 16 channels
+_FACE_BLOCKS = (
+    ("dw2_1", 32, 1),
+    ("dw2_2", 64, 2),
+    ("dw3_1", 64, 1),
+    ("dw3_2", 128, 2),
+    ("dw4_1", 128, 1),
+    ("dw4_2", 256, 2),
+    ("dw5_1", 256, 1),
+    ("dw5_2", 256, 1),
+    ("dw5_3", 256, 1),
+    ("dw5_4", 256, 1),
+    ("dw5_5", 256, 1),
+    ("dw5_6", 512, 2),
+    ("dw6", 512, 1),
+)
+_FACE_DEPTHS = ("dw2_1", "dw3_1", "dw4_1", "dw5_3", "dw6")  # last block at 60, 30, 15, 8 and 4 pixels of a 120 crop
+
+
+class FrozenNetwork(nn.Module):
+    """A network in evaluation mode for good: no gradients for its weights, ``train()`` does not reach it."""
+
+    def freeze(self) -> None:
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> FrozenNetwork:  # noqa: ARG002 - a frozen network has one mode
+        return self
+
+
+class FaceNetwork(FrozenNetwork):
+    """3DDFA_V2's MobileNet-V1 x0.5 (MIT licence), batch norm folded into its convolutions.
+
+    In: RGB 0..1 (B, 3, 120, 120), the face filling about two thirds. Out: five feature maps,
+    (B, 32, 60, 60), (B, 64, 30, 30), (B, 128, 15, 15), (B, 256, 8, 8), (B, 512, 4, 4).
+    """
+
+    def __init__(self, weights_path: str | Path) -> None:
+        super().__init__()
+        weights = read_weights(weights_path)
+        self.layers = nn.ModuleDict()
+        try:
+            self.layers["conv1"] = _folded(weights, "conv1", "bn1", stride=2, groups=1)
+            channels = 16
+            for name, out_channels, stride in _FACE_BLOCKS:
+                depthwise = _folded(weights, f"{name}.conv_dw", f"{name}.bn_dw", stride=stride, groups=channels)
+                pointwise = _folded(weights, f"{name}.conv_sep", f"{name}.bn_sep", stride=1, groups=1)
+                self.layers[name] = nn.Sequential(depthwise, nn.ReLU(), pointwise, nn.ReLU())
+                channels = out_channels
+            self.fc_param = nn.Linear(channels, 62)
+            self.fc_param.load_state_dict({"weight": weights["fc_param.weight"], "bias": weights["fc_param.bias"]})
+            self.register_buffer("param_mean", weights["param_mean"].float())
+            self.register_buffer("param_std", weights["param_std"].float())
+        except KeyError as error:
+            raise PackError(
+                f"{weights_path}: no tensor {error}; expected 3DDFA_V2's mb05 network as safetensors"
+            ) from None
+        self.freeze()
+
+    def forward(self, face: Tensor) -> list[Tensor]:
+        return self._walk(face)[0]
+
+    def parameters_3dmm(self, face: Tensor) -> Tensor:
+        """(B, 62): 12 pose (3x4, row-major), 40 shape, 10 expression, de-normalised."""
+        deepest = self._walk(face)[1]
+        normalised: Tensor = self.fc_param(deepest.mean((2, 3)))
+        return normalised * self.param_std + self.param_mean
+
+    def _walk(self, face: Tensor) -> tuple[list[Tensor], Tensor]:
+        x = (face.flip(1) * 255.0 - 127.5) / 128.0  # the network was trained on BGR bytes
+        x = F.relu(self.layers["conv1"](x))
+        features = []
+        for name, _, _ in _FACE_BLOCKS:
+            x = self.layers[name](x)
+            if name in _FACE_DEPTHS:
+                features.append(x)
+        return features, x
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """A flat state dict from .safetensors or from a torch file that holds tensors only (no pickled code is run)."""
+    path = Path(path)
+    if not path.is_file():
+        raise PackError(f"{path}: no such weights file; pass the path of one that exists")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, dict):
+        raise PackError(f"{path}: holds a {type(loaded).__name__}, expected a state dict of tensors")
+    return loaded
+
+
+def _folded(weights: dict[str, Tensor], conv: str, norm: str, *, stride: int, groups: int) -> nn.Conv2d:
+    """One convolution that computes conv then batch norm in evaluation mode."""
+    kernel = weights[f"{conv}.weight"].float()
+    gain = weights[f"{norm}.weight"].float() / torch.sqrt(weights[f"{norm}.running_var"].float() + 1e-5)
+    bias = weights[f"{norm}.bias"].float() - gain * weights[f"{norm}.running_mean"].float()
+    size = kernel.shape[-1]
+    layer = nn.Conv2d(kernel.shape[1] * groups, kernel.shape[0], size, stride, size // 2, groups=groups)
+    layer.load_state_dict({"weight": kernel * gain[:, None, None, None], "bias": bias})
+    return layer
