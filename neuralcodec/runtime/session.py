@@ -1,0 +1,109 @@
+"""What a loaded network looks like to the codec, and the one function that opens one. Knows no runtime library's types.
+
+A session maps named numpy arrays to named numpy arrays. Which library runs it, and on what, ends in this folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from neuralcodec.errors import BackendUnavailableError, InferenceError
+from neuralcodec.motion import Array
+
+DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+
+
+class Session(Protocol):
+    """A network ready to run. Sessions may be used from several threads unless ``provider`` is "TensorRT"."""
+
+    @property
+    def input_shapes(self) -> Mapping[str, tuple[int | str, ...]]:
+        """Shape of every input; a name stands for a size that may vary, and one name is one size within a call."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def provider(self) -> str:
+        """What really runs the network, for example "CPUExecutionProvider"."""
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
+        """All outputs by name. ``feeds`` holds every input: an array, or what :meth:`place` returned for it."""
+
+    def place(self, arrays: Mapping[str, Array]) -> dict[str, Any]:
+        """Copy inputs that many runs will share to where the network runs; pass the result on in ``feeds``."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input of a network as its file declares it."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} ({', '.join(map(str, self.shape))})"
+
+
+def open_session(
+    graph: bytes | Path, *, device: str = "cpu", threads: int | None = None, check_finite: bool = False
+) -> Session:
+    """Load an ONNX graph onto a device.
+
+    device: "cpu" and "cuda" run in ONNX Runtime, "tensorrt" builds (or finds) an engine for the GPU in this machine,
+    "auto" takes CUDA where it works and the CPU elsewhere. What was asked for is checked: a device that is not there
+    raises :class:`BackendUnavailableError`, nothing falls back in silence.
+    threads: CPU threads of this session, None for one per physical core. Ignored on a GPU.
+    check_finite: raise :class:`InferenceError` when an output holds NaN or infinity. Costs a pass over the outputs.
+    """
+    if device not in DEVICES:
+        raise BackendUnavailableError(f"device {device!r} is unknown; it is one of {', '.join(DEVICES)}.")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}; it must be at least 1, or None.")
+    if device == "tensorrt":
+        from neuralcodec.runtime.trt import TensorRTSession
+
+        return TensorRTSession(graph, check_finite=check_finite)
+    from neuralcodec.runtime.ort import OrtSession, cuda_usable
+
+    if device == "auto":
+        device = "cuda" if cuda_usable() else "cpu"
+    return OrtSession(graph, device=device, threads=threads, check_finite=check_finite)
+
+
+def check_feeds(
+    network: str, ports: Mapping[str, Port], feeds: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
+) -> None:
+    """Raise :class:`InferenceError` unless ``feeds`` (dtype and shape by name) are exactly what ``ports`` declare."""
+    if feeds.keys() != ports.keys():
+        raise InferenceError(f"{network} was given the inputs {_names(feeds)}; it takes exactly {_names(ports)}.")
+    sizes: dict[str, int] = {}
+    for name, port in ports.items():
+        dtype, shape = feeds[name]
+        fits = dtype == port.dtype and len(shape) == len(port.shape)
+        if fits:
+            for found, wanted in zip(shape, port.shape, strict=True):
+                fits = fits and found == (sizes.setdefault(wanted, found) if isinstance(wanted, str) else wanted)
+        if not fits:
+            known = "".join(f", {k} = {v}" for k, v in sizes.items() if k in port.shape)
+            raise InferenceError(f"{network} was given {name!r} as {Port(dtype, shape)}; it takes {port}{known}.")
+
+
+def check_outputs(network: str, outputs: Mapping[str, Array]) -> None:
+    """Raise :class:`InferenceError` when an output holds NaN or infinity."""
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = int(array.size - np.isfinite(array).sum())
+            raise InferenceError(
+                f"{network} gave NaN or infinity in {bad} of {array.size} values of {name!r}: "
+                "its weights or its inputs are damaged."
+            )
+
+
+def _names(names: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(names)) or "(none)"
