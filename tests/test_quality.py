@@ -1,4 +1,4 @@
-"""PSNR and MS-SSIM against closed forms and against an independent computation with scipy, in float64 and unseparated."""
+"""PSNR and MS-SSIM against closed forms and an independent computation with scipy, in float64 and unseparated."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ def picture(size: int | tuple[int, int] = 256, seed: int = 0) -> Array:
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / 64.0
     planes = [
-        sum(30 * np.sin(fx * x + fy * y + phase) for fx, fy, phase in rng.uniform(0, 6, (4, 3))) + 120
-        for _ in range(3)
+        sum(30 * np.sin(fx * x + fy * y + phase) for fx, fy, phase in rng.uniform(0, 6, (4, 3))) + 120 for _ in range(3)
     ]
     planes = [np.where((x - 1) ** 2 + (y - 1) ** 2 < 0.4, 220, plane) for plane in planes]
     return np.clip(np.stack(planes, axis=2), 0, 255).astype(np.uint8)
