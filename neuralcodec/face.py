@@ -1,0 +1,365 @@
+"""Find the face, follow it with a square crop, cut that square out, paste it back. Knows no motion, packet or clock.
+
+All squares and faces are in pixels of the source picture; pictures are uint8 RGB (H, W, 3) of any size. Time is an
+argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import av
+import numpy as np
+
+from neuralcodec.motion import Array
+from neuralcodec.runtime.session import Session
+
+# Where the renderer expects the face, in crop units (the square spans [-1, 1]): medians of its training footage.
+HEAD_SCALE = 0.70
+HEAD_Y = -0.126
+LARGEST_SCALE = 1.0  # above this the square reaches out of the picture rather than cutting the head off
+WHOLE_SCALES = (0.45, 1.0)  # a square picture with the face this big, and this near to its place, is coded as it is
+WHOLE_OFFSET = 0.40
+
+SMALLEST_SIDE = 8  # swscale is not safe below this
+DETECTOR_SIZE = 160
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Square:
+    """A square of the source picture, in pixels. What of it lies outside the picture repeats the nearest edge pixel."""
+
+    x: int
+    y: int
+    side: int
+
+    @property
+    def center(self) -> tuple[float, float]:
+        return self.x + self.side / 2, self.y + self.side / 2
+
+    @classmethod
+    def around(cls, center_x: float, center_y: float, side: float) -> Square:
+        """The whole-pixel square nearest to a centre and a side."""
+        whole = max(SMALLEST_SIDE, round(side))
+        return cls(round(center_x - whole / 2), round(center_y - whole / 2), whole)
+
+    @classmethod
+    def covering(cls, image_size: Sequence[int]) -> Square:
+        """The centred square that holds a whole picture of (width, height)."""
+        width, height = int(image_size[0]), int(image_size[1])
+        side = max(width, height)
+        return cls((width - side) // 2, (height - side) // 2, side)
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face found in a picture: centre and half side of the tight face square, in source pixels; score 0..1.
+
+    The square is the one the motion network wants: centre = the pose's translation, half side = the pose's scale.
+    """
+
+    center_x: float
+    center_y: float
+    half_side: float
+    score: float = 1.0
+
+    def box_in(self, square: Square) -> Array:
+        """float32 (3,): centre x, centre y and half side in units of ``square``, which spans [-1, 1]."""
+        x, y = square.center
+        half = square.side / 2
+        return np.array([(self.center_x - x) / half, (self.center_y - y) / half, self.half_side / half], np.float32)
+
+    @classmethod
+    def from_box(cls, square: Square, box: Sequence[float] | Array, score: float = 1.0) -> Face:
+        """Inverse of :meth:`box_in`; a coded frame's pose (tx, ty, scale) is such a box too."""
+        x, y = square.center
+        half = square.side / 2
+        return cls(x + float(box[0]) * half, y + float(box[1]) * half, float(box[2]) * half, score)
+
+
+def crop(image: Array, square: Square, size: int) -> Array:
+    """Cut ``square`` out of ``image`` as uint8 (size, size, 3). Not resampled, so exact, where the side is ``size``."""
+    height, width = _checked(image).shape[:2]
+    x, y, side = square.x, square.y, square.side
+    if side < 1 or size < 1:
+        raise ValueError(f"cannot crop a square of side {side} to {size} pixels: both must be at least 1")
+    if x >= 0 and y >= 0 and x + side <= width and y + side <= height:
+        part = image[y : y + side, x : x + side]
+    else:
+        rows = np.clip(np.arange(y, y + side), 0, height - 1)
+        columns = np.clip(np.arange(x, x + side), 0, width - 1)
+        part = image[rows[:, None], columns]
+    return resize(part, size, size)
+
+
+def paste(canvas: Array, square: Square, picture: Array, feather: float = 0.06) -> Array:
+    """A copy of ``canvas`` with ``picture`` (square, any size) scaled into ``square``.
+
+    The edge fades over ``feather`` of the side, except where the square touches or crosses the border of the canvas:
+    there nothing lies outside to fade into, so pasting a whole picture back is exact.
+    """
+    height, width = _checked(canvas).shape[:2]
+    out = canvas.copy()
+    left, top = max(0, square.x), max(0, square.y)
+    right, bottom = min(width, square.x + square.side), min(height, square.y + square.side)
+    if left >= right or top >= bottom:
+        return out
+    scaled = resize(_checked(picture), square.side, square.side)
+    scaled = scaled[top - square.y : bottom - square.y, left - square.x : right - square.x]
+    ramp = feather * square.side
+    fade_x = _fade(right - left, ramp, square.x > 0, square.x + square.side < width)
+    fade_y = _fade(bottom - top, ramp, square.y > 0, square.y + square.side < height)
+    mask = np.minimum(fade_y[:, None], fade_x)[..., None]
+    below = out[top:bottom, left:right].astype(np.float32)
+    out[top:bottom, left:right] = np.rint(below + mask * (scaled - below)).astype(np.uint8)
+    return out
+
+
+def resize(image: Array, width: int, height: int) -> Array:
+    """Resample uint8 RGB: area means when it shrinks by more than two, otherwise bicubic."""
+    if image.shape[:2] == (height, width):
+        return np.array(image, copy=True, order="C")
+    if min(*image.shape[:2], width, height) < SMALLEST_SIDE:  # too small for swscale's vector code: nearest pixel
+        rows = np.arange(height) * image.shape[0] // height
+        columns = np.arange(width) * image.shape[1] // width
+        return np.ascontiguousarray(image[rows[:, None], columns])
+    # swscale turns RGB into YUV to scale it. Three planes called Y, U, V but holding R, G, B are only scaled: colours
+    # stay exact and it is four times faster. Long bicubic filters drift by a level or two; area means do not.
+    frame = av.VideoFrame(image.shape[1], image.shape[0], "yuv444p")
+    for channel, plane in enumerate(frame.planes):
+        buffer = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
+        buffer[: image.shape[0], : image.shape[1]] = image[..., channel]
+    shrinks = max(image.shape[0] / height, image.shape[1] / width)
+    scaled = frame.reformat(width, height, interpolation="AREA" if shrinks > 2 else "BICUBIC")
+    out = np.empty((height, width, 3), np.uint8)
+    for channel, plane in enumerate(scaled.planes):
+        buffer = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
+        out[..., channel] = buffer[:height, :width]
+    return out
+
+
+class FaceDetector:
+    """Frontal to half-profile faces by the pack's small network: ``image`` in, ``heatmap`` and ``box`` out."""
+
+    def __init__(self, session: Session, threshold: float = THRESHOLD) -> None:
+        self._session = session
+        self.threshold = threshold
+        side = dict(session.input_shapes).get("image", (1, 3, DETECTOR_SIZE, DETECTOR_SIZE))[-1]
+        self._size = side if isinstance(side, int) else DETECTOR_SIZE
+
+    def detect(self, image: Array, near: Square | None = None) -> list[Face]:
+        """Faces found in ``image``, or only inside ``near`` (finer, for following), the largest and surest first."""
+        height, width = _checked(image).shape[:2]
+        if near is not None:
+            picture, area = crop(image, near, self._size), near
+        else:
+            picture, area = self._letterbox(image), Square.covering((width, height))
+        feed = np.ascontiguousarray(picture.transpose(2, 0, 1)[None]).astype(np.float32) / 255
+        result = self._session.run({"image": feed})
+        faces = decode_faces(result["heatmap"][0, 0], result["box"][0], self.threshold)
+        found = [Face.from_box(area, face[:3], float(face[3])) for face in faces]
+        return sorted(found, key=lambda face: -face.score * face.half_side)
+
+    def _letterbox(self, image: Array) -> Array:
+        height, width = image.shape[:2]
+        size = self._size
+        ratio = max(height, width) / size
+        step = max(1, int(ratio / 3))  # every step-th pixel first: the network looks at shapes, not at texture
+        small = resize(image[::step, ::step], max(1, round(width / ratio)), max(1, round(height / ratio)))
+        picture = np.full((size, size, 3), 128, np.uint8)
+        top, left = (size - small.shape[0]) // 2, (size - small.shape[1]) // 2
+        picture[top : top + small.shape[0], left : left + small.shape[1]] = small
+        return picture
+
+
+def decode_faces(heatmap: Array, box: Array, threshold: float) -> Array:
+    """float32 (N, 4): centre x, centre y, half side in [-1, 1] units of the network's picture, and score.
+
+    heatmap (H, W) 0..1; box (3, H, W): offset of the centre from the middle of the cell in cells, and the logarithm of
+    the half side in cells. Peaks are cells not lower than their eight neighbours; a peak inside a better face's square
+    is that same face.
+    """
+    rows, columns = heatmap.shape
+    around = np.pad(heatmap, 1, constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(around, (3, 3))
+    peaks = np.argwhere((heatmap >= threshold) & (heatmap >= windows.max(axis=(2, 3))))
+    kept: list[tuple[float, float, float, float]] = []
+    for row, column in sorted(peaks.tolist(), key=lambda peak: -heatmap[peak[0], peak[1]]):
+        offset_x, offset_y, log_half = (float(v) for v in box[:, row, column])
+        x = (column + 0.5 + offset_x) / columns * 2 - 1
+        y = (row + 0.5 + offset_y) / rows * 2 - 1
+        half = math.exp(min(log_half, 5.0)) / columns * 2
+        if all(max(abs(x - k[0]), abs(y - k[1])) > 0.7 * max(half, k[2]) for k in kept):
+            kept.append((x, y, half, float(heatmap[row, column])))
+    return np.asarray(kept, np.float32).reshape(-1, 4)
+
+
+def head_square(face: Face, image_size: Sequence[int]) -> Square:
+    """The head-and-shoulders square around ``face`` as in the training crops, inside the picture if it fits."""
+    width, height = int(image_size[0]), int(image_size[1])
+    side = 2 * face.half_side / HEAD_SCALE
+    if side > min(width, height):
+        side = max(min(width, height), 2 * face.half_side / LARGEST_SCALE)
+    center_y = face.center_y - HEAD_Y * side / 2
+    square = Square.around(face.center_x, center_y, side)
+    return Square(_inside(square.x, square.side, width), _inside(square.y, square.side, height), square.side)
+
+
+def frames_head(face: Face, image_size: Sequence[int]) -> bool:
+    """Whether a (width, height) picture is square and already shows head and shoulders as the renderer expects them."""
+    if image_size[0] != image_size[1]:
+        return False
+    x, y, half = Face.box_in(face, Square.covering(image_size)).tolist()
+    return WHOLE_SCALES[0] <= half <= WHOLE_SCALES[1] and abs(x) <= WHOLE_OFFSET and abs(y - HEAD_Y) <= WHOLE_OFFSET
+
+
+class CropFollower:
+    """Decides which square of each frame is coded.
+
+    ``mode`` "none" always codes the whole frame, "fixed" always ``fixed``, "auto" follows the face: the square stands
+    still while the face stays in a dead zone, because a moving square moves the background and that costs bits; when
+    the face leaves the zone the square eases to its new place, and after a cut it jumps there. In "auto" a square
+    picture that already frames head and shoulders is coded whole, and stays so.
+
+    After each :meth:`update`: ``moved`` tells that the square has come to rest elsewhere and a new reference is due,
+    ``lost_seconds`` how long no face has been seen, ``whole`` that the square holds the whole picture by decision.
+    """
+
+    DEAD_ZONE = 0.24  # how far the wanted centre may drift, in half sides
+    DEAD_ZOOM = 0.25  # how far the wanted side may drift, as |log ratio|
+    PATIENCE = 0.25  # seconds the face must stay out of the zone, so that one bad box moves nothing
+    EASE = 0.35  # seconds, time constant of the move
+    JUMP = 1.0  # a drift of this many half sides is a cut or another person
+    JUMP_ZOOM = 0.7
+
+    def __init__(self, mode: str = "auto", fixed: Square | None = None) -> None:
+        if mode not in ("auto", "none", "fixed") or (mode == "fixed") != (fixed is not None):
+            raise ValueError(f"crop mode {mode!r} with {fixed}: expected 'auto', 'none', or 'fixed' with a square")
+        self.mode = mode
+        self.fixed = fixed
+        self.moved = False
+        self.whole = mode == "none"
+        self.lost_seconds = 0.0
+        self._size: tuple[int, int] | None = None
+        self._time: float | None = None
+        self._place: Array | None = None  # centre x, centre y, log side of the square now
+        self._goal: Array | None = None  # where it is easing to
+        self._home: Array = np.zeros(3)  # where it last stood still
+        self._speed: Array = np.zeros(3)
+        self._outside_since: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> CropFollower:
+        """From the command line: "auto", "none" or "x,y,side"."""
+        if text in ("auto", "none"):
+            return cls(text)
+        try:
+            x, y, side = (int(part) for part in text.split(","))
+        except ValueError:
+            raise ValueError(f"crop {text!r} is not understood: expected auto, none, or x,y,side in pixels") from None
+        if side < SMALLEST_SIDE:
+            raise ValueError(f"crop side {side} is too small: expected at least {SMALLEST_SIDE} pixels")
+        return cls("fixed", Square(x, y, side))
+
+    def update(self, image_size: Sequence[int], face: Face | None, seconds: float) -> Square:
+        """The square to code for a frame: its (width, height), the face found in it or None, and its time."""
+        size = (int(image_size[0]), int(image_size[1]))
+        new_size = size != self._size
+        elapsed = 0.0 if self._time is None else max(0.0, seconds - self._time)
+        if new_size:
+            self._size = size
+            self._place = self._goal = self._outside_since = None
+            self.whole = self.mode == "none"
+        self._time = seconds
+        self.lost_seconds = 0.0 if face else self.lost_seconds + elapsed
+        self.moved = new_size
+        if self.fixed is not None:
+            return self.fixed
+        if self.mode == "none" or (self.whole and not new_size):
+            return Square.covering(size)
+        if face is None:
+            self._speed[:] = 0
+        elif self._place is None:
+            self.whole = frames_head(face, size)
+            square = Square.covering(size) if self.whole else head_square(face, size)
+            self._stand(square)
+        else:
+            self._follow(head_square(face, size), seconds, elapsed)
+        if self._place is None:  # no face yet: the middle of the picture
+            return Square.around(size[0] / 2, size[1] / 2, min(size))
+        return self._square(self._place)
+
+    def _follow(self, wanted: Square, seconds: float, elapsed: float) -> None:
+        assert self._place is not None
+        target = np.array([*wanted.center, math.log(wanted.side)])
+        aim = self._place if self._goal is None else self._goal
+        drift, zoom = _distance(target, aim)
+        if drift > self.JUMP or zoom > self.JUMP_ZOOM:
+            self._stand(wanted)
+            return
+        if drift <= self.DEAD_ZONE and zoom <= self.DEAD_ZOOM:
+            self._outside_since = None
+        else:
+            if self._outside_since is None:
+                self._outside_since = seconds
+            if seconds - self._outside_since >= self.PATIENCE:
+                self._goal, self._outside_since = target, None
+        if self._goal is not None:
+            self._ease(elapsed)
+
+    def _ease(self, elapsed: float) -> None:
+        """One exact step of a critically damped spring: starts and stops softly whatever the frame rate."""
+        assert self._place is not None and self._goal is not None
+        stiffness = 2 / self.EASE
+        decay = math.exp(-stiffness * elapsed)
+        gap = self._place - self._goal
+        push = (self._speed + stiffness * gap) * elapsed
+        self._place = self._goal + (gap + push) * decay
+        self._speed = (self._speed - stiffness * push) * decay
+        left, zoom = _distance(self._place, self._goal)
+        if left < 0.01 and zoom < 0.01:
+            self._stand(self._square(self._goal))
+
+    def _stand(self, square: Square) -> None:
+        """Come to rest at ``square``; a new reference is due if that is visibly elsewhere than the last rest."""
+        place = np.array([*square.center, math.log(square.side)])
+        drift, zoom = _distance(place, self._home)
+        self.moved = self.moved or self._place is None or drift > 0.1 or zoom > 0.1
+        self._place = self._home = place
+        self._goal = self._outside_since = None
+        self._speed = np.zeros(3)
+
+    def _square(self, place: Array) -> Square:
+        assert self._size is not None
+        square = Square.around(place[0], place[1], math.exp(place[2]))
+        width, height = self._size
+        return Square(_inside(square.x, square.side, width), _inside(square.y, square.side, height), square.side)
+
+
+def _distance(a: Array, b: Array) -> tuple[float, float]:
+    """How far two places (x, y, log side) are apart: centres in half sides of ``b``, and |log| of the sides' ratio."""
+    return float(np.abs(a[:2] - b[:2]).max() / (math.exp(b[2]) / 2)), float(abs(a[2] - b[2]))
+
+
+def _inside(start: int, side: int, length: int) -> int:
+    """Shift an interval into [0, length) if it fits; centre it otherwise."""
+    return min(max(start, 0), length - side) if side <= length else (length - side) // 2
+
+
+def _fade(length: int, ramp: float, fade_start: bool, fade_end: bool) -> Array:
+    steps = np.arange(length, dtype=np.float32) + 0.5
+    out = np.ones(length, np.float32)
+    if ramp > 0 and fade_start:
+        out = np.minimum(out, steps / np.float32(ramp))
+    if ramp > 0 and fade_end:
+        out = np.minimum(out, steps[::-1] / np.float32(ramp))
+    return out
+
+
+def _checked(image: Array) -> Array:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(f"picture is {image.dtype} {image.shape}: expected uint8 RGB (height, width, 3), not empty")
+    return image
