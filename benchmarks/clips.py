@@ -1,0 +1,69 @@
+"""The footage of a benchmark: finding clips, reading them whole, hashing them. Knows no codec and no metric."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+FPS = 25  # every clip is taken as 25 frames a second, whatever its file says, so that rates compare
+SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".y4m"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """name: the file's stem. frames: uint8 RGB (H, W, 3), all of one size. sha256: of the file, or of raw frames."""
+
+    name: str
+    frames: list[Array]
+    sha256: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        height, width = self.frames[0].shape[:2]
+        return width, height
+
+    @property
+    def seconds(self) -> float:
+        return len(self.frames) / FPS
+
+
+def find(folder: Path) -> list[Path]:
+    """Every video directly in the folder, sorted by name."""
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is not a folder; give --clips a folder of video files.")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise SystemExit(f"{folder} holds no video file ({', '.join(sorted(SUFFIXES))}); give --clips another folder.")
+    return paths
+
+
+def read(path: Path, *, limit: int | None = None, size: int | None = None) -> Clip:
+    """All frames of a file (the first ``limit``), resized to ``size`` x ``size`` with Lanczos when asked and needed."""
+    frames: list[Array] = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            if limit is not None and len(frames) >= limit:
+                break
+            side = {} if size is None else {"width": size, "height": size}
+            frames.append(frame.reformat(format="rgb24", interpolation=Interpolation.LANCZOS, **side).to_ndarray())
+    if not frames:
+        raise SystemExit(f"{path} holds no frame.")
+    return Clip(path.stem, frames, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def from_frames(name: str, frames: list[Array]) -> Clip:
+    """A clip that no file holds, such as the astronaut demo."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(np.ascontiguousarray(frame).tobytes())
+    return Clip(name, frames, digest.hexdigest())

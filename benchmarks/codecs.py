@@ -1,0 +1,275 @@
+"""Ordinary video codecs as a yardstick: frames in, decoded frames and a byte count out. Knows nothing of neuralcodec.
+
+What is counted. The bytes of the elementary stream that a decoder needs, headers and parameter sets included, once:
+H.264, H.265 and VVC: NAL units without start codes, without SEI, access-unit delimiters and filler. AV1: all OBUs
+except temporal delimiters. VP9: all frames. No container, no packet headers. Every choice favours these codecs.
+
+How they run. "call": low delay, no lookahead, no B-frames, one key frame, a preset that is real time on one core at
+256x256. "best": the slowest sensible preset, reordering, lookahead, two passes where marked. Both at constant quality
+(no rate control to lose bits in), tuned for PSNR where the encoder can be, on one thread, so that two runs agree to
+the byte. Pictures go in as BT.601 4:2:0, 8 bits, through swscale's Lanczos, and come back the same way.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation
+from numpy.typing import NDArray
+
+from benchmarks.clips import FPS
+
+Array = NDArray[Any]
+
+os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 writes its banner to stderr past every log hook
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One encoder in one way of running it.
+
+    quality: the option that sets the quality; ladder: its useful values, coarsest first. binary: run through the ffmpeg
+    program of imageio-ffmpeg, because PyAV's wheels lack the encoder or cannot do two passes.
+    """
+
+    name: str
+    encoder: str
+    decoder: str
+    quality: str
+    ladder: tuple[int, ...]
+    options: Mapping[str, str]
+    binary: bool = False
+    passes: int = 1
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What came back. sizes: bytes of each coded picture, in coding order. ``*_ms``: per call, colour conversion in."""
+
+    codec: str
+    setting: Mapping[str, Any]
+    frames: list[Array]
+    sizes: tuple[int, ...]
+    library: str
+    encode_ms: tuple[float, ...] = field(repr=False)
+    decode_ms: tuple[float, ...] = field(repr=False)
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def kbps(self) -> float:
+        return self.bytes * 8 * FPS / len(self.frames) / 1000
+
+
+X26_LADDER = (51, 48, 45, 42, 39, 36, 33, 30)
+AV1_LADDER = (63, 61, 58, 55, 50, 45, 40, 35)
+X265_COMMON = "keyint=-1:scenecut=0:pools=none:frame-threads=1:log-level=error"
+X265_LOW_DELAY = "bframes=0:rc-lookahead=0:lookahead-slices=0:cutree=0"
+VPX_COMMON = {"b": "0", "g": "9999"}
+
+CODECS: dict[str, Codec] = {
+    codec.name: codec
+    for codec in (
+        # Slower x264 presets than "slow" gain nothing without B-frames (tried on two clips).
+        Codec("x264-call", "libx264", "h264", "crf", X26_LADDER,
+              {"preset": "slow", "tune": "psnr,zerolatency", "x264-params": "keyint=infinite:scenecut=0"}),
+        Codec("x265-call", "libx265", "hevc", "crf", X26_LADDER,
+              {"preset": "medium", "tune": "psnr", "x265-params": f"{X265_COMMON}:{X265_LOW_DELAY}"}),
+        # cpu-used 5 is what WebRTC takes for pictures this small.
+        Codec("vp9-call", "libvpx-vp9", "vp9", "crf", AV1_LADDER,
+              {"deadline": "realtime", "cpu-used": "5", "lag-in-frames": "0", "auto-alt-ref": "0", **VPX_COMMON}),
+        Codec("svt-av1-call", "libsvtav1", "libdav1d", "crf", AV1_LADDER,
+              {"preset": "7", "svtav1-params": "pred-struct=1:rtc=1:keyint=-1:scd=0:lp=1"}),
+        Codec("x264-best", "libx264", "h264", "crf", X26_LADDER,
+              {"preset": "veryslow", "tune": "psnr",
+               "x264-params": "keyint=infinite:scenecut=0:rc-lookahead=250:bframes=8"}),
+        Codec("x265-best", "libx265", "hevc", "crf", X26_LADDER,
+              {"preset": "veryslow", "tune": "psnr", "x265-params": f"{X265_COMMON}:rc-lookahead=250"}),
+        Codec("vp9-best", "libvpx-vp9", "vp9", "crf", AV1_LADDER,
+              {"deadline": "good", "cpu-used": "0", "lag-in-frames": "25", "auto-alt-ref": "6", **VPX_COMMON},
+              binary=True, passes=2),
+        Codec("svt-av1-best", "libsvtav1", "libdav1d", "crf", AV1_LADDER,
+              {"preset": "2", "svtav1-params": "keyint=-1:scd=0:tune=1:lp=1"}),
+        Codec("aom-av1-call", "libaom-av1", "libdav1d", "crf", AV1_LADDER,
+              {"usage": "realtime", "cpu-used": "7", "lag-in-frames": "0", **VPX_COMMON}, binary=True),
+        Codec("aom-av1-best", "libaom-av1", "libdav1d", "crf", AV1_LADDER,
+              {"usage": "good", "cpu-used": "2", "lag-in-frames": "48", **VPX_COMMON}, binary=True, passes=2),
+        Codec("vvc-best", "libvvenc", "vvc", "qp", (55, 52, 49, 46, 43, 40, 36, 32),
+              {"preset": "slow", "qpa": "0", "vvenc-params": "intraperiod=9984:decodingrefreshtype=cra"}, binary=True),
+    )
+}  # fmt: skip
+
+
+def unavailable(codec: Codec) -> str:
+    """Why this codec cannot run here, in one sentence; empty when it can."""
+    if codec.binary and codec.encoder not in _binary_encoders():
+        return f"{codec.name} needs an ffmpeg program with {codec.encoder}: pip install 'neuralcodec[bench]'."
+    for name, mode in ((codec.decoder, "r"),) + (() if codec.binary else ((codec.encoder, "w"),)):
+        try:
+            av.Codec(name, mode)  # type: ignore[arg-type]
+        except ValueError:
+            return f"{codec.name} needs {name}, which this build of PyAV ({av.__version__}) lacks."
+    return ""
+
+
+def code(codec: Codec, frames: Sequence[Array], quality: int, *, scale: float = 1.0, hold: int = 1) -> Coded:
+    """Encode and decode uint8 RGB frames (H, W, 3) at 25 fps.
+
+    scale: code a smaller picture (Lanczos down and up again). hold: code every hold-th frame and show it hold times.
+    """
+    height, width = frames[0].shape[:2]
+    coded_size = tuple(max(64, round(side * scale / 2) * 2) for side in (width, height))
+    options = {**codec.options, codec.quality: str(quality)}
+    kept = frames[::hold]
+    route = _encode_binary if codec.binary else _encode_pyav
+    packets, encode_ms = route(codec, kept, coded_size, options, Fraction(FPS, hold))
+    shown, decode_ms = _decode(codec, packets, (width, height))
+    if len(shown) != len(kept):
+        raise RuntimeError(f"{codec.name} gave back {len(shown)} of {len(kept)} frames; its options drop some.")
+    return Coded(
+        codec=codec.name,
+        setting={**options, "size": "x".join(map(str, coded_size)), "fps": f"{FPS / hold:g}"},
+        frames=[shown[i // hold] for i in range(len(frames))],
+        sizes=tuple(stream_size(codec.encoder, packet) for packet in packets),
+        library=_library(codec, packets),
+        encode_ms=encode_ms,
+        decode_ms=decode_ms,
+    )
+
+
+def stream_size(encoder: str, packet: bytes) -> int:
+    """Bytes of one coded picture that count, as the module's first paragraph says."""
+    if encoder in ("libsvtav1", "libaom-av1"):
+        return len(packet) - 2 if packet[:2] == b"\x12\x00" else len(packet)
+    unwanted = UNWANTED_NALS.get(encoder)
+    if unwanted is None:
+        return len(packet)
+    return sum(len(nal) for nal in _nal_units(packet) if _nal_type(encoder, nal) not in unwanted)
+
+
+# Access-unit delimiters, filler and SEI: nothing a decoder needs.
+UNWANTED_NALS = {"libx264": {6, 9, 12}, "libx265": {35, 38, 39, 40}, "libvvenc": {20, 23, 24, 25}}
+
+
+def _nal_units(packet: bytes) -> Iterable[bytes]:
+    """Annex B units without start codes; no unit ends in a zero byte, so zeros before a start code belong to it."""
+    return (nal for nal in (part.rstrip(b"\0") for part in packet.split(b"\0\0\1")) if nal)
+
+
+def _nal_type(encoder: str, nal: bytes) -> int:
+    if encoder == "libx264":
+        return nal[0] & 31
+    return nal[0] >> 1 & 63 if encoder == "libx265" else nal[1] >> 3
+
+
+def _planes(frame: Array, size: tuple[int, ...]) -> av.VideoFrame:
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+    return picture.reformat(size[0], size[1], "yuv420p", interpolation=Interpolation.LANCZOS)
+
+
+def _encode_pyav(
+    codec: Codec, frames: Sequence[Array], size: tuple[int, ...], options: Mapping[str, str], fps: Fraction
+) -> tuple[list[bytes], tuple[float, ...]]:
+    context: Any = av.CodecContext.create(codec.encoder, "w")
+    context.width, context.height, context.pix_fmt = *size, "yuv420p"
+    context.time_base, context.framerate = 1 / fps, fps
+    context.thread_count = 1
+    context.options = dict(options)
+    packets: list[bytes] = []
+    spent: list[float] = []
+    for index, frame in enumerate([*frames, None]):
+        start = time.perf_counter()
+        planes = None
+        if frame is not None:
+            planes = _planes(frame, size)
+            planes.pts, planes.time_base = index, 1 / fps
+        made = [bytes(packet) for packet in context.encode(planes)]
+        spent.append((time.perf_counter() - start) * 1000)
+        packets += made
+    return packets, tuple(spent)
+
+
+def _encode_binary(
+    codec: Codec, frames: Sequence[Array], size: tuple[int, ...], options: Mapping[str, str], fps: Fraction
+) -> tuple[list[bytes], tuple[float, ...]]:
+    raw = b"".join(_planes(frame, size).to_ndarray().tobytes() for frame in frames)
+    suffix = "vvc" if codec.encoder == "libvvenc" else "ivf"
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, f"coded.{suffix}")
+        command = [
+            ffmpeg(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{size[0]}x{size[1]}",
+            "-framerate", str(fps), "-i", "-", "-c:v", codec.encoder, "-threads", "1",
+            *(word for key, value in options.items() for word in (f"-{key}" + ":v" * (key == "b"), value)),
+        ]  # fmt: skip
+        start = time.perf_counter()
+        for number in range(1, codec.passes + 1):
+            twice = ["-pass", str(number), "-passlogfile", str(Path(folder, "log"))] if codec.passes > 1 else []
+            target = ["-f", "null", "-"] if number < codec.passes else [str(out)]
+            run = subprocess.run([*command, *twice, *target], input=raw, capture_output=True, check=False)
+            if run.returncode:
+                raise RuntimeError(f"ffmpeg could not run {codec.name}: {run.stderr.decode(errors='replace').strip()}")
+        each = (time.perf_counter() - start) * 1000 / len(frames)
+        with av.open(str(out)) as container:
+            packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    return packets, (each,) * len(frames)
+
+
+def _decode(codec: Codec, packets: Sequence[bytes], size: tuple[int, int]) -> tuple[list[Array], tuple[float, ...]]:
+    context: Any = av.CodecContext.create(codec.decoder, "r")
+    context.thread_count = 1
+    frames: list[Array] = []
+    spent: list[float] = []
+    for data in [*packets, None]:
+        start = time.perf_counter()
+        for shown in context.decode(None if data is None else av.Packet(data)):
+            picture = shown.reformat(size[0], size[1], "rgb24", interpolation=Interpolation.LANCZOS)
+            frames.append(picture.to_ndarray())
+        spent.append((time.perf_counter() - start) * 1000)
+    return frames, tuple(spent)
+
+
+def _library(codec: Codec, packets: Sequence[bytes]) -> str:
+    """The encoder's own version where the stream tells it (x264 and x265 do), and the program it came with."""
+    told = re.search(rb"x264 - core \d+(?: r\d+)?|x265 \(build \d+\) - [\w.+-]+", packets[0])
+    own = told.group().decode() if told else codec.encoder
+    return f"{own}, {_binary_version() if codec.binary else f'PyAV {av.__version__}'}"
+
+
+@cache
+def ffmpeg() -> str:
+    """Path of imageio-ffmpeg's program; empty when the package is not installed."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        return ""
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+@cache
+def _binary_encoders() -> str:
+    return _ask_binary("-encoders")
+
+
+@cache
+def _binary_version() -> str:
+    return " ".join(_ask_binary("-version").split()[:3])
+
+
+def _ask_binary(option: str) -> str:
+    if not ffmpeg():
+        return ""
+    return subprocess.run([ffmpeg(), "-hide_banner", option], capture_output=True, text=True, check=False).stdout

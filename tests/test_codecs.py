@@ -1,0 +1,136 @@
+"""The yardstick codecs: byte counting on hand-made streams, and every encoder that is installed on a small clip."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("av")
+
+from benchmarks.codecs import CODECS, Array, Coded, code, stream_size, unavailable
+from neuralcodec.quality import psnr
+
+RUNNABLE = [name for name, codec in CODECS.items() if not unavailable(codec)]
+
+
+def moving_clip(count: int = 8, size: tuple[int, int] = (96, 128)) -> list[Array]:
+    """A textured pattern that moves by whole pixels over a gradient; uint8 RGB (96, 128, 3)."""
+    height, width = size
+    y, x = np.mgrid[0:height, 0:width]
+    base = np.stack([x, y, (x + y) / 2], axis=2) + 40
+    frames = []
+    for index in range(count):
+        disc = (x - 30 - 2 * index) ** 2 + (y - 48) ** 2 < 20**2
+        texture = 127 + 60 * np.sin((x - 2 * index) / 3.0) * np.cos(y / 4.0)
+        frames.append(np.clip(np.where(disc[..., None], texture[..., None], base), 0, 255).astype(np.uint8))
+    return frames
+
+
+FRAMES = moving_clip()
+
+
+def mean_psnr(coded: Coded) -> float:
+    return float(np.mean([psnr(a, b) for a, b in zip(FRAMES, coded.frames, strict=True)]))
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_each_codec_gives_every_frame_back_and_more_bits_buy_more_quality(name: str) -> None:
+    codec = CODECS[name]
+    coarse, fine = (code(codec, FRAMES, quality) for quality in (codec.ladder[0], codec.ladder[-1]))
+    for coded in (coarse, fine):
+        assert len(coded.frames) == len(FRAMES)
+        assert all(frame.shape == FRAMES[0].shape and frame.dtype == np.uint8 for frame in coded.frames)
+        assert coded.bytes == sum(coded.sizes)
+        assert coded.kbps == pytest.approx(coded.bytes * 8 * 25 / 8 / 1000)
+    assert coarse.bytes < fine.bytes
+    assert mean_psnr(coarse) + 3 < mean_psnr(fine)
+    assert mean_psnr(fine) > 28
+    assert coarse.setting[codec.quality] == str(codec.ladder[0])
+    assert "PyAV" in coarse.library or "ffmpeg" in coarse.library
+
+
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if name.endswith("call") and not CODECS[name].binary])
+def test_a_call_delays_no_frame_and_repeats_to_the_byte(name: str) -> None:
+    first, second = (code(CODECS[name], FRAMES, CODECS[name].ladder[3]) for _ in range(2))
+    assert len(first.sizes) == len(FRAMES)  # one packet a frame
+    assert first.sizes[0] > max(first.sizes[1:])  # one key frame, at the start
+    assert first.sizes == second.sizes
+    assert all((a == b).all() for a, b in zip(first.frames, second.frames, strict=True))
+
+
+def test_smaller_pictures_and_fewer_frames_cost_less_and_keep_the_size_and_count() -> None:
+    codec = CODECS["x264-call"]
+    whole = code(codec, FRAMES, 36)
+    small = code(codec, FRAMES, 36, scale=0.75)
+    held = code(codec, FRAMES, 36, hold=2)
+    assert small.bytes < whole.bytes
+    assert held.bytes < whole.bytes
+    assert small.setting["size"] == "96x72" and held.setting["fps"] == "12.5"
+    assert small.frames[0].shape == FRAMES[0].shape
+    assert len(held.frames) == len(FRAMES) and len(held.sizes) == 4
+    assert (held.frames[0] == held.frames[1]).all() and not (held.frames[1] == held.frames[2]).all()
+
+
+def test_an_odd_count_of_held_frames_still_fills_the_clip() -> None:
+    coded = code(CODECS["x264-call"], FRAMES[:5], 40, hold=2)
+    assert len(coded.frames) == 5 and len(coded.sizes) == 3
+
+
+def test_start_codes_sei_and_delimiters_are_not_counted() -> None:
+    sps, sei, picture = b"\x67abc", b"\x06xyzxyz", b"\x65" + bytes(range(1, 50))
+    stream = b"\0\0\0\1" + b"\x09\xf0" + b"\0\0\0\1" + sps + b"\0\0\1" + sei + b"\0\0\1" + picture
+    assert stream_size("libx264", stream) == len(sps) + len(picture)
+    hevc_sei, hevc_picture = bytes([39 << 1, 1]) + b"words", bytes([19 << 1, 1]) + b"slice"
+    assert stream_size("libx265", b"\0\0\1" + hevc_sei + b"\0\0\0\1" + hevc_picture) == len(hevc_picture)
+    vvc_sei, vvc_picture = bytes([0, 23 << 3 | 1]) + b"words", bytes([0, 8 << 3 | 1]) + b"slice"
+    assert stream_size("libvvenc", b"\0\0\1" + vvc_sei + b"\0\0\1" + vvc_picture) == len(vvc_picture)
+
+
+def test_av1_temporal_delimiters_are_not_counted_and_vp9_counts_whole() -> None:
+    assert stream_size("libsvtav1", b"\x12\x00\x0a\x0bsequence") == 10
+    assert stream_size("libaom-av1", b"\x32\x04data") == 6
+    assert stream_size("libvpx-vp9", b"\x12\x00frame") == 7
+
+
+def test_what_is_counted_is_enough_to_decode() -> None:
+    """Rebuild an x264 stream from the counted units only and decode it again: same pictures."""
+    import av
+
+    coded = code(CODECS["x264-call"], FRAMES, 36)
+    assert sum(coded.sizes) > 200
+    context = av.CodecContext.create("libx264", "w")
+    context.width, context.height, context.pix_fmt = 128, 96, "yuv420p"  # type: ignore[attr-defined]
+    from fractions import Fraction
+
+    from benchmarks.codecs import UNWANTED_NALS, _nal_type, _nal_units, _planes
+
+    context.time_base = Fraction(1, 25)
+    context.thread_count = 1
+    context.options = {key: coded.setting[key] for key in ("preset", "tune", "x264-params", "crf")}
+    packets = []
+    for index, frame in enumerate(FRAMES):
+        planes = _planes(frame, (128, 96))
+        planes.pts, planes.time_base = index, Fraction(1, 25)
+        packets += context.encode(planes)  # type: ignore[attr-defined]
+    packets += context.encode(None)  # type: ignore[attr-defined]
+    kept = [
+        [nal for nal in _nal_units(bytes(packet)) if _nal_type("libx264", nal) not in UNWANTED_NALS["libx264"]]
+        for packet in packets
+    ]
+    assert sum(len(nal) for nals in kept for nal in nals) == coded.bytes
+    decoder = av.CodecContext.create("h264", "r")
+    shown = [
+        picture
+        for nals in [*kept, None]
+        for picture in decoder.decode(  # type: ignore[attr-defined]
+            None if nals is None else av.Packet(b"".join(b"\0\0\0\1" + nal for nal in nals))
+        )
+    ]
+    assert len(shown) == len(FRAMES)
+
+
+def test_a_missing_encoder_is_one_sentence() -> None:
+    from dataclasses import replace
+
+    reason = unavailable(replace(CODECS["x264-call"], encoder="libnothing"))
+    assert "libnothing" in reason and reason.endswith("lacks.")
