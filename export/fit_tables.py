@@ -1,0 +1,292 @@
+"""Fit a pack's tables.json to motion tracks: the transform, the bank of frequency rows, the context maps. No networks.
+
+    python -m export.fit_tables TRACKS... --out tables.json [--validate TRACKS...] [--section]
+
+A track is an .npz with ``flat`` float64 (N, 7 + 3K), the rows of ``MotionParams.flat``, and ``canonical`` (K, 3).
+``--section`` prints the table section of FORMAT.md for these tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuralcodec.entropy import ALPHABET, NEAR, NEAR_CAP, SMALL, STARTS
+from neuralcodec.motion import POSE_SIZE, MotionParams
+from neuralcodec.quantizer import (
+    ACTIVITY_CAP,
+    ACTIVITY_ONE,
+    DEAD_ZONE,
+    PRECISION,
+    SYMBOL_LIMIT,
+    TABLES_FORMAT,
+    VALUE_LIMIT,
+)
+
+Array = NDArray[Any]
+
+UNITS_PER_PIXEL = 32  # 1 unit = 1/32 pixel of a 256-pixel picture, rms over the keypoints
+PICTURE_HALF = 128  # pixels from 0 to 1 in coded-picture coordinates
+DEPTH_WEIGHT = 0.5  # z only shows through turning; measured: 0.25 saves 3 % of the bytes and blurs z by 15 %
+LEVELS = (3, 4, 6, 8, 12, 17, 24, 34)  # steps in units, half an octave apart: 0.09 to 1.06 pixel
+COMPONENTS = (0, 4, 8, 12, 16, 20, 24, 32)
+OWN_THRESHOLDS = (1, 2, 4, 7, 10, 14, 19, 27, 42)  # of activity, 1/16 step
+NEAR_THRESHOLDS = (1, 2, 3, 5, 7, 10, 14)
+BANK_ROWS = 96
+# Eyes and lips carry the expression; the first keypoints of the `portrait` preset in its own order.
+PORTRAIT_WEIGHTS = (2.0,) * 10 + (1.0,) * 6 + (2.0,) * 10 + (1.0,) * 4
+
+
+@dataclass(frozen=True)
+class Track:
+    flat: Array  # float64 (N, 7 + 3K)
+    canonical: Array  # float64 (K, 3)
+
+
+@dataclass(frozen=True)
+class Transform:
+    mean: Array  # (7 + 3K,)
+    analysis: Array  # (7 + 3K, N)
+    synthesis: Array  # (N, 7 + 3K)
+
+
+def load_tracks(paths: Iterable[str | Path]) -> list[Track]:
+    """Every .npz among ``paths`` or in the folders among them."""
+    files = [f for p in map(Path, paths) for f in (sorted(p.glob("*.npz")) if p.is_dir() else [p])]
+    tracks = []
+    for file in files:
+        data = np.load(file)
+        track = Track(np.asarray(data["flat"], np.float64), np.asarray(data["canonical"], np.float64))
+        if np.isfinite(track.flat).all() and np.isfinite(track.canonical).all() and len(track.flat) > 1:
+            tracks.append(track)
+        else:
+            print(f"skipped {file}: not finite, or fewer than two frames", file=sys.stderr)
+    if not tracks:
+        raise SystemExit("no usable motion track (.npz with flat and canonical) was given")
+    return tracks
+
+
+def fit_transform(tracks: Sequence[Track], *, size: int, weights: Sequence[float]) -> Transform:
+    """The linear map to units. Pose: whitened by what it does to the keypoints, then turned so that the frame-to-frame
+    changes are uncorrelated. Expression: what a regression on pose leaves, KLT in keypoint-error units."""
+    flat = np.concatenate([t.flat for t in tracks])
+    steps = np.concatenate([np.diff(t.flat, axis=0) for t in tracks])
+    canonical = np.mean([t.canonical for t in tracks], axis=0)
+    count = len(canonical)
+    share = np.asarray(weights, np.float64) / np.mean(weights)
+    amplitude = np.sqrt(np.stack([share, share, share * DEPTH_WEIGHT**2], axis=1)).reshape(-1)
+    amplitude *= PICTURE_HALF * UNITS_PER_PIXEL / np.sqrt(count)
+
+    mean = flat.mean(axis=0)
+    mean[[0, 2, 3]] = 0.0  # left and right are alike; the data's bias is an accident
+    slopes = np.zeros((POSE_SIZE, 3 * count))  # keypoint movement of each pose number, at the mean pose
+    for i in range(POSE_SIZE):
+        up, down = mean.copy(), mean.copy()
+        up[i] += 1e-3
+        down[i] -= 1e-3
+        moved = [MotionParams.from_flat(v).keypoints(canonical).astype(np.float64).reshape(-1) for v in (up, down)]
+        slopes[i] = (moved[0] - moved[1]) / 2e-3 * amplitude
+    values, vectors = np.linalg.eigh(slopes @ slopes.T)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    _, turn = np.linalg.eigh(np.cov((steps[:, :POSE_SIZE] @ root).T))
+    pose = root @ turn[:, ::-1]  # (7, 7): units of pose
+    unpose = np.linalg.inv(pose)
+
+    scale = amplitude * np.exp(mean[6])
+    moved = (flat[:, :POSE_SIZE] - mean[:POSE_SIZE]) @ pose
+    expression = (flat[:, POSE_SIZE:] - mean[POSE_SIZE:]) * scale
+    leak = np.linalg.lstsq(moved, expression, rcond=None)[0]  # (7, 3K)
+    rest = expression - moved @ leak
+    _, basis = np.linalg.eigh(rest.T @ rest / len(rest))
+    basis = basis[:, ::-1][:, :size]  # (3K, size)
+
+    n = POSE_SIZE + size
+    analysis = np.zeros((len(mean), n))
+    analysis[:POSE_SIZE, :POSE_SIZE] = pose
+    analysis[:POSE_SIZE, POSE_SIZE:] = -pose @ leak @ basis
+    analysis[POSE_SIZE:, POSE_SIZE:] = scale[:, None] * basis
+    synthesis = np.zeros((n, len(mean)))
+    synthesis[:POSE_SIZE, :POSE_SIZE] = unpose
+    synthesis[:POSE_SIZE, POSE_SIZE:] = leak / scale
+    synthesis[POSE_SIZE:, POSE_SIZE:] = basis.T / scale
+    return Transform(_short(mean), _short(analysis), _short(synthesis))
+
+
+def closed_loop(tracks: Sequence[Track], transform: Transform, step: int) -> tuple[Array, Array, Array, Array]:
+    """The quantizer over all tracks side by side, with every component sent and one intra frame each.
+
+    Returns symbols (C, T, N), activity before each frame (C, T, N), states (C, T, N), and which frames exist (C, T).
+    """
+    length = max(len(t.flat) for t in tracks)
+    exists = np.arange(length) < np.array([len(t.flat) for t in tracks])[:, None]
+    n = transform.analysis.shape[1]
+    wanted = np.zeros((len(tracks), length, n))
+    for i, track in enumerate(tracks):
+        wanted[i, : len(track.flat)] = (track.flat - transform.mean) @ transform.analysis
+    state = np.zeros((len(tracks), n), np.int64)
+    memory = np.zeros_like(state)
+    symbols, activity, states = (np.zeros(wanted.shape, np.int64) for _ in range(3))
+    for t in range(length):
+        ratio = (np.clip(wanted[:, t], -VALUE_LIMIT, VALUE_LIMIT) - state) / step
+        size = np.minimum(np.floor(np.abs(ratio) + 0.5 - (DEAD_ZONE if t else 0.0)), SYMBOL_LIMIT)
+        q = (size * np.sign(ratio)).astype(np.int64)
+        activity[:, t] = memory
+        state = np.clip(state + q * step, -VALUE_LIMIT, VALUE_LIMIT)
+        one = ACTIVITY_ONE * step
+        memory = memory + ((np.minimum(np.abs(q), ACTIVITY_CAP) * one - memory) >> 2) if t else memory + one // 2
+        symbols[:, t], states[:, t] = q, state
+    return symbols, activity, states, exists
+
+
+def fit_tables(tracks: Sequence[Track], *, size: int = COMPONENTS[-1], weights: Sequence[float] = ()) -> dict[str, Any]:
+    """The content of tables.json for these tracks."""
+    count = len(tracks[0].canonical)
+    if not weights:
+        weights = PORTRAIT_WEIGHTS if count == len(PORTRAIT_WEIGHTS) else (1.0,) * count
+    transform = fit_transform(tracks, size=min(size, 3 * count), weights=weights)
+    contexts = (len(OWN_THRESHOLDS) + 1) * (len(NEAR_THRESHOLDS) + 1)
+    predicted, intra = [], []
+    for step in LEVELS:
+        symbols, activity, _, exists = closed_loop(tracks, transform, step)
+        chosen = contexts_of(symbols, activity, step)
+        first = np.zeros_like(exists)
+        first[:, 0] = True
+        predicted.append(_histograms(buckets_of(symbols), chosen, exists & ~first, contexts))
+        # Every frame can be an intra frame, and there are too few first frames: code all of them from zero.
+        alone = np.concatenate([(t.flat - transform.mean) @ transform.analysis for t in tracks])[::5]
+        alone = np.rint(alone / step).astype(np.int64)[None]
+        yes = np.ones(alone.shape[:2], bool)
+        intra.append(_histograms(buckets_of(alone), np.zeros_like(alone), yes, 1))
+    hist_p, hist_i = np.stack(predicted), np.stack(intra)  # (L, N, contexts, A), (L, N, 1, A)
+    smooth = _smoothed(hist_p)
+    cells = np.concatenate([smooth.reshape(-1, ALPHABET), _smoothed_intra(hist_i).reshape(-1, ALPHABET)])
+    bank, rows = _cluster(cells, BANK_ROWS)
+    split = rows[: smooth[..., 0].size].reshape(smooth.shape[:3])
+    return {
+        "format": TABLES_FORMAT,
+        "keypoints": count,
+        "levels": list(LEVELS),
+        "components": [min(c, transform.analysis.shape[1] - POSE_SIZE) for c in COMPONENTS],
+        "own_thresholds": list(OWN_THRESHOLDS),
+        "near_thresholds": list(NEAR_THRESHOLDS),
+        "bank": bank.tolist(),
+        "predicted": split.tolist(),
+        "intra": rows[smooth[..., 0].size :].reshape(hist_i.shape[:2]).tolist(),
+        "mean": transform.mean.tolist(),
+        "analysis": transform.analysis.T.tolist(),
+        "synthesis": transform.synthesis.tolist(),
+    }
+
+
+def buckets_of(symbols: Array) -> Array:
+    """The alphabet's bucket of each residual (entropy.py), vectorised."""
+    size = np.abs(symbols)
+    m = np.where(size <= SMALL, size - 1, np.searchsorted(STARTS, size, "right") - 1)
+    return np.where(size == 0, 0, 2 * m + np.where(symbols > 0, 1, 2))
+
+
+def contexts_of(symbols: Array, activity: Array, step: int) -> Array:
+    """The context of each residual (entropy.py), vectorised."""
+    own = np.searchsorted(np.array(OWN_THRESHOLDS) * step, activity, "right")
+    size = np.minimum(np.abs(symbols), NEAR_CAP)
+    total = np.cumsum(size, axis=2)
+    near = total - size  # all earlier components ...
+    near[..., NEAR:] -= total[..., :-NEAR] - size[..., :-NEAR]  # ... less those more than NEAR back
+    return own * (len(NEAR_THRESHOLDS) + 1) + np.searchsorted(NEAR_THRESHOLDS, near, "right")
+
+
+def _histograms(buckets: Array, contexts: Array, exists: Array, count: int) -> Array:
+    """Counts (N, contexts, alphabet), mirrored: motion to the left and to the right is alike."""
+    n = buckets.shape[2]
+    b, c = buckets[exists], contexts[exists]  # (M, N)
+    index = (np.arange(n) * count + c) * ALPHABET + b
+    counts = np.bincount(index.reshape(-1), minlength=n * count * ALPHABET).reshape(n, count, ALPHABET)
+    both = counts.astype(np.float64)
+    pairs = (both[..., 1::2] + both[..., 2::2]) / 2
+    both[..., 1::2] = both[..., 2::2] = pairs
+    return both
+
+
+def _smoothed(counts: Array) -> Array:
+    """Thin cells lean on the same context of all components, which is nearly right and well counted."""
+    everyone = counts.sum(axis=1, keepdims=True)
+    around = everyone + everyone.sum(axis=2, keepdims=True) * 1e-4 + 1e-6
+    return counts + 24 * around / around.sum(axis=-1, keepdims=True)
+
+
+def _smoothed_intra(counts: Array) -> Array:
+    spread = counts.copy()  # neighbouring buckets of the same sign share a little
+    spread[..., 3:] += 0.2 * counts[..., 1:-2]
+    spread[..., 1:-2] += 0.2 * counts[..., 3:]
+    return spread + 1e-3
+
+
+def _cluster(cells: Array, rows: int, rounds: int = 14) -> tuple[Array, Array]:
+    """Rows that code the cells in the fewest bits (Lloyd's algorithm in code length), and each cell's row."""
+    weight = cells.sum(axis=1)
+    share = cells / weight[:, None]
+    order = np.argsort(-(share * np.log2(share + 1e-12)).sum(axis=1), kind="stable")
+    edges = np.searchsorted(np.cumsum(np.sqrt(weight[order])), np.linspace(0, np.sqrt(weight).sum(), rows + 1))
+    row_of = np.zeros(len(cells), np.int64)
+    for r in range(rows):
+        row_of[order[edges[r] : edges[r + 1]]] = r
+    bank = np.zeros((rows, cells.shape[1]), np.int64)
+    for _ in range(rounds):
+        for r in range(rows):
+            bank[r] = _integers(cells[row_of == r].sum(axis=0) + 1e-9)
+        row_of = np.argmin(share @ -np.log2(bank.T / (1 << PRECISION)), axis=1)
+    used = np.unique(row_of)
+    return bank[used], np.searchsorted(used, row_of)
+
+
+def _integers(counts: Array) -> Array:
+    """Frequencies >= 1 that sum to 2**PRECISION."""
+    total = 1 << PRECISION
+    row = 1 + np.floor(counts / counts.sum() * (total - len(counts))).astype(np.int64)
+    row[np.argmax(row)] += total - row.sum()
+    return row
+
+
+def _short(values: Array) -> Array:
+    """Seven significant digits: what the file holds is what the fit used."""
+    return np.array([float(f"{v:.7g}") for v in values.reshape(-1)]).reshape(values.shape)
+
+
+def section(tables: dict[str, Any]) -> str:
+    """The table section of FORMAT.md."""
+    lines = [
+        f"- keypoints {tables['keypoints']}, components in the state {POSE_SIZE} + {len(tables['synthesis']) - POSE_SIZE}",
+        f"- level steps (units): {', '.join(map(str, tables['levels']))}",
+        f"- expression components by index: {', '.join(map(str, tables['components']))}",
+        f"- own thresholds (1/16 step): {', '.join(map(str, tables['own_thresholds']))}",
+        f"- near thresholds: {', '.join(map(str, tables['near_thresholds']))}",
+        f"- bank: {len(tables['bank'])} rows of {ALPHABET} frequencies summing to 2^{PRECISION}",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m export.fit_tables", description=__doc__.splitlines()[0])
+    parser.add_argument("tracks", nargs="+", help="folders or .npz files with motion tracks")
+    parser.add_argument("--out", type=Path, required=True, help="tables.json to write")
+    parser.add_argument("--validate", nargs="+", default=[], help="tracks to measure the tables on")
+    parser.add_argument("--section", action="store_true", help="print the table section of FORMAT.md")
+    options = parser.parse_args(arguments)
+    tables = fit_tables(load_tracks(options.tracks))
+    options.out.write_text(json.dumps(tables, separators=(",", ":")) + "\n", "utf-8")
+    print(f"{options.out}: {options.out.stat().st_size} bytes, {len(tables['bank'])} rows", file=sys.stderr)
+    if options.section:
+        print(section(tables))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,45 @@
+"""What to show while packets are missing: pose runs on and slows down, expression relaxes. Pure; knows no packets.
+
+States by number of missing frames: RECEIVED (0), COASTING (pose still moving), RESTING (pose still, face relaxing).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import numpy as np
+
+from .motion import POSE_SIZE, MotionParams
+
+COAST_FRAMES = 6  # a quarter of a second at 25 fps: past it a guessed turn is more often wrong than right
+DAMPING = 0.5  # of the pose's speed, per frame
+RELAXING = 0.97  # of the expression, per frame
+
+
+class Concealment(Enum):
+    """How the motion of a frame was found."""
+
+    RECEIVED = "received"
+    COASTING = "coasting"
+    RESTING = "resting"
+
+
+def state_after(missing: int) -> Concealment:
+    """The state after ``missing`` frames in a row did not arrive."""
+    if missing <= 0:
+        return Concealment.RECEIVED
+    return Concealment.COASTING if missing <= COAST_FRAMES else Concealment.RESTING
+
+
+def conceal(last: MotionParams, before: MotionParams | None, missing: int) -> MotionParams:
+    """Motion ``missing`` frames after ``last``, the latest frame received; ``before`` is the one in front of it."""
+    if missing <= 0:
+        return last
+    flat = last.flat()
+    steps = min(missing, COAST_FRAMES)
+    if before is not None:
+        speed = flat[:POSE_SIZE] - before.flat()[:POSE_SIZE]
+        speed[[0, 2]] = (speed[[0, 2]] + 180.0) % 360.0 - 180.0  # yaw and roll wrap
+        flat[:POSE_SIZE] += speed * float(np.sum(DAMPING ** np.arange(1, steps + 1)))
+    flat[POSE_SIZE:] *= RELAXING**missing
+    return MotionParams.from_flat(flat)

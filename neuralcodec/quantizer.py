@@ -1,0 +1,206 @@
+"""Motion to integers and back, in a closed loop both ends repeat exactly. Knows no bytes and no packets.
+
+One linear transform (``analysis`` / ``synthesis``, fitted by export/fit_tables.py) turns the flat motion vector into
+coefficients in *units*: 1 unit moves the keypoints by 1/32 pixel of a 256-pixel picture, root mean square. The first
+seven coefficients are the pose, the others the expression in falling order of importance. Everything after that
+rounding is integer arithmetic (FORMAT.md section 5):
+
+    residual symbol q = round((wanted - state) / step)        sender only, with a dead zone
+    state           += q * step                               both ends
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import PackError
+from .motion import POSE_SIZE, MotionParams
+
+Array = NDArray[Any]
+
+TABLES_FORMAT = 1
+PRECISION = 15  # bits: every row of the bank sums to 2**15
+VALUE_LIMIT = 1 << 17  # units; states are clipped to it, so garbage cannot grow them
+SYMBOL_LIMIT = 32770  # largest |q| the symbol alphabet can carry (entropy.py)
+DEAD_ZONE = 0.12  # of a step, taken from both sides of every rounding boundary: measured best in bytes at equal error
+ACTIVITY_ONE = 16  # activity is kept in 1/16 unit
+ACTIVITY_CAP = 15  # symbols; one jump must not blur the memory for a second
+
+
+@dataclass(frozen=True)
+class State:
+    """What prediction and contexts remember between frames; all integers, equal at both ends.
+
+    values: coefficient of every component, in units. activity: leaky mean of |q| * step of every component, in 1/16 unit.
+    """
+
+    values: tuple[int, ...]
+    activity: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """One frame's residuals and what is needed to code them. ``level`` and ``components`` are indices into the tables."""
+
+    level: int
+    components: int
+    intra: bool
+    values: tuple[int, ...]
+    state: State  # before this frame: the entropy coder's contexts come from here
+
+
+@dataclass(frozen=True)
+class MotionTables:
+    """The content of a pack's tables.json. Floats only in the transform; everything that meets bits is an integer."""
+
+    keypoints: int
+    mean: Array  # float64 (7 + 3K,)
+    analysis: Array  # float64 (7 + 3K, N): units = (flat - mean) @ analysis
+    synthesis: Array  # float64 (N, 7 + 3K): flat = mean + units @ synthesis
+    levels: tuple[int, ...]  # quantizer step of each level, in units
+    components: tuple[int, ...]  # expression coefficients sent at each components index
+    own_thresholds: tuple[int, ...]  # of activity, in 1/16 step
+    near_thresholds: tuple[int, ...]  # of the neighbours' sum
+    bank: tuple[tuple[int, ...], ...]  # frequency rows over the symbol alphabet
+    predicted: tuple[tuple[tuple[int, ...], ...], ...]  # [level][component][context] -> bank row
+    intra: tuple[tuple[int, ...], ...]  # [level][component] -> bank row
+
+    @property
+    def size(self) -> int:
+        """Components in the state: 7 pose, then every expression coefficient."""
+        return len(self.synthesis)
+
+    def coded(self, components: int) -> int:
+        """How many symbols a frame has at a components index."""
+        return POSE_SIZE + self.components[components]
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping[str, Any]) -> MotionTables:
+        """Read tables.json (a path) or its parsed content, and check it."""
+        where = "motion tables" if isinstance(source, Mapping) else str(source)
+        try:
+            data = source if isinstance(source, Mapping) else json.loads(Path(source).read_text("utf-8"))
+            if data["format"] != TABLES_FORMAT:
+                raise PackError(f"{where}: tables format {data['format']}, this release reads {TABLES_FORMAT}")
+            tables = cls(
+                keypoints=int(data["keypoints"]),
+                mean=np.array(data["mean"], np.float64),
+                analysis=np.array(data["analysis"], np.float64).T,
+                synthesis=np.array(data["synthesis"], np.float64),
+                levels=_ints(data["levels"]),
+                components=_ints(data["components"]),
+                own_thresholds=_ints(data["own_thresholds"]),
+                near_thresholds=_ints(data["near_thresholds"]),
+                bank=tuple(_ints(row) for row in data["bank"]),
+                predicted=tuple(tuple(_ints(rows) for rows in level) for level in data["predicted"]),
+                intra=tuple(_ints(rows) for rows in data["intra"]),
+            )
+        except (KeyError, TypeError, ValueError, OSError) as problem:
+            raise PackError(f"{where}: not usable as motion tables ({problem}); rebuild the pack") from problem
+        tables._check(where)
+        return tables
+
+    def _check(self, where: str) -> None:
+        flat, n = POSE_SIZE + 3 * self.keypoints, self.size
+        contexts = (len(self.own_thresholds) + 1) * (len(self.near_thresholds) + 1)
+        rows = len(self.bank)
+        wrong = (
+            (self.mean.shape != (flat,) and "mean")
+            or (self.synthesis.shape != (n, flat) and "synthesis")
+            or (self.analysis.shape != (flat, n) and "analysis")
+            or (not all(np.isfinite(a).all() for a in (self.mean, self.analysis, self.synthesis)) and "transform")
+            or (not (len(self.levels) == 8 and all(0 < s < 1 << 12 for s in self.levels)) and "levels")
+            or (not (len(self.components) == 8 and all(0 <= c <= n - POSE_SIZE for c in self.components)) and "components")
+            or (not (rows and all(sum(r) == 1 << PRECISION and min(r) > 0 for r in self.bank)) and "bank")
+            or (len({len(r) for r in self.bank}) != 1 and "bank")
+            or (not self._maps_fit(contexts, rows) and "context maps")
+        )
+        if wrong:
+            raise PackError(f"{where}: '{wrong}' has the wrong shape or values; rebuild the pack")
+
+    def _maps_fit(self, contexts: int, rows: int) -> bool:
+        return (
+            len(self.predicted) == len(self.intra) == 8
+            and all(len(level) == self.size for level in (*self.predicted, *self.intra))
+            and all(len(m) == contexts and max(m) < rows and min(m) >= 0 for level in self.predicted for m in level)
+            and all(0 <= row < rows for level in self.intra for row in level)
+        )
+
+
+class Quantizer:
+    """One direction's closed loop. The sender calls :meth:`forward`, the receiver :meth:`inverse`; equal symbols give
+    equal states, and :attr:`last` is the motion the receiver sees. Assign :attr:`state` to go back (trial encodes)."""
+
+    def __init__(self, tables: MotionTables) -> None:
+        self.tables = tables
+        self.state = start_state(tables)
+        self._known = False
+
+    @property
+    def last(self) -> MotionParams | None:
+        """The latest motion as the receiver has it; None before the first frame."""
+        return self.motion() if self._known else None
+
+    def reset(self) -> None:
+        """Forget everything; the next frame must be intra."""
+        self.state = start_state(self.tables)
+        self._known = False
+
+    def forward(self, motion: MotionParams, *, level: int, components: int, intra: bool = False) -> Symbols:
+        """Quantize one frame and advance the state. The first frame after construction or reset is always intra."""
+        intra = intra or not self._known
+        before = start_state(self.tables) if intra else self.state
+        count, step = self.tables.coded(components), self.tables.levels[level]
+        wanted = (motion.flat() - self.tables.mean) @ self.tables.analysis[:, :count]
+        wanted = np.clip(np.nan_to_num(wanted), -VALUE_LIMIT, VALUE_LIMIT)
+        ratio = (wanted - before.values[:count]) / step
+        size = np.floor(np.abs(ratio) + (0.5 if intra else 0.5 - DEAD_ZONE))
+        values = np.minimum(size, SYMBOL_LIMIT) * np.sign(ratio)
+        symbols = Symbols(level, components, intra, tuple(map(int, values)), before)
+        self.state, self._known = advance(self.tables, symbols), True
+        return symbols
+
+    def inverse(self, symbols: Symbols) -> MotionParams:
+        """Advance the state by received symbols and return the motion."""
+        self.state, self._known = advance(self.tables, symbols), True
+        return self.motion()
+
+    def motion(self) -> MotionParams:
+        """The state as motion parameters."""
+        return MotionParams.from_flat(self.tables.mean + np.array(self.state.values) @ self.tables.synthesis)
+
+
+def start_state(tables: MotionTables) -> State:
+    """The state an intra frame is coded from: the mean face at the mean pose."""
+    zeros = (0,) * tables.size
+    return State(zeros, zeros)
+
+
+def advance(tables: MotionTables, symbols: Symbols) -> State:
+    """The state after a frame (FORMAT.md section 5): integers only, total on any symbols."""
+    step, count, before = tables.levels[symbols.level], len(symbols.values), symbols.state
+    values = tuple(
+        max(-VALUE_LIMIT, min(VALUE_LIMIT, old + q * step))
+        for old, q in zip(before.values, symbols.values, strict=False)
+    )
+    if symbols.intra:
+        activity = (ACTIVITY_ONE * step // 2,) * tables.size
+        return State(values + (0,) * (tables.size - count), activity)
+    cap, one = ACTIVITY_CAP, ACTIVITY_ONE * step
+    activity = tuple(
+        old + ((min(abs(q), cap) * one - old) >> 2) for old, q in zip(before.activity, symbols.values, strict=False)
+    )
+    return State(values + before.values[count:], activity + before.activity[count:])
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    if not all(isinstance(v, int) for v in values):
+        raise ValueError("a table of integers holds something else")
+    return tuple(values)
