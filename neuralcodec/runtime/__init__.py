@@ -1,1 +1,1 @@
-"""The backends that run a network: one protocol (session.py) and a file per library. Import from the files themselves."""
+"""The backends that run a network: one protocol (session.py) and one file per library; import from those files."""

@@ -49,7 +49,7 @@ class OrtSession:
         found = self._session.get_providers()
         if found[:1] != [wanted]:
             raise BackendUnavailableError(
-                f"device {device!r} was asked for and ONNX Runtime {ort.__version__} loaded {', '.join(found)} instead: "
+                f"device {device!r} was asked for, ONNX Runtime {ort.__version__} loaded {', '.join(found)} instead: "
                 "the NVIDIA driver, CUDA or cuDNN is missing or of another version; 'neuralcodec doctor' lists them."
             )
         self.provider: str = wanted

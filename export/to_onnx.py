@@ -1,0 +1,287 @@
+"""Writes a preset's networks as the three ONNX graphs of a pack. Knows tensor names, not where weights come from.
+
+    python -m export.to_onnx --preset portrait --checkpoint runs/portrait/average.safetensors --out build/onnx
+
+motion.onnx, reference.onnx and render.onnx have a free batch size, batch norms folded into convolutions, no control flow,
+and opset 20, the first whose GridSample reads volumes. ``--no-volumetric`` writes the same function with 2-D GridSample
+only, for engines that refuse rank 5. ``--fp16-storage`` halves the files and changes no arithmetic: large weights are stored
+as float16 behind a Cast that every runtime folds away when it loads the graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from neuralcodec.errors import NeuralCodecError, PackError
+from neuralcodec.models import ModelConfig, Networks, build
+from neuralcodec.models.layers import grid_sample_3d
+from neuralcodec.motion import rotation_matrix
+
+OPSET = 20
+MOTION_OUTPUTS = ("rotation", "translation", "scale", "canonical", "delta", "confidence")
+FEATURES = ("volume", "probe", "skip_quarter", "skip_half")  # the paper preset has the first only
+POSES = ("source_keypoints", "source_rotation", "driving_keypoints", "driving_rotation")
+CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
+STORED_HALF = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1}  # operator: which input holds weights; never coordinates
+HALF_FROM = 1024  # elements; smaller tensors save nothing
+HALF_MAX = 65504.0
+
+Tensors = dict[str, Tensor]
+
+
+class MotionGraph(nn.Module):
+    """Picture and face box to the six motion outputs, as a plain tuple."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor, box: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.net(image, box))
+
+
+class ReferenceGraph(nn.Module):
+    """Reference picture to the features that the receiver keeps."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.net(image))
+
+
+class RenderGraph(nn.Module):
+    """Picture, features and two poses, positional in the order of the graph's inputs, to a picture."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        seen, poses = tensors[: -len(POSES)], tensors[-len(POSES) :]
+        return self.net(*seen, **dict(zip(POSES, poses, strict=True)))
+
+
+def load_networks(preset: str, checkpoint: Path | None = None) -> Networks:
+    """Networks of a preset in eval mode, with fresh weights or those of a safetensors checkpoint (exactly its keys)."""
+    networks = build(ModelConfig.preset(preset))
+    if checkpoint is not None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if not checkpoint.is_file():
+            raise PackError(f"{checkpoint} is not there; --checkpoint takes a .safetensors file written by training.")
+        try:
+            networks.load_state_dict(load_file(checkpoint))
+        except SafetensorError as error:
+            raise PackError(f"{checkpoint} is not a safetensors file: {error}.") from error
+        except RuntimeError as error:
+            raise PackError(f"{checkpoint} does not fit the preset {preset!r}: {_brief(error)}") from error
+    return networks.eval()
+
+
+def example_inputs(networks: Networks, *, batch: int = 2, seed: int = 0) -> dict[str, Tensors]:
+    """Seeded inputs of the three graphs by name: smooth pictures, heads turned up to 30 degrees, matching features."""
+    random = np.random.default_rng(seed)
+    size, k = networks.config.size, networks.config.keypoints
+    noise = torch.from_numpy(random.random((batch, 3, 12, 12), np.float32))
+    image = F.interpolate(noise, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
+    poses: Tensors = {}
+    shape = random.uniform(-0.4, 0.4, (batch, k, 3)) * [1.0, 1.0, 0.5]
+    for who in ("source", "driving"):
+        turns = np.stack([rotation_matrix(*random.uniform(-30, 30, 3)) for _ in range(batch)])
+        points = 0.9 * (shape + random.normal(0, 0.02, shape.shape)) @ turns + random.uniform(-0.1, 0.1, (batch, 1, 3))
+        poses[f"{who}_keypoints"] = torch.from_numpy(points.astype(np.float32))
+        poses[f"{who}_rotation"] = torch.from_numpy(turns)
+    box = torch.from_numpy(np.column_stack([random.uniform(-0.1, 0.1, (batch, 2)), random.uniform(0.4, 0.6, batch)]))
+    with torch.inference_mode():
+        features = {name: f.clone() for name, f in zip(FEATURES, networks.reference(image), strict=False)}
+    return {
+        "motion": {"image": image, "box": box.float()},
+        "reference": {"image": image},
+        "render": {"image": image, **features, **{name: poses[name] for name in POSES}},
+    }
+
+
+def graph_modules(networks: Networks) -> dict[str, nn.Module]:
+    """The three graphs as torch modules, with positional inputs in the order of :func:`example_inputs`."""
+    return {
+        "motion": MotionGraph(networks.motion),
+        "reference": ReferenceGraph(networks.reference),
+        "render": RenderGraph(networks.render),
+    }
+
+
+def output_names(graph: str, features: int) -> tuple[str, ...]:
+    return {"motion": MOTION_OUTPUTS, "reference": FEATURES[:features], "render": ("picture",)}[graph]
+
+
+def export_graphs(
+    networks: Networks, out: Path, *, volumetric: bool = True, fp16_storage: bool = False, opset: int = OPSET
+) -> dict[str, Path]:
+    """Write the three graphs into ``out`` and return their paths by name. Files appear whole or not at all."""
+    networks = copy.deepcopy(networks).eval()
+    _fold_parametrizations(networks)
+    inputs = example_inputs(networks)
+    features = sum(name in FEATURES for name in inputs["render"])
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, module in graph_modules(networks).items():
+        model = _to_model(module, inputs[name], output_names(name, features), opset, volumetric)
+        model.graph.name = name
+        if fp16_storage:
+            store_half(model)
+        _check(name, model)
+        paths[name] = out / f"{name}.onnx"
+        partial = paths[name].with_suffix(".onnx.part")
+        partial.write_bytes(model.SerializeToString())
+        os.replace(partial, paths[name])
+    return paths
+
+
+def store_half(model: onnx.ModelProto) -> int:
+    """Store the large convolution and matrix weights as float16 behind a Cast to float32; returns the bytes saved."""
+    graph = model.graph
+    weights = {n.input[i] for n in graph.node for op, i in STORED_HALF.items() if n.op_type == op and len(n.input) > i}
+    saved, casts = 0, []
+    for tensor in graph.initializer:
+        if tensor.name not in weights or tensor.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if values.size < HALF_FROM or np.abs(values).max() > HALF_MAX:
+            continue
+        full, half = tensor.name, tensor.name + ".half"
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), half))
+        casts.append(helper.make_node("Cast", [half], [full], name=f"widen {full}", to=TensorProto.FLOAT))
+        saved += values.size * 2
+    for index, cast in enumerate(casts):
+        graph.node.insert(index, cast)
+    return saved
+
+
+def _to_model(
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: tuple[str, ...], opset: int, volumetric: bool
+) -> onnx.ModelProto:
+    batch = torch.export.Dim("batch")
+    free: tuple[Any, ...] = tuple({0: batch} for _ in inputs)
+    if isinstance(module, RenderGraph):
+        free = (free,)  # one *tensors parameter
+    with _quiet(), warnings.catch_warnings(), torch.no_grad(), _sampling(volumetric):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module, tuple(inputs.values()), dynamo=True, opset_version=opset, dynamic_shapes=free,
+            input_names=list(inputs), output_names=list(outputs), verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    # The exporter notes the Python stack of every node, which is our build machine's paths and half of the small files.
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for field in (model.metadata_props, model.graph.metadata_props, model.graph.value_info):
+        del field[:]
+    model.doc_string = model.graph.doc_string = ""
+    return model
+
+
+def _check(name: str, model: onnx.ModelProto) -> None:
+    onnx.checker.check_model(model, full_check=True)
+    branches = sorted({n.op_type for n in model.graph.node} & CONTROL_FLOW)
+    if branches:
+        raise PackError(
+            f"{name}.onnx came out with control flow ({', '.join(branches)}); engines want straight graphs."
+        )
+
+
+def _fold_parametrizations(networks: nn.Module) -> None:
+    """Spectral norm is a rule for training; at rest each weight is a constant."""
+    for module in list(networks.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+
+
+@contextmanager
+def _sampling(volumetric: bool) -> Iterator[None]:
+    """Within it, a volume is read as ``volumetric`` says, by whichever network. 2-D sampling stays as it is."""
+    plain = F.grid_sample
+
+    def flat(
+        input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool = False
+    ) -> Tensor:
+        if input.dim() == 5:
+            return grid_sample_3d(input, grid, False, align_corners, padding_mode)
+        return plain(input, grid, mode, padding_mode, align_corners)
+
+    if not volumetric:
+        F.grid_sample = flat
+    try:
+        yield
+    finally:
+        F.grid_sample = plain
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch's exporter logs each optional package that it misses; none of them matters here."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _brief(error: Exception) -> str:
+    """The first two lines of a state-dict error: the rest lists every key of both sides."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2])
+    return text if len(text) < 300 else text[:297] + "..."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    assert __doc__
+    parser = argparse.ArgumentParser(prog="export.to_onnx", description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=("portrait", "paper"), default="portrait")
+    parser.add_argument("--checkpoint", type=Path, help="safetensors file; without it the weights are random")
+    parser.add_argument("--out", type=Path, required=True, help="folder for motion.onnx, reference.onnx, render.onnx")
+    parser.add_argument("--no-volumetric", action="store_true", help="2-D GridSample only")
+    parser.add_argument("--fp16-storage", action="store_true", help="float16 weights in the file, float32 arithmetic")
+    parser.add_argument("--opset", type=int, default=OPSET)
+    o = parser.parse_args(arguments)
+    if o.opset < OPSET:
+        parser.error(f"opset {o.opset} has no volumetric GridSample; {OPSET} is the lowest, also with --no-volumetric")
+    try:
+        networks = load_networks(o.preset, o.checkpoint)
+        paths = export_graphs(
+            networks, o.out, volumetric=not o.no_volumetric, fp16_storage=o.fp16_storage, opset=o.opset
+        )
+    except (NeuralCodecError, OSError) as error:
+        print(f"export.to_onnx: {error}", file=sys.stderr)
+        return 1
+    for path in paths.values():
+        print(f"{path}  {path.stat().st_size:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
