@@ -2,10 +2,10 @@
 
     python -m export.to_onnx --preset portrait --checkpoint runs/portrait/average.safetensors --out build/onnx
 
-motion.onnx, reference.onnx and render.onnx have a free batch size, batch norms folded into convolutions, no control flow,
-and opset 20, the first whose GridSample reads volumes. ``--no-volumetric`` writes the same function with 2-D GridSample
-only, for engines that refuse rank 5. ``--fp16-storage`` halves the files and changes no arithmetic: large weights are stored
-as float16 behind a Cast that every runtime folds away when it loads the graph.
+motion.onnx, reference.onnx and render.onnx have a free batch size, batch norms folded into convolutions, no control
+flow, and opset 20, the first whose GridSample reads volumes. ``--no-volumetric`` writes the same function with 2-D
+GridSample only, for engines that refuse rank 5. ``--fp16-storage`` halves the files and changes no arithmetic: large
+weights are stored as float16 behind a Cast that every runtime folds away when it loads the graph.
 """
 
 from __future__ import annotations
