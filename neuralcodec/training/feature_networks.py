@@ -1,11 +1,13 @@
-"""Frozen networks whose inner features are compared by the losses. Loads weights from a path; never downloads, never trains."""
+"""Frozen networks whose inner features the losses compare. Loads weights from a path; never downloads, never trains."""
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -47,6 +49,9 @@ class FaceNetwork(FrozenNetwork):
     In: RGB 0..1 (B, 3, 120, 120), the face filling about two thirds. Out: five feature maps,
     (B, 32, 60, 60), (B, 64, 30, 30), (B, 128, 15, 15), (B, 256, 8, 8), (B, 512, 4, 4).
     """
+
+    param_mean: Tensor
+    param_std: Tensor
 
     def __init__(self, weights_path: str | Path) -> None:
         super().__init__()
@@ -90,14 +95,63 @@ class FaceNetwork(FrozenNetwork):
         return features, x
 
 
+class Vgg19(FrozenNetwork):
+    """VGG-19 up to relu5_1 (L_P): RGB 0..1 (B, 3, S, S) -> relu1_1 (B, 64, S, S) .. relu5_1 (B, 512, S/16, S/16)."""
+
+    WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512)  # 0 is a 2x2 max pooling
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, weights_path: str | Path) -> None:
+        super().__init__()
+        weights = read_weights(weights_path)
+        self.layers = nn.ModuleList()
+        channels, index = 3, 0  # index: position in torchvision's ``features``
+        for width in self.WIDTHS:
+            if width == 0:
+                self.layers.append(nn.MaxPool2d(2))
+                index += 1
+                continue
+            layer = nn.Conv2d(channels, width, 3, padding=1)
+            try:
+                layer.load_state_dict({name: weights[f"features.{index}.{name}"] for name in ("weight", "bias")})
+            except (KeyError, RuntimeError) as error:
+                raise PackError(f"{weights_path}: {error}; expected torchvision's vgg19 state dict") from None
+            self.layers.append(layer)
+            channels, index = width, index + 2  # convolution and ReLU
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1))
+        self.freeze()
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        x = (image - self.mean) / self.std
+        features = []
+        first_of_block = True
+        for layer in self.layers:
+            if isinstance(layer, nn.MaxPool2d):
+                x, first_of_block = layer(x), True
+                continue
+            x = F.relu(layer(x))
+            if first_of_block:
+                features.append(x)
+            first_of_block = False
+        return features
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """A flat state dict from .safetensors or from a torch file that holds tensors only (no pickled code is run)."""
     path = Path(path)
     if not path.is_file():
         raise PackError(f"{path}: no such weights file; pass the path of one that exists")
     if path.suffix == ".safetensors":
-        return load_file(path)
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return dict(load_file(path))
+        except SafetensorError as error:
+            raise PackError(f"{path}: damaged or not a safetensors file ({error})") from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise PackError(f"{path}: not a file of tensors ({str(error).splitlines()[0]})") from None
     if not isinstance(loaded, dict):
         raise PackError(f"{path}: holds a {type(loaded).__name__}, expected a state dict of tensors")
     return loaded

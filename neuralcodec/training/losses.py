@@ -1,24 +1,47 @@
-"""The losses of face-vid2vid (paper section 3.3 and appendix A) as small functions. Knows no network of ours and no data set."""
+"""The losses of face-vid2vid (paper section 3.3, appendix A), as small functions. Knows no network of ours and no data.
+
+Coordinates and the motion convention are those of ``neuralcodec.motion``. Every loss is a mean over the batch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuralcodec.training.feature_networks import FaceNetwork
+from neuralcodec.models.layers import coordinate_grid
+from neuralcodec.training.feature_networks import FaceNetwork, Vgg19
 
 FACE_CROP = 120  # pixels; what the face network was trained on
+VGG_WEIGHTS = (0.03125, 0.0625, 0.125, 0.25, 1.0)  # of relu1_1 .. relu5_1
+VGG_SCALES = 4  # the picture itself and three times half the side
+SIGMA_AFFINE, SIGMA_TPS, TPS_POINTS = 0.05, 0.005, 5  # random warps of the equivariance loss
+PRIOR_DISTANCE, PRIOR_DEPTH = 0.1, 0.33  # D_t (a squared distance) and z_t of the keypoint prior
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Published weights (section 4); feature matching is part of the GAN loss and carries that family's usual 10."""
+
+    perceptual: float = 10.0  # P
+    adversarial: float = 1.0  # G
+    equivariance: float = 20.0  # E
+    keypoint_prior: float = 10.0  # L
+    head_pose: float = 20.0  # H
+    expression: float = 5.0  # Delta
+    feature_matching: float = 10.0
 
 
 class FaceFeatureLoss(nn.Module):
     """Perceptual term from a face network: relative L1 between its features at five depths.
 
-    Takes the place of the paper's VGG-Face term (Eq. 6); the network's licence is clear. Each depth is divided by the
+    Takes the place of the paper's VGG-Face term in L_P; the network's licence is clear. Each depth is divided by the
     target's own mean feature, so every depth counts alike and the value does not depend on the network's scale:
-    0 for equal pictures, about 1 for unrelated ones.
+    0 for equal pictures, about 0.8 for unrelated ones.
     """
 
     def __init__(self, weights_path: str | Path, *, enlarge: float = 1.25) -> None:
@@ -34,6 +57,144 @@ class FaceFeatureLoss(nn.Module):
         found = self.network(sample_face(prediction, grid))
         terms = [(f - w).abs().mean() / (w.abs().mean() + 1e-6) for f, w in zip(found, wanted, strict=True)]
         return torch.stack(terms).mean()
+
+
+class PerceptualLoss(nn.Module):
+    """L_P: weighted L1 of VGG-19 features at relu1_1..relu5_1, at four picture scales.
+
+    ``weights_path``: torchvision's vgg19 state dict, which the user supplies; nothing is downloaded.
+    """
+
+    def __init__(self, weights_path: str | Path, *, scales: int = VGG_SCALES) -> None:
+        super().__init__()
+        self.network = Vgg19(weights_path)
+        self.scales = scales
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """prediction, target: RGB 0..1 (B, 3, S, S)."""
+        total = prediction.new_zeros(())
+        for scale in range(self.scales):
+            if scale:
+                prediction, target = F.avg_pool2d(prediction, 2), F.avg_pool2d(target, 2)
+            with torch.no_grad():
+                wanted = self.network(target)
+            found = self.network(prediction)
+            for weight, f, w in zip(VGG_WEIGHTS, found, wanted, strict=True):
+                total = total + weight * F.l1_loss(f, w)
+        return total
+
+
+def gradient_loss(prediction: Tensor, target: Tensor, scales: int = 4) -> Tensor:
+    """L1 between horizontal and vertical differences at several scales: sharpness without any network's weights."""
+    error = prediction - target
+    terms = []
+    for scale in range(scales):
+        if scale:
+            error = F.avg_pool2d(error, 2)
+        terms += [error.diff(dim=-1).abs().mean(), error.diff(dim=-2).abs().mean()]
+    return torch.stack(terms).mean()
+
+
+def discriminator_hinge(real: Tensor, rendered: Tensor) -> Tensor:
+    """L_G for D: scores of real pictures above 1, of rendered ones (detached by the caller) below -1."""
+    return F.relu(1 - real).mean() + F.relu(1 + rendered).mean()
+
+
+def generator_hinge(rendered: Tensor) -> Tensor:
+    """L_G for the generator: the higher D scores its pictures, the better."""
+    return -rendered.mean()
+
+
+def feature_matching(rendered: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """Feature matching part of L_G: mean L1 between D's features of the rendered and of the real picture."""
+    terms = [F.l1_loss(found, wanted.detach()) for found, wanted in zip(rendered, real, strict=True)]
+    return torch.stack(terms).mean()
+
+
+@dataclass(frozen=True)
+class RandomWarp:
+    """A small random affine and thin-plate-spline warp T per picture, for the equivariance loss.
+
+    ``image(x)`` shows at p what x shows at T(p), so a point found at q in the warped picture belongs at ``points(q)``
+    in the original.
+    """
+
+    affine: Tensor  # (B, 2, 3), applied to (x, y, 1)
+    bend: Tensor  # (B, n * n), thin-plate weights at an n x n grid of control points
+
+    @classmethod
+    def sample(
+        cls,
+        batch: int,
+        *,
+        sigma_affine: float = SIGMA_AFFINE,
+        sigma_tps: float = SIGMA_TPS,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> RandomWarp:
+        affine = torch.eye(2, 3) + sigma_affine * torch.randn(batch, 2, 3, generator=generator)
+        bend = sigma_tps * torch.randn(batch, TPS_POINTS**2, generator=generator)
+        return cls(affine.to(device), bend.to(device))
+
+    def points(self, xy: Tensor) -> Tensor:
+        """T of points (B, N, 2)."""
+        count = round(self.bend.shape[1] ** 0.5)
+        control = coordinate_grid(1, count, count, xy)[..., :2].reshape(-1, 2)  # (n * n, 2)
+        moved = xy @ self.affine[:, :, :2].transpose(1, 2) + self.affine[:, None, :, 2]
+        distance = (xy[:, :, None] - control).abs().sum(-1)  # (B, N, n * n); city block, as usual here
+        bend = (distance.square() * torch.log(distance + 1e-6)) @ self.bend[:, :, None]  # (B, N, 1)
+        return moved + bend
+
+    def image(self, picture: Tensor) -> Tensor:
+        """The warped picture, (B, 3, S, S) to the same shape; what leaves the frame is mirrored in."""
+        batch, _, height, width = picture.shape
+        theta = torch.eye(2, 3, dtype=picture.dtype, device=picture.device).expand(batch, 2, 3)
+        grid = F.affine_grid(theta, [batch, 1, height, width], align_corners=False)  # (B, H, W, 2), pixel centres
+        warped = self.points(grid.reshape(batch, -1, 2)).reshape(grid.shape)
+        return F.grid_sample(picture, warped, padding_mode="reflection", align_corners=False)
+
+
+def equivariance_loss(keypoints: Tensor, warped_keypoints: Tensor, warp: RandomWarp) -> Tensor:
+    """L_E: keypoints (B, K, 3) against those found in the warped picture and mapped back, x and y only (L1)."""
+    return F.l1_loss(keypoints[..., :2], warp.points(warped_keypoints[..., :2]))
+
+
+def keypoint_prior(keypoints: Tensor, distance: float = PRIOR_DISTANCE, depth: float | None = PRIOR_DEPTH) -> Tensor:
+    """L_L: keypoints (B, K, 3) at least sqrt(``distance``) apart, and their mean z at ``depth`` (None: anywhere)."""
+    apart = (keypoints[:, :, None] - keypoints[:, None]).square().sum(-1)  # (B, K, K)
+    others = ~torch.eye(keypoints.shape[1], dtype=torch.bool, device=keypoints.device)
+    crowding = (F.relu(distance - apart) * others).sum((1, 2)).mean()
+    if depth is None:
+        return crowding
+    return crowding + (keypoints[..., 2].mean(1) - depth).abs().mean()
+
+
+def head_pose_loss(rotation: Tensor, label: Tensor, found: Tensor | None = None) -> Tensor:
+    """L_H: L1 in degrees between the Euler angles of two row-vector rotations (B, 3, 3), where ``found`` (B,)."""
+    return _mean_where((euler_degrees(rotation) - euler_degrees(label)).abs().mean(1), found)
+
+
+def expression_loss(delta: Tensor) -> Tensor:
+    """L_Delta: mean absolute expression offset (B, K, 3), so that the canonical keypoints carry the identity."""
+    return delta.abs().mean()
+
+
+def landmark_loss(keypoints: Tensor, labels: Tensor, weights: Tensor, found: Tensor | None = None) -> Tensor:
+    """Landmark guidance (not in the paper): weighted L1 of composed keypoints (B, K, 3) against labelled points.
+
+    ``weights``: (K,) or (K, 3), 0 for a keypoint (or its z) without a label. ``found``: (B,), who has labels.
+    """
+    weights = (weights if weights.dim() == 2 else weights[:, None]).expand(labels.shape[1], 3)
+    error = ((keypoints - labels).abs() * weights).sum((1, 2)) / weights.sum().clamp(min=1e-6)
+    return _mean_where(error, found)
+
+
+def euler_degrees(rotation: Tensor) -> Tensor:
+    """Yaw, pitch, roll in degrees (B, 3) of row-vector rotations, as ``motion.euler_angles`` but with gradients."""
+    pitch = torch.asin(rotation[:, 1, 2].clamp(-0.99999, 0.99999))  # the slope of asin is infinite at 1
+    yaw = torch.atan2(rotation[:, 0, 2], rotation[:, 2, 2])
+    roll = torch.atan2(-rotation[:, 1, 0], rotation[:, 1, 1])
+    return torch.rad2deg(torch.stack([yaw, pitch, roll], 1))
 
 
 def face_grid(keypoints: Tensor, enlarge: float) -> Tensor:
@@ -54,3 +215,10 @@ def sample_face(image: Tensor, grid: Tensor) -> Tensor:
     while image.shape[-1] >= 2 * FACE_CROP:
         image = F.avg_pool2d(image, 2)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _mean_where(error: Tensor, found: Tensor | None) -> Tensor:
+    if found is None:
+        return error.mean()
+    chosen = found.to(error.dtype)
+    return (error * chosen).sum() / chosen.sum().clamp(min=1)
