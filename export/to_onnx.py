@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from neuralcodec.models.layers import grid_sample_3d
 from neuralcodec.motion import rotation_matrix
 
 OPSET = 20
+GRAPHS = ("motion", "reference", "render")
 MOTION_OUTPUTS = ("rotation", "translation", "scale", "canonical", "delta", "confidence")
 FEATURES = ("volume", "probe", "skip_quarter", "skip_half")  # the paper preset has the first only
 POSES = ("source_keypoints", "source_rotation", "driving_keypoints", "driving_rotation")
@@ -98,12 +99,14 @@ def load_networks(preset: str, checkpoint: Path | None = None) -> Networks:
     return networks.eval()
 
 
-def example_inputs(networks: Networks, *, batch: int = 2, seed: int = 0) -> dict[str, Tensors]:
-    """Seeded inputs of the three graphs by name: smooth pictures, heads turned up to 30 degrees, matching features."""
+def example_inputs(networks: Networks, *, batch: int = 2, seed: int = 0, black: bool = False) -> dict[str, Tensors]:
+    """Seeded inputs of the three graphs by name: smooth or black pictures, heads turned up to 30 degrees, features."""
     random = np.random.default_rng(seed)
     size, k = networks.config.size, networks.config.keypoints
     noise = torch.from_numpy(random.random((batch, 3, 12, 12), np.float32))
     image = F.interpolate(noise, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
+    if black:
+        image = torch.zeros_like(image)
     poses: Tensors = {}
     shape = random.uniform(-0.4, 0.4, (batch, k, 3)) * [1.0, 1.0, 0.5]
     for who in ("source", "driving"):
@@ -135,9 +138,15 @@ def output_names(graph: str, features: int) -> tuple[str, ...]:
 
 
 def export_graphs(
-    networks: Networks, out: Path, *, volumetric: bool = True, fp16_storage: bool = False, opset: int = OPSET
+    networks: Networks,
+    out: Path,
+    *,
+    graphs: Collection[str] = GRAPHS,
+    volumetric: bool = True,
+    fp16_storage: bool = False,
+    opset: int = OPSET,
 ) -> dict[str, Path]:
-    """Write the three graphs into ``out`` and return their paths by name. Files appear whole or not at all."""
+    """Write the graphs into ``out`` and return their paths by name. Each file appears whole or not at all."""
     networks = copy.deepcopy(networks).eval()
     _fold_parametrizations(networks)
     inputs = example_inputs(networks)
@@ -145,6 +154,8 @@ def export_graphs(
     out.mkdir(parents=True, exist_ok=True)
     paths = {}
     for name, module in graph_modules(networks).items():
+        if name not in graphs:
+            continue
         model = _to_model(module, inputs[name], output_names(name, features), opset, volumetric)
         model.graph.name = name
         if fp16_storage:
@@ -264,6 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", choices=("portrait", "paper"), default="portrait")
     parser.add_argument("--checkpoint", type=Path, help="safetensors file; without it the weights are random")
     parser.add_argument("--out", type=Path, required=True, help="folder for motion.onnx, reference.onnx, render.onnx")
+    parser.add_argument("--graph", action="append", choices=GRAPHS, help="only this one; repeatable")
     parser.add_argument("--no-volumetric", action="store_true", help="2-D GridSample only")
     parser.add_argument("--fp16-storage", action="store_true", help="float16 weights in the file, float32 arithmetic")
     parser.add_argument("--opset", type=int, default=OPSET)
@@ -273,8 +285,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         networks = load_networks(o.preset, o.checkpoint)
         paths = export_graphs(
-            networks, o.out, volumetric=not o.no_volumetric, fp16_storage=o.fp16_storage, opset=o.opset
-        )
+            networks, o.out, graphs=o.graph or GRAPHS, volumetric=not o.no_volumetric,
+            fp16_storage=o.fp16_storage, opset=o.opset,
+        )  # fmt: skip
     except (NeuralCodecError, OSError) as error:
         print(f"export.to_onnx: {error}", file=sys.stderr)
         return 1

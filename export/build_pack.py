@@ -1,0 +1,130 @@
+"""Puts graphs, motion tables, face detector and model card together as a model pack. Checks that they fit.
+
+    python -m export.build_pack --onnx build/onnx --tables build/tables.json --detector build/detector.onnx \\
+        --card MODEL_CARD.md --out neuralcodec/packs/portrait
+
+The pack is assembled beside its destination, opened once like any user's pack, and only then moved into place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from neuralcodec.errors import NeuralCodecError, PackError
+from neuralcodec.pack import Pack, load_pack, write_manifest
+from neuralcodec.runtime.session import Session, open_session
+
+GRAPHS = ("motion", "reference", "render")
+CARD = "MODEL_CARD.md"
+INPUTS = {
+    "motion": {"image", "box"},
+    "reference": {"image"},
+    "render": {"source_keypoints", "source_rotation", "driving_keypoints", "driving_rotation"},  # and the features
+}
+OUTPUTS = {
+    "motion": {"rotation", "translation", "scale", "canonical", "delta", "confidence"},
+    "reference": {"volume"},
+    "render": {"picture"},
+}
+
+
+def build_pack(
+    graphs: Path, tables: Path, detector: Path, card: Path, out: Path, *, name: str, version: str, force: bool = False
+) -> Pack:
+    """Write a verified pack to ``out``; an existing one is replaced only with ``force``, when all went well."""
+    if out.exists() and not force:
+        raise PackError(f"{out} exists; --force replaces it.")
+    sources = {f"{graph}.onnx": graphs / f"{graph}.onnx" for graph in GRAPHS}
+    sources |= {"detector.onnx": detector, "tables.json": tables, CARD: card}
+    missing = [str(path) for path in sources.values() if not path.is_file()]
+    if missing:
+        raise PackError(f"{', '.join(missing)} cannot be found; a pack needs {', '.join(sources)}.")
+    size, keypoints = check_graphs(graphs)
+    fitted = _table_keypoints(tables)
+    if fitted != keypoints:
+        raise PackError(
+            f"{tables} was fitted to {fitted} keypoints and the graphs have {keypoints}; run export.fit_tables."
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        folder = Path(scratch) / "new"
+        folder.mkdir()
+        for file, path in sources.items():
+            shutil.copyfile(path, folder / file)
+        write_manifest(folder, name=name, version=version, size=size, keypoints=keypoints)
+        old = Path(scratch) / "old"
+        if out.exists():
+            out.rename(old)
+        try:
+            folder.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+    return load_pack(out)
+
+
+def check_graphs(folder: Path) -> tuple[int, int]:
+    """Picture side and keypoint count of three graphs that have a pack's tensors and fit together."""
+    sessions = {name: open_session(folder / f"{name}.onnx", threads=1) for name in GRAPHS}
+    for name, session in sessions.items():
+        lacking = (INPUTS[name] - session.input_shapes.keys()) | (OUTPUTS[name] - set(session.output_names))
+        if lacking:
+            raise PackError(f"{folder / name}.onnx lacks the tensors {', '.join(sorted(lacking))}; use export.to_onnx.")
+    render = sessions["render"].input_shapes
+    offered = {*sessions["reference"].output_names, "image", *INPUTS["render"]}
+    if not render.keys() <= offered:
+        raise PackError(f"render.onnx wants {', '.join(sorted(render.keys() - offered))}, which nothing else gives.")
+    size, keypoints = _fixed(sessions["reference"], "image", 3), _fixed(sessions["render"], "source_keypoints", 1)
+    if _fixed(sessions["motion"], "image", 3) != size:
+        raise PackError(f"motion.onnx takes another picture size than reference.onnx ({size}); export them together.")
+    return size, keypoints
+
+
+def _fixed(session: Session, name: str, axis: int) -> int:
+    size = session.input_shapes[name][axis]
+    if not isinstance(size, int):
+        raise PackError(f"Axis {axis} of the input {name!r} is {size!r}; only the batch may vary. Use export.to_onnx.")
+    return size
+
+
+def _table_keypoints(tables: Path) -> int:
+    try:
+        return int(json.loads(tables.read_text("utf-8"))["keypoints"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PackError(
+            f"{tables} is not a table file of export.fit_tables ({type(error).__name__}: {error})."
+        ) from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    assert __doc__
+    parser = argparse.ArgumentParser(prog="export.build_pack", description=__doc__.splitlines()[0])
+    parser.add_argument("--onnx", type=Path, required=True, help="folder with motion.onnx, reference.onnx, render.onnx")
+    parser.add_argument("--tables", type=Path, required=True, help="tables.json of export.fit_tables")
+    parser.add_argument("--detector", type=Path, required=True, help="detector.onnx")
+    parser.add_argument("--card", type=Path, required=True, help="the model card, Markdown")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", help="default: the folder's name")
+    parser.add_argument("--version", default="0.1.0")
+    parser.add_argument("--force", action="store_true", help="replace an existing pack")
+    o = parser.parse_args(arguments)
+    try:
+        pack = build_pack(
+            o.onnx, o.tables, o.detector, o.card, o.out, name=o.name or o.out.name, version=o.version, force=o.force
+        )
+    except (NeuralCodecError, OSError) as error:
+        print(f"export.build_pack: {error}", file=sys.stderr)
+        return 1
+    total = sum(path.stat().st_size for path in pack.folder.iterdir())
+    print(f"{pack.folder}  id {pack.id.hex()}  {total:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,156 @@
+"""Compares every exported graph, on every backend of this machine, with torch. Exits 1 on a miss. Judges numbers only.
+
+    python -m export.verify --onnx build/onnx --preset portrait --checkpoint runs/portrait/average.safetensors
+
+Inputs: two fixed cases (a picture on itself, nothing moving; a black picture), then random pictures and poses in
+batches of 1, 2 and 3. Bounds are the largest absolute difference, by how the graph stores its weights (bounds.json, or
+``--bounds``). NaN, infinity and a render that turns a picture black or flat are misses whatever the bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from export.to_onnx import FEATURES, Tensors, example_inputs, graph_modules, load_networks, output_names
+from neuralcodec.errors import NeuralCodecError, PackError
+from neuralcodec.models import Networks
+from neuralcodec.motion import Array
+from neuralcodec.runtime.ort import cuda_usable
+from neuralcodec.runtime.session import open_session
+
+BOUNDS = Path(__file__).with_name("bounds.json")
+BATCHES = (1, 2, 3)
+FLAT = 1e-3  # standard deviation under which a picture shows nothing
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The worst case of one graph's output on one backend."""
+
+    graph: str
+    output: str
+    provider: str
+    worst: float  # largest absolute difference
+    bound: float
+    fault: str  # "" or what is wrong whatever the bound
+
+    @property
+    def passed(self) -> bool:
+        return not self.fault and self.worst <= self.bound
+
+
+def verify(
+    networks: Networks, folder: Path, *, device: str = "cpu", rounds: int = 3, bounds: Mapping[str, Mapping[str, float]]
+) -> list[Finding]:
+    """One finding per output of each graph. ``rounds``: how many random cases follow the fixed ones."""
+    cases = list(input_cases(networks, rounds))
+    findings = []
+    for name, module in graph_modules(networks).items():
+        path = folder / f"{name}.onnx"
+        if not path.is_file():
+            raise PackError(f"{path} is not there; write it with python -m export.to_onnx --out {folder}.")
+        bound = bounds[storage(path)][name]
+        session = open_session(path, device=device)
+        outputs = output_names(name, sum(n in FEATURES for n in cases[0]["render"]))
+        worst, faults = dict.fromkeys(outputs, 0.0), dict.fromkeys(outputs, "")
+        for case in cases:
+            inputs = case[name]
+            with torch.inference_mode():
+                wanted = module(*inputs.values())
+            expected = [wanted] if isinstance(wanted, torch.Tensor) else list(wanted)
+            found = session.run({n: v.numpy() for n, v in inputs.items() if n in session.input_shapes})
+            for output, tensor in zip(outputs, expected, strict=True):
+                array = found[output]
+                worst[output] = max(worst[output], difference(array, tensor.numpy()))
+                faults[output] = faults[output] or fault(array, tensor.numpy(), picture=output == "picture")
+        findings += [Finding(name, o, session.provider, worst[o], bound, faults[o]) for o in outputs]
+    return findings
+
+
+def input_cases(networks: Networks, rounds: int) -> Iterator[dict[str, Tensors]]:
+    """Inputs of the three graphs: the fixed cases, then seeded random ones."""
+    still = example_inputs(networks, batch=1, seed=0)
+    poses = still["render"]
+    poses["driving_keypoints"], poses["driving_rotation"] = poses["source_keypoints"], poses["source_rotation"]
+    yield still
+    yield example_inputs(networks, batch=1, seed=1, black=True)
+    for seed in range(rounds):
+        yield example_inputs(networks, batch=BATCHES[seed % len(BATCHES)], seed=100 + seed)
+
+
+def storage(path: Path) -> str:
+    """How a graph keeps its weights: "int8", "float16" or "float32"."""
+    model = onnx.load(path, load_external_data=False)
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return "int8"
+    half = any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer)
+    return "float16" if half else "float32"
+
+
+def difference(found: Array, wanted: Array) -> float:
+    if found.shape != wanted.shape:
+        return float("inf")
+    worst = np.abs(found.astype(np.float64) - wanted).max()
+    return float(worst) if np.isfinite(worst) else float("inf")
+
+
+def fault(found: Array, wanted: Array, *, picture: bool) -> str:
+    """What is wrong with an output whatever its distance from torch's, "" for nothing."""
+    if found.shape != wanted.shape:
+        return f"shape {found.shape} instead of {wanted.shape}"
+    if not np.isfinite(found).all():
+        return "NaN or infinity"
+    if picture:
+        for one, other in zip(found, wanted, strict=True):
+            if one.std() < FLAT <= other.std():
+                return "black picture" if one.mean() < FLAT else "flat picture"
+    return ""
+
+
+def present_devices() -> list[str]:
+    """The devices of this machine that networks can run on."""
+    devices = ["cpu"]
+    if cuda_usable():
+        devices.append("cuda")
+    if importlib.util.find_spec("tensorrt") is not None:
+        devices.append("tensorrt")
+    return devices
+
+
+def main(arguments: list[str] | None = None) -> int:
+    assert __doc__
+    parser = argparse.ArgumentParser(prog="export.verify", description=__doc__.splitlines()[0])
+    parser.add_argument("--onnx", type=Path, required=True, help="folder with motion.onnx, reference.onnx, render.onnx")
+    parser.add_argument("--preset", choices=("portrait", "paper"), default="portrait")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the weights that were exported")
+    parser.add_argument("--device", action="append", help="cpu, cuda or tensorrt; repeatable; default: all present")
+    parser.add_argument("--rounds", type=int, default=6, help="random cases after the fixed ones")
+    parser.add_argument("--bounds", type=Path, default=BOUNDS)
+    o = parser.parse_args(arguments)
+    try:
+        bounds = json.loads(o.bounds.read_text("utf-8"))
+        networks = load_networks(o.preset, o.checkpoint)
+        findings = []
+        for device in o.device or present_devices():
+            findings += verify(networks, o.onnx, device=device, rounds=o.rounds, bounds=bounds)
+    except (NeuralCodecError, OSError, ValueError) as error:
+        print(f"export.verify: {error}", file=sys.stderr)
+        return 1
+    for f in findings:
+        verdict = "ok" if f.passed else f"MISS {f.fault}".rstrip()
+        print(f"{f.provider:24} {f.graph:10} {f.output:14} {f.worst:.2e} of {f.bound:.0e}  {verdict}")
+    return 0 if all(f.passed for f in findings) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,267 @@
+"""Export, verify and pack building on the real `portrait` networks, with weights that make every branch matter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from torch import nn  # noqa: E402
+
+from export import build_pack, to_onnx, verify  # noqa: E402
+from export.to_onnx import example_inputs, export_graphs, graph_modules, load_networks, store_half  # noqa: E402
+from neuralcodec.errors import PackError  # noqa: E402
+from neuralcodec.models import Networks  # noqa: E402
+from neuralcodec.pack import load_pack  # noqa: E402
+from neuralcodec.runtime.session import open_session  # noqa: E402
+
+BOUNDS = json.loads(verify.BOUNDS.read_text())
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    """The portrait networks as if trained a little: batch norms off their defaults, no head left at zero."""
+    torch.manual_seed(7)
+    nets = load_networks("portrait")
+    with torch.no_grad():
+        for module in nets.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.8, 1.2)
+                module.bias.normal_(0, 0.1)
+            elif isinstance(module, nn.Conv2d) and not module.weight.any():
+                module.weight.normal_(0, 0.02)
+    return nets
+
+
+@pytest.fixture(scope="module")
+def exported(networks: Networks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("onnx")
+    export_graphs(networks, out)
+    return out
+
+
+def test_graphs_are_straight_named_and_free_in_the_batch_only(exported: Path) -> None:
+    names = {
+        "motion": (["image", "box"], list(to_onnx.MOTION_OUTPUTS)),
+        "reference": (["image"], list(to_onnx.FEATURES)),
+        "render": (["image", *to_onnx.FEATURES, *to_onnx.POSES], ["picture"]),
+    }
+    for name, (inputs, outputs) in names.items():
+        model = onnx.load(exported / f"{name}.onnx")
+        onnx.checker.check_model(model, full_check=True)
+        assert model.graph.name == name
+        assert model.opset_import[0].version == 20
+        assert [i.name for i in model.graph.input] == inputs
+        assert [o.name for o in model.graph.output] == outputs
+        for value in [*model.graph.input, *model.graph.output]:
+            sizes = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+            assert sizes[0] == "batch" and all(isinstance(s, int) and s > 0 for s in sizes[1:]), (value.name, sizes)
+        operators = {node.op_type for node in model.graph.node}
+        assert not operators & {"If", "Loop", "Scan", "BatchNormalization"}
+        text = model.SerializeToString()
+        assert str(Path.cwd()).encode() not in text and b".py" not in text  # nothing of the machine that exported
+
+
+def test_onnx_runtime_gives_what_torch_gives(networks: Networks, exported: Path) -> None:
+    findings = verify.verify(networks, exported, rounds=3, bounds=BOUNDS)
+    assert [f.output for f in findings] == [*to_onnx.MOTION_OUTPUTS, *to_onnx.FEATURES, "picture"]
+    assert [f for f in findings if not f.passed] == []
+    assert all(f.provider == "CPUExecutionProvider" for f in findings)
+
+
+def test_example_inputs_move_the_picture(networks: Networks) -> None:
+    """The comparison above would prove little if the renderer ignored its inputs."""
+    inputs = example_inputs(networks, batch=1)["render"]
+    render = graph_modules(networks)["render"]
+    with torch.inference_mode():
+        first = render(*inputs.values())
+        inputs["driving_keypoints"] = inputs["driving_keypoints"] + 0.1
+        second = render(*inputs.values())
+    assert float((first - second).abs().max()) > 0.05 and float(first.std()) > 0.05
+
+
+def test_flat_sampling_is_the_same_function_without_rank_5(networks: Networks, exported: Path, tmp_path: Path) -> None:
+    path = export_graphs(networks, tmp_path, graphs=["render"], volumetric=False)["render"]
+    assert [p.name for p in tmp_path.iterdir()] == ["render.onnx"]
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in [*model.graph.value_info, *model.graph.input]}
+    samples = [node for node in model.graph.node if node.op_type == "GridSample"]
+    assert len(samples) > 4 and all(ranks[node.input[1]] == 4 for node in samples)
+    inputs = {k: v.numpy() for k, v in example_inputs(networks, batch=2, seed=3)["render"].items()}
+    flat, full = (open_session(p).run(inputs)["picture"] for p in (path, exported / "render.onnx"))
+    assert np.abs(flat - full).max() <= 1e-3
+
+
+def test_half_storage_halves_the_file_and_keeps_float32_arithmetic(
+    networks: Networks, exported: Path, tmp_path: Path
+) -> None:
+    for name in to_onnx.GRAPHS:
+        model = onnx.load(exported / f"{name}.onnx")
+        before = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+        saved = store_half(model)
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        assert (tmp_path / f"{name}.onnx").stat().st_size < 0.6 * (exported / f"{name}.onnx").stat().st_size
+        assert saved > 0.4 * (exported / f"{name}.onnx").stat().st_size
+        kept = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+        assert all(before[n].ndim < 2 or before[n].size < 1024 or n in kept or f"{n}.half" not in kept for n in before)
+        stored = verify.storage(tmp_path / f"{name}.onnx")
+        assert stored == "float16" and verify.storage(exported / f"{name}.onnx") == "float32"
+        # The same rounding done on the float32 graph gives the same numbers to float32 accuracy.
+        rounded = onnx.load(exported / f"{name}.onnx")
+        halved = {t.name.removesuffix(".half") for t in model.graph.initializer if t.name.endswith(".half")}
+        for tensor in rounded.graph.initializer:
+            if tensor.name in halved:
+                tensor.CopyFrom(
+                    numpy_helper.from_array(before[tensor.name].astype(np.float16).astype(np.float32), tensor.name)
+                )
+        inputs = {k: v.numpy() for k, v in example_inputs(networks, batch=1, seed=4)[name].items()}
+        ours = open_session(tmp_path / f"{name}.onnx").run(inputs)
+        same = open_session(rounded.SerializeToString()).run(inputs)
+        for output in ours:
+            np.testing.assert_allclose(ours[output], same[output], atol=1e-5, rtol=1e-4)
+    assert all(f.passed for f in verify.verify(networks, tmp_path, rounds=1, bounds=BOUNDS))
+
+
+def test_verify_notices_other_weights(networks: Networks, exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "onnx"
+    shutil.copytree(exported, folder)
+    model = onnx.load(folder / "render.onnx")
+    largest = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    values = numpy_helper.to_array(largest)
+    largest.CopyFrom(numpy_helper.from_array(values * np.float32(1.05), largest.name))
+    onnx.save(model, folder / "render.onnx")
+    missed = [f.output for f in verify.verify(networks, folder, rounds=1, bounds=BOUNDS) if not f.passed]
+    assert missed == ["picture"]
+
+
+def test_verify_names_what_no_bound_excuses() -> None:
+    picture = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
+    assert verify.fault(picture, picture, picture=True) == ""
+    assert verify.fault(picture * 0, picture, picture=True) == "black picture"
+    assert verify.fault(picture * 0 + 0.5, picture, picture=True) == "flat picture"
+    assert verify.fault(picture * 0, picture * 0, picture=True) == ""  # torch's is black too
+    assert verify.fault(picture * np.nan, picture, picture=False) == "NaN or infinity"
+    assert "shape (1, 3, 8, 8) instead" in verify.fault(picture[:1], picture, picture=False)
+    assert verify.difference(picture * np.nan, picture) == float("inf")
+
+
+def test_verify_command_exits_1_on_a_miss(
+    networks: Networks, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_file({k: v.contiguous() for k, v in networks.state_dict().items()}, weights)
+    command = ["--onnx", str(exported), "--checkpoint", str(weights), "--device", "cpu", "--rounds", "0"]
+    assert verify.main(command) == 0
+    assert capsys.readouterr().out.count(" ok\n") == 11
+    strict = tmp_path / "strict.json"
+    strict.write_text(json.dumps({**BOUNDS, "float32": {"motion": 1e-4, "reference": 1e-3, "render": 0.0}}))
+    assert verify.main([*command, "--bounds", str(strict)]) == 1
+    assert "MISS" in capsys.readouterr().out
+    assert verify.main([*command[:1], str(tmp_path), *command[2:]]) == 1
+    assert "motion.onnx is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, b"not safetensors"])
+def test_a_checkpoint_that_cannot_be_read_is_one_sentence(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    assert to_onnx.main(["--checkpoint", str(path), "--out", str(tmp_path / "out")]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and str(path) in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    save_file({"something.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(PackError, match="does not fit the preset 'portrait'") as caught:
+        load_networks("portrait", tmp_path / "other.safetensors")
+    assert len(str(caught.value)) < 500
+
+
+def test_an_opset_without_volumes_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as caught:
+        to_onnx.main(["--out", str(tmp_path), "--opset", "17"])
+    assert caught.value.code == 2
+
+
+# build_pack
+
+
+def sources(folder: Path, exported: Path, keypoints: int = 30) -> dict[str, Any]:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    net = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "detector", [value],
+                            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])])  # fmt: skip
+    onnx.save(
+        helper.make_model(net, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "detector.onnx"
+    )
+    (folder / "tables.json").write_text(json.dumps({"keypoints": keypoints}))
+    (folder / "card.md").write_text("# Model card\n")
+    return {
+        "graphs": exported, "tables": folder / "tables.json", "detector": folder / "detector.onnx",
+        "card": folder / "card.md", "out": folder / "packs" / "face", "name": "face", "version": "1.2.3",
+    }  # fmt: skip
+
+
+def test_a_built_pack_opens_and_says_what_it_is(exported: Path, tmp_path: Path) -> None:
+    pack = build_pack.build_pack(**sources(tmp_path, exported))
+    again = load_pack(tmp_path / "packs" / "face")
+    assert (again.name, again.version, again.size, again.keypoints, again.id) == ("face", "1.2.3", 256, 30, pack.id)
+    assert set(again.files) == {
+        "motion.onnx", "reference.onnx", "render.onnx", "detector.onnx", "tables.json", "MODEL_CARD.md",
+    }  # fmt: skip
+    assert again.graph("render") == (exported / "render.onnx").read_bytes()
+    assert [p.name for p in (tmp_path / "packs").iterdir()] == ["face"]  # no scratch folder is left
+
+
+def test_an_existing_pack_is_replaced_only_by_force(exported: Path, tmp_path: Path) -> None:
+    given = sources(tmp_path, exported)
+    first = build_pack.build_pack(**given)
+    given["card"].write_text("# Another card\n")
+    with pytest.raises(PackError, match="exists; --force replaces it"):
+        build_pack.build_pack(**given)
+    assert load_pack(given["out"]).id == first.id
+    assert build_pack.build_pack(**given, force=True).id != first.id
+
+
+def test_a_failed_build_leaves_the_old_pack_alone(exported: Path, tmp_path: Path) -> None:
+    given = sources(tmp_path, exported)
+    first = build_pack.build_pack(**given)
+    given["tables"].write_text(json.dumps({"keypoints": 20}))
+    with pytest.raises(PackError, match="fitted to 20 keypoints and the graphs have 30"):
+        build_pack.build_pack(**given, force=True)
+    assert load_pack(given["out"]).id == first.id
+    assert [p.name for p in (tmp_path / "packs").iterdir()] == ["face"]
+
+
+def test_graphs_that_are_no_pack_are_refused(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = sources(tmp_path, exported)
+    wrong = tmp_path / "wrong"
+    shutil.copytree(exported, wrong)
+    shutil.copy(exported / "reference.onnx", wrong / "render.onnx")
+    with pytest.raises(PackError, match="render.onnx lacks the tensors driving_keypoints, .*picture"):
+        build_pack.build_pack(**{**given, "graphs": wrong})
+    (wrong / "render.onnx").unlink()
+    command = ["--onnx", str(wrong), "--tables", str(given["tables"]), "--detector", str(given["detector"]),
+               "--card", str(given["card"]), "--out", str(given["out"])]  # fmt: skip
+    assert build_pack.main(command) == 1
+    assert "render.onnx cannot be found" in capsys.readouterr().err
+    assert not given["out"].exists()

@@ -1,0 +1,91 @@
+"""What imports what: the layers of pyproject.toml, and what a plain `import neuralcodec` must not load."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "neuralcodec"
+ISLANDS = {"models", "training"}  # the folders that may import torch, and that nothing else may import
+HEAVY = {
+    "torch",
+    "torchvision",
+    "onnxruntime",
+    "tensorrt",
+    "cuda",
+    "cv2",
+    "skimage",
+    "scipy",
+    "onnx",
+    "safetensors",
+    "aiortc",
+}
+TORCH_SIDE = {"torch", "torchvision", "safetensors", "onnx", "onnxscript"}
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).parts[0] not in ISLANDS)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Absolute dotted names that a module imports, those inside functions too unless told otherwise."""
+    tree = ast.parse(path.read_text("utf-8"))
+    here = list(path.relative_to(ROOT).with_suffix("").parts)
+    names: set[str] = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: len(here) - node.level]) if node.level else ""
+            module = ".".join(part for part in (base, node.module or "") if part)
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_the_layers_hold() -> None:
+    linter = shutil.which("lint-imports", path=str(Path(sys.executable).parent)) or shutil.which("lint-imports")
+    if linter is None:
+        pytest.skip("import-linter is not installed")
+    done = subprocess.run(
+        [linter, "--no-cache", "--config", "pyproject.toml"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_outside_the_torch_islands_imports_them_or_torch(path: Path) -> None:
+    for name in imported(path):
+        assert name.split(".")[0] not in TORCH_SIDE, f"{path.name} imports {name}"
+        assert not any(name == f"neuralcodec.{i}" or name.startswith(f"neuralcodec.{i}.") for i in ISLANDS), name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_libraries_are_imported_inside_functions_only(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imported(path, top_level_only=True)} & (HEAVY | {"rich", "export"})
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    done = python(
+        f"import json, sys, neuralcodec; print(json.dumps(sorted({HEAVY | {'rich'}!r} & sys.modules.keys())))"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+
+
+def test_every_module_imports_where_torch_cannot_be_had() -> None:
+    names = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in MODULES]
+    names.remove("neuralcodec.__main__") if "neuralcodec.__main__" in names else None
+    blocked = sorted(TORCH_SIDE | {"onnxruntime", "tensorrt", "cuda", "cv2", "skimage"})
+    done = python(
+        f"import importlib, sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
+        f"for name in {names!r}: importlib.import_module(name)\nprint('all')"
+    )
+    assert done.stdout == "all\n", done.stderr

@@ -1,0 +1,194 @@
+"""Sessions on real ONNX graphs, made here with a handful of nodes; nothing of ONNX Runtime is replaced."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neuralcodec.errors import BackendUnavailableError, InferenceError, PackError
+from neuralcodec.runtime.ort import OrtSession, cuda_usable
+from neuralcodec.runtime.session import Port, check_feeds, check_outputs, open_session
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper  # noqa: E402
+
+
+def graph() -> bytes:
+    """named "toy": total = sum over pixels of image * gain, ratio = image / gain; the batch is free and shared."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 4, 4])
+    gain = helper.make_tensor_value_info("gain", TensorProto.FLOAT, ["batch", 3, 1, 1])
+    total = helper.make_tensor_value_info("total", TensorProto.FLOAT, ["batch", 3])
+    ratio = helper.make_tensor_value_info("ratio", TensorProto.FLOAT, ["batch", 3, 4, 4])
+    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
+    nodes = [
+        helper.make_node("Mul", ["image", "gain"], ["scaled"]),
+        helper.make_node("ReduceSum", ["scaled", "axes"], ["total"], keepdims=0),
+        helper.make_node("Div", ["image", "gain"], ["ratio"]),
+    ]
+    toy = helper.make_graph(nodes, "toy", [image, gain], [total, ratio], [axes])
+    model = helper.make_model(toy, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+GRAPH = graph()
+
+
+def feeds(batch: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return {
+        "image": random.random((batch, 3, 4, 4), np.float32),
+        "gain": 1 + random.random((batch, 3, 1, 1), np.float32),
+    }
+
+
+def expected(f: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"total": (f["image"] * f["gain"]).sum((2, 3)), "ratio": f["image"] / f["gain"]}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_runs_a_graph_by_name_for_any_batch(batch: int) -> None:
+    session = open_session(GRAPH)
+    f = feeds(batch)
+    out = session.run(f)
+    assert list(out) == ["total", "ratio"] == list(session.output_names)
+    for name, wanted in expected(f).items():
+        np.testing.assert_allclose(out[name], wanted, rtol=1e-6)
+
+
+def test_says_what_it_takes_and_what_runs_it() -> None:
+    session = open_session(GRAPH, device="cpu", threads=1)
+    assert session.input_shapes == {"image": ("batch", 3, 4, 4), "gain": ("batch", 3, 1, 1)}
+    assert session.provider == "CPUExecutionProvider"
+
+
+def test_a_path_and_bytes_are_the_same_network(tmp_path: Path) -> None:
+    path = tmp_path / "toy.onnx"
+    path.write_bytes(GRAPH)
+    f = feeds()
+    a, b = open_session(path).run(f), open_session(GRAPH).run(f)
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_auto_takes_the_best_device_that_answers() -> None:
+    wanted = "CUDAExecutionProvider" if cuda_usable() else "CPUExecutionProvider"
+    assert open_session(GRAPH, device="auto").provider == wanted
+
+
+def test_placed_inputs_give_the_same_results_and_serve_many_runs() -> None:
+    session = open_session(GRAPH)
+    f = feeds()
+    kept = session.place({"gain": f["gain"]})
+    for seed in range(3):
+        image = feeds(seed=seed)["image"]
+        out = session.run({"image": image, **kept})
+        np.testing.assert_allclose(out["ratio"], image / f["gain"], rtol=1e-6)
+
+
+def test_inputs_bound_on_a_device_run_through_io_binding() -> None:
+    session = OrtSession(GRAPH)
+    f = feeds()
+    bound = session._to_device({"gain": f["gain"]})  # on a GPU this is what place() does; here the device is the CPU
+    out = session.run({"image": f["image"][:, :, ::-1], **bound})  # not contiguous on purpose
+    np.testing.assert_allclose(out["ratio"], f["image"][:, :, ::-1] / f["gain"], rtol=1e-6)
+    with pytest.raises(InferenceError, match="'gain' as float32 .1, 3, 1, 1.; .* batch = 2"):
+        session.run({"image": f["image"], **session._to_device({"gain": f["gain"][:1]})})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"image": np.zeros((2, 3, 4, 4))}, r"toy was given 'image' as float64 \(2, 3, 4, 4\); it takes float32"),
+        ({"image": np.zeros((2, 3, 4, 5), np.float32)}, r"\(2, 3, 4, 5\); it takes float32 \(batch, 3, 4, 4\)"),
+        ({"image": np.zeros((3, 4, 4), np.float32)}, r"\(3, 4, 4\); it takes"),
+        ({"gain": np.ones((1, 3, 1, 1), np.float32)}, r"'gain' as float32 \(1, 3, 1, 1\); .*batch = 2"),
+        ({"Image": np.zeros((2, 3, 4, 4), np.float32)}, r"the inputs Image, gain, image; it takes exactly gain, image"),
+    ],
+)
+def test_a_wrong_input_is_named_in_one_sentence(change: dict[str, np.ndarray], sentence: str) -> None:
+    with pytest.raises(InferenceError, match=sentence) as caught:
+        open_session(GRAPH).run({**feeds(), **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_input_is_an_error() -> None:
+    with pytest.raises(InferenceError, match="the inputs gain; it takes exactly gain, image"):
+        open_session(GRAPH).run({"gain": feeds()["gain"]})
+
+
+def test_nan_is_found_only_when_asked_for() -> None:
+    f = feeds()
+    f["gain"][0] = 0
+    f["image"][0] = 0
+    assert np.isnan(open_session(GRAPH).run(f)["ratio"]).any()
+    with pytest.raises(InferenceError, match="toy gave NaN or infinity in 48 of 96 values of 'ratio'"):
+        open_session(GRAPH, check_finite=True).run(f)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a graph", GRAPH[: len(GRAPH) // 2]])
+def test_a_damaged_graph_is_refused_in_one_sentence(damage: bytes) -> None:
+    with pytest.raises(PackError, match="cannot be loaded by ONNX Runtime") as caught:
+        open_session(damage)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PackError, match=r"render\.onnx is not there"):
+        open_session(tmp_path / "render.onnx")
+
+
+@pytest.mark.skipif(cuda_usable(), reason="there is a GPU here")
+def test_cuda_that_cannot_be_had_raises_instead_of_falling_back() -> None:
+    with pytest.raises(BackendUnavailableError, match="device 'cuda'"):
+        open_session(GRAPH, device="cuda")
+
+
+def test_an_unknown_device_and_no_threads_are_refused() -> None:
+    with pytest.raises(
+        BackendUnavailableError, match="device 'gpu' is unknown; it is one of auto, cpu, cuda, tensorrt"
+    ):
+        open_session(GRAPH, device="gpu")
+    with pytest.raises(ValueError, match="threads is 0"):
+        open_session(GRAPH, threads=0)
+
+
+def test_without_onnxruntime_the_error_names_the_command() -> None:
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from neuralcodec.errors import BackendUnavailableError\n"
+        "from neuralcodec.runtime.ort import cuda_usable\n"
+        "from neuralcodec.runtime.session import open_session\n"
+        "assert not cuda_usable()\n"
+        "try: open_session(b'', device='auto')\n"
+        "except BackendUnavailableError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
+    assert done.stdout == (
+        "onnxruntime is not installed: pip install 'neuralcodec[cpu]', or 'neuralcodec[gpu]' for NVIDIA GPUs.\n"
+    ), done.stderr
+
+
+def test_one_session_serves_several_threads() -> None:
+    session = open_session(GRAPH, threads=1)
+    cases = [feeds(batch=1 + seed % 3, seed=seed) for seed in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        for f, out in zip(cases, pool.map(session.run, cases), strict=True):
+            np.testing.assert_allclose(out["total"], expected(f)["total"], rtol=1e-5)
+
+
+def test_checks_are_usable_by_any_backend() -> None:
+    ports = {"x": Port(np.dtype(np.float16), ("n", "n", 2))}
+    half = np.dtype(np.float16)
+    check_feeds("net", ports, {"x": (half, (5, 5, 2))})
+    with pytest.raises(InferenceError, match="n = 5"):
+        check_feeds("net", ports, {"x": (half, (5, 6, 2))})
+    check_outputs("net", {"count": np.array([1, 2])})  # integers have no NaN
+    with pytest.raises(InferenceError, match="1 of 2 values of 'y'"):
+        check_outputs("net", {"y": np.array([1.0, np.inf])})
