@@ -1,0 +1,323 @@
+"""Film to stream and stream to film: ``encode_file``, ``decode_file``, ``probe``. Runs the two facades; no arithmetic.
+
+A film keeps its frame count and times through both. A damaged or cut stream still gives every frame that can be shown:
+they are written first, then the error is raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from .container import ContainerReader, ContainerWriter
+from .decoder import DecodedFrame, Decoder
+from .encoder import Encoder
+from .errors import BitstreamError, MediaError, MissingReferenceError, NoFaceError, TruncatedError
+from .face import resize
+from .media import VideoReader, VideoWriter, check_output, output_path, reason
+from .motion import View
+from .pack import Pack
+from .packet import DIMENSION_MAX, FORMAT_VERSION, End, Motion, Packet, ReferencePart, StreamHeader
+
+Progress = Callable[[int, int], None]  # frames done, frames in all (0: not known)
+
+
+@dataclass(frozen=True)
+class FileStats:
+    """What a file job did. Bytes are those of the .ncv file; overhead is all that is neither picture nor motion."""
+
+    frames: int
+    duration_s: float
+    bytes_total: int
+    bytes_reference: int
+    bytes_motion: int
+    bytes_overhead: int
+    references: int = 0
+    concealed: int = 0  # frames made without their packet
+    face_lost: int = 0  # frames in which the encoder saw no face
+    damaged: int = 0  # pieces of the input that could not be read and were left out
+    provider: str = ""  # what ran the networks
+    elapsed_s: float = 0.0
+    stage_ms: dict[str, float] = field(default_factory=dict)  # mean per frame
+
+    @property
+    def kbps(self) -> float:
+        return self.bytes_total * 8 / 1000 / self.duration_s if self.duration_s else 0.0
+
+    @property
+    def bytes_per_frame(self) -> float:
+        """Mean motion payload."""
+        return self.bytes_motion / self.frames if self.frames else 0.0
+
+
+# --- film to stream --------------------------------------------------------------------------------------------------
+
+
+def encode_file(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    target_kbps: float = 4.0,
+    pack: str | Path | Pack | None = None,
+    device: str = "auto",
+    crop: str | tuple[int, int, int] = "auto",
+    full_frame: bool = False,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> FileStats:
+    """Code the film ``src`` as the .ncv file ``dst``; see :class:`Encoder` for the options."""
+    started = perf_counter()
+    check_output(dst, overwrite=overwrite)
+    with VideoReader(src) as reader:
+        _refuse_same_file(src, dst)
+        if max(reader.width, reader.height) > DIMENSION_MAX:
+            found = f"{reader.width} x {reader.height}"
+            raise MediaError(f"{src} is {found} pixels; a stream carries at most {DIMENSION_MAX} on a side.")
+        encoder = Encoder(
+            target_kbps, pack=pack, device=device, crop=crop, time_base=reader.time_base,
+            frame_duration=reader.frame_duration, full_frame=full_frame, gray=reader.gray, threads=threads,
+            repeat_header=False,
+        )  # fmt: skip
+        with output_path(dst, overwrite=overwrite) as temporary:
+            with open(temporary, "wb") as file:
+                packets = _encoded(encoder, reader, progress)
+                header = next(packets)
+                assert isinstance(header, StreamHeader)  # an encoder speaks of itself first
+                writer = ContainerWriter(file, header)
+                for packet in packets:
+                    writer.write(packet)
+            if not encoder.stats.references:
+                raise NoFaceError(f"No face was found in any of the {encoder.stats.frames} frames of {src}.")
+        counted = _Counted.of_file(dst)
+        stats = encoder.stats
+        return counted.stats(
+            face_lost=stats.face_lost_frames, damaged=reader.damaged, provider=stats.provider,
+            elapsed_s=perf_counter() - started, stage_ms=dict(stats.stage_ms),
+        )  # fmt: skip
+
+
+def _encoded(encoder: Encoder, reader: VideoReader, progress: Progress | None) -> Iterator[Packet]:
+    for pts, image in reader:
+        yield from encoder.encode(image, pts)
+        if progress:
+            progress(encoder.stats.frames, reader.frames)
+    yield from encoder.flush()
+
+
+# --- stream to film --------------------------------------------------------------------------------------------------
+
+
+def decode_file(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    pack: str | Path | Pack | None = None,
+    device: str = "auto",
+    view: View | None = None,
+    full_frame: bool | None = None,
+    loss: float = 0.0,
+    burst: float = 1.0,
+    seed: int = 0,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> FileStats:
+    """Show the .ncv file ``src`` as the film ``dst`` (.mp4).
+
+    view: turn the head. full_frame: paste the face back (None: when the stream carries its surroundings).
+    loss, burst, seed: lose this share of the motion packets, in runs of ``burst`` on average, and conceal them.
+    A file has no way to ask again, so the header and the references always arrive.
+    A cut or damaged file raises its BitstreamError after the frames that could be shown have been written.
+    """
+    started = perf_counter()
+    check_output(dst, overwrite=overwrite)
+    counted = _Counted.of_file(src)
+    header = counted.header
+    if full_frame and not header.full_frame:
+        raise MediaError(f"{src} carries only the face; encode it with --full-frame (full_frame=True) first.")
+    decoder = Decoder(pack=pack, device=device, full_frame=full_frame, view=view, threads=threads)
+    channel = _Channel(loss, burst, seed)
+    damaged = 0
+    with contextlib.ExitStack() as stack:
+        writer: VideoWriter | None = None
+        for packet, times in counted.packets():
+            frames, broken = _shown(decoder, packet, times, delivered=channel.delivers(packet))
+            damaged += broken
+            for frame in frames:
+                if writer is None:
+                    size = frame.image.shape[1], frame.image.shape[0]
+                    tick, step = Fraction(*header.time_base), header.frame_duration
+                    writer = VideoWriter(dst, *size, tick, frame_duration=step, overwrite=overwrite)
+                    stack.enter_context(writer)
+                writer.write(resize(frame.image, *writer.size), frame.pts)
+                if progress:
+                    progress(writer.frames, counted.frames)
+        if writer is None:
+            raise counted.problem or MediaError(f"{src} holds no frame that can be shown.")
+    _raise_late(src, dst, writer.frames, counted.problem, damaged)
+    stats = decoder.stats
+    return counted.stats(
+        concealed=stats.concealed_frames, provider=stats.provider, elapsed_s=perf_counter() - started,
+        stage_ms=dict(stats.stage_ms),
+    )  # fmt: skip
+
+
+def _shown(decoder: Decoder, packet: Packet, times: list[int], *, delivered: bool) -> tuple[list[DecodedFrame], bool]:
+    """One frame for each of ``times``, concealed where the packet is lost or of no use; whether it was damaged."""
+    frames: dict[int, DecodedFrame] = {}
+    broken = False
+    if delivered:
+        try:
+            frames = {frame.pts: frame for frame in decoder.decode(bytes(packet))}
+        except BitstreamError:
+            broken = True
+    for pts in times:
+        if pts not in frames:
+            with contextlib.suppress(MissingReferenceError):  # nothing shown yet: the film starts later
+                frames[pts] = decoder.conceal(pts)
+    return [frames[pts] for pts in sorted(frames)], broken
+
+
+def _raise_late(src: str | Path, dst: str | Path, frames: int, problem: BitstreamError | None, damaged: int) -> None:
+    saved = f"the {frames} frames that could be shown are in {dst}"
+    if isinstance(problem, TruncatedError):
+        raise TruncatedError(f"{src} was cut short; {saved}.", rule=problem.rule, offset=problem.offset)
+    if problem:
+        raise BitstreamError(f"{src} is damaged: {problem}; {saved}.", rule=problem.rule, offset=problem.offset)
+    if damaged:
+        raise BitstreamError(f"{src} is damaged: {damaged} packets were left out; {saved}.")
+
+
+class _Channel:
+    """Two-state (Gilbert) packet loss: ``loss`` on average, in runs of ``burst`` packets on average."""
+
+    def __init__(self, loss: float, burst: float, seed: int) -> None:
+        if not 0 <= loss < 1 or burst < 1:
+            raise ValueError(f"loss {loss} and burst {burst}: expected 0 <= loss < 1 and burst >= 1.")
+        self._stay = 1 - 1 / burst
+        self._enter = min(1.0, loss / (burst * (1 - loss)))
+        self._random = random.Random(seed)
+        self._losing = False
+
+    def delivers(self, packet: Packet) -> bool:
+        if not isinstance(packet, Motion):
+            return True
+        self._losing = self._random.random() < (self._stay if self._losing else self._enter)
+        return not self._losing
+
+
+# --- what is in a stream ---------------------------------------------------------------------------------------------
+
+
+def probe(path: str | Path) -> dict[str, Any]:
+    """What an .ncv file holds, as JSON-ready values; no network runs. ``complete``: it ends as its sender meant it to."""
+    counted = _Counted.of_file(path)
+    stats, header = counted.stats(), counted.header
+    return {
+        "format_version": FORMAT_VERSION,
+        "pack": header.pack_id.hex(),
+        "width": header.width,
+        "height": header.height,
+        "size": header.size,
+        "fps": round(stats.frames / stats.duration_s, 3) if stats.duration_s else 0.0,
+        "frames": stats.frames,
+        "duration_s": round(stats.duration_s, 6),
+        "time_base": list(header.time_base),
+        "references": stats.references,
+        "bytes_total": stats.bytes_total,
+        "bytes_reference": stats.bytes_reference,
+        "bytes_motion": stats.bytes_motion,
+        "bytes_overhead": stats.bytes_overhead,
+        "kbps": round(stats.kbps, 3),
+        "full_frame": header.full_frame,
+        "gray": header.gray,
+        "complete": counted.complete,
+        "problem": str(counted.problem) if counted.problem else None,
+    }
+
+
+def list_packets(path: str | Path) -> Iterator[dict[str, Any]]:
+    """One JSON-ready line for each packet that can be read: kind, bytes in the file, and what its header says."""
+    for packet, times in _Counted.of_file(path).packets():
+        line: dict[str, Any] = {"kind": type(packet).__name__, "bytes": len(bytes(packet))}
+        if isinstance(packet, Motion):
+            kind = "intra" if packet.intra else "predicted"
+            line |= {"coding": kind, "pts": times[0], "frames": packet.frames, "sequence": packet.sequence}
+            line |= {"level": packet.level, "components": packet.components, "payload": len(packet.payload)}
+        elif isinstance(packet, ReferencePart):
+            line |= {"reference": packet.reference, "part": f"{packet.index + 1}/{packet.count}", "codec": packet.codec}
+            line |= {"crop": list(packet.crop), "payload": len(packet.payload)}
+        yield line
+
+
+class _Counted:
+    """A first pass over a stream's packets (not its pictures): bytes, frames and times, and where it breaks off."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problem: BitstreamError | None = None
+        self.frames = self.reference = self.motion = self.references = 0
+        self.complete = False
+        self._first: int | None = None
+        self._last = 0
+        try:
+            self.total = path.stat().st_size
+            with open(path, "rb") as file:
+                self.header = ContainerReader(file).header
+        except OSError as error:
+            raise MediaError(f"Cannot read {path}: {reason(error)}.") from error
+        for packet, times in self.packets():
+            self._count(packet, times)
+
+    @classmethod
+    def of_file(cls, path: str | Path) -> _Counted:
+        return cls(Path(path))
+
+    def packets(self) -> Iterator[tuple[Packet, list[int]]]:
+        """Every whole packet with the times of its frames; ends at the first one that cannot be read (``problem``)."""
+        last = 0
+        with open(self.path, "rb") as file:
+            packets: Iterable[Packet] = ContainerReader(file)
+            try:
+                for packet in packets:
+                    times: list[int] = []
+                    if isinstance(packet, Motion):
+                        step = self.header.frame_duration
+                        start = packet.pts if packet.pts is not None else last + (packet.pts_step or step)
+                        times = [start + index * step for index in range(packet.frames)]
+                        last = times[-1]
+                    yield packet, times
+            except BitstreamError as problem:
+                self.problem = problem
+
+    def _count(self, packet: Packet, times: list[int]) -> None:
+        self.frames += len(times)
+        if times:
+            self._first = times[0] if self._first is None else self._first
+            self._last = times[-1]
+        if isinstance(packet, ReferencePart):
+            self.reference += len(packet.payload)
+            self.references += packet.index == 0
+        elif isinstance(packet, Motion):
+            self.motion += len(packet.payload)
+        elif isinstance(packet, End):
+            self.complete = True
+
+    def stats(self, **further: Any) -> FileStats:
+        ticks = self._last - self._first + self.header.frame_duration if self._first is not None else 0
+        return FileStats(
+            self.frames, float(ticks * Fraction(*self.header.time_base)), self.total, self.reference, self.motion,
+            self.total - self.reference - self.motion, references=self.references, **further,
+        )  # fmt: skip
+
+
+def _refuse_same_file(src: str | Path, dst: str | Path) -> None:
+    if Path(dst).exists() and Path(src).samefile(dst):
+        raise MediaError(f"{dst} is the input itself; give the output another name.")

@@ -1,0 +1,253 @@
+"""Films in and out: what is read, what is written, at which times, and what is left behind when something fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from neuralcodec.errors import MediaError
+from neuralcodec.motion import Array
+from neuralcodec.media import VideoReader, VideoWriter, output_path, read_frames
+
+
+def picture(width: int, height: int, index: int = 0) -> Array:
+    """Four coloured quarters (red, green / blue, white) over a grey that counts frames."""
+    image = np.full((height, width, 3), 40 + 5 * index, np.uint8)
+    image[: height // 2, : width // 2] = (200, 30, 40)
+    image[: height // 2, width // 2 :] = (30, 170, 50)
+    image[height // 2 :, : width // 2] = (40, 60, 190)
+    return image
+
+
+def write_film(
+    path: Path, images: list[Array], stamps: list[int], time_base: Fraction, *, codec: str = "libx264",
+    pixels: str = "yuv420p", turn: Callable[[av.VideoStream], None] | None = None,
+) -> None:  # fmt: skip
+    """A film from any encoder and pixel format, independent of VideoWriter."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt, stream.time_base = pixels, time_base
+        stream.codec_context.time_base = time_base
+        if turn:
+            turn(stream)
+        for image, pts in zip(images, stamps, strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pixels)
+            frame.pts, frame.time_base = pts, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 47), (128, 96), (33, 64)])
+def test_what_is_written_is_read_again(tmp_path: Path, size: tuple[int, int]) -> None:
+    images = [picture(*size, index) for index in range(5)]
+    with VideoWriter(tmp_path / "a.mp4", *size, Fraction(1, 25)) as writer:
+        for index, image in enumerate(images):
+            writer.write(image, index)
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        assert (reader.width, reader.height, reader.frames, reader.damaged) == (*size, 5, 0)
+        found = list(reader)
+    for (_, image), wanted in zip(found, images, strict=True):
+        inner = np.abs(image.astype(int) - wanted)[4 : size[1] // 2 - 4, 4 : size[0] // 2 - 4]
+        assert inner.max() <= 8  # one quarter, away from its edges: the colour is right
+        assert np.abs(image.astype(int) - wanted).mean() < 4
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("time_base", "stamps"),
+    [
+        (Fraction(1, 25), [0, 1, 2, 3]),
+        (Fraction(1001, 30000), [0, 1, 2, 5]),
+        (Fraction(1, 90000), [0, 3003, 6006, 9009]),
+        (Fraction(1, 90000), [12345, 12346, 20000, 90001]),  # variable rate, and not from 0
+        (Fraction(1, 1000), [7]),
+        (Fraction(1, 1000000), [1, 40002, 80001]),
+    ],
+)
+def test_times_survive_exactly(tmp_path: Path, time_base: Fraction, stamps: list[int]) -> None:
+    with VideoWriter(tmp_path / "a.mp4", 64, 64, time_base) as writer:
+        for index, pts in enumerate(stamps):
+            writer.write(picture(64, 64, index), pts)
+    reader = VideoReader(tmp_path / "a.mp4")
+    assert [pts * reader.time_base for pts, _ in reader] == [pts * time_base for pts in stamps]
+
+
+def test_a_film_that_starts_before_zero_is_moved_not_cut(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", 64, 64, Fraction(1, 1000)) as writer:
+        for pts in (-80, -40, 0):
+            writer.write(picture(64, 64), pts)
+    reader = VideoReader(tmp_path / "a.mp4")
+    assert [pts * reader.time_base * 1000 for pts, _ in reader] == [0, 40, 80]
+
+
+def test_variable_rate_source(tmp_path: Path) -> None:
+    stamps = [0, 40, 80, 120, 400, 440, 2000]
+    write_film(tmp_path / "a.mkv", [picture(64, 48, i) for i in range(7)], stamps, Fraction(1, 1000))
+    reader = VideoReader(tmp_path / "a.mkv")
+    assert reader.time_base == Fraction(1, 1000) and reader.frame_duration == 40
+    assert [pts for pts, _ in reader] == stamps
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixels", "suffix"),
+    [
+        ("libx264", "gray", ".mp4"),
+        ("libx264", "yuv420p10le", ".mp4"),
+        ("libx264", "yuv444p", ".mkv"),
+        ("mjpeg", "yuvj420p", ".avi"),
+        ("ffv1", "rgb24", ".mkv"),
+        ("libvpx-vp9", "yuv420p", ".webm"),
+    ],
+)
+def test_pixel_formats(tmp_path: Path, codec: str, pixels: str, suffix: str) -> None:
+    pixels = "bgr0" if pixels == "rgb24" else pixels
+    image = picture(96, 64)
+    write_film(tmp_path / f"a{suffix}", [image] * 3, [0, 1, 2], Fraction(1, 25), codec=codec, pixels=pixels)
+    found = [frame for _, frame in read_frames(tmp_path / f"a{suffix}")]
+    assert len(found) == 3 and found[0].dtype == np.uint8 and found[0].shape == (64, 96, 3)
+    wanted = image
+    if pixels == "gray":
+        wanted = np.repeat((image @ [0.299, 0.587, 0.114]).round()[..., None], 3, -1)
+    assert np.abs(found[0][8:24, 8:40].astype(int) - wanted[8:24, 8:40]).max() <= 14
+
+
+@pytest.mark.parametrize(("degrees", "turns"), [(90, 1), (180, 2), (-90, 3)])
+def test_rotation_metadata_is_honoured(tmp_path: Path, degrees: int, turns: int) -> None:
+    image = picture(96, 64)
+    write_film(
+        tmp_path / "a.mp4", [image] * 2, [0, 1], Fraction(1, 25), turn=lambda s: s.set_display_rotation(degrees)
+    )
+    reader = VideoReader(tmp_path / "a.mp4")
+    (_, first), _ = reader
+    wanted = np.rot90(image, turns)
+    assert first.shape == wanted.shape and (reader.height, reader.width) == wanted.shape[:2]
+    assert np.abs(first.astype(int) - wanted).mean() < 6
+
+
+def test_untagged_hd_is_bt709_and_small_is_bt601(tmp_path: Path) -> None:
+    for size, matrix in (((1280, 720), "ITU709"), ((320, 240), "ITU601")):
+        path = tmp_path / f"{size[1]}.mkv"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            frame = av.VideoFrame.from_ndarray(picture(*size), format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=matrix)
+            frame.colorspace = 2  # say nothing about it
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        _, image = next(read_frames(path))
+        assert np.abs(image[10:50, 10:50].astype(int) - (200, 30, 40)).max() <= 6
+
+
+def test_still_picture_is_a_film_of_one_frame(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.png"), "w", format="image2") as container:
+        stream = container.add_stream("png", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(64, 48), format="rgb24")))
+        container.mux(stream.encode(None))
+    ((pts, image),) = read_frames(tmp_path / "a.png")
+    assert pts == 0 and np.array_equal(image, picture(64, 48))
+
+
+def test_a_cut_film_gives_the_frames_before_the_cut(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(20)]
+    write_film(tmp_path / "a.mkv", images, list(range(20)), Fraction(1, 25))
+    data = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(data[: len(data) * 2 // 3])
+    assert 5 < len(list(read_frames(tmp_path / "cut.mkv"))) < 20
+
+
+def test_no_film_is_one_clear_sentence(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("not a film at all, however long this text may be " * 50)
+    (tmp_path / "empty.mp4").touch()
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+    for name, words in (
+        ("missing.mp4", "does not exist"),
+        (".", "folder"),
+        ("text.mp4", "not a video"),
+        ("empty.mp4", "not a video"),
+        ("sound.wav", "holds no video"),
+    ):
+        with pytest.raises(MediaError, match=words) as caught:
+            VideoReader(tmp_path / name)
+        assert "\n" not in str(caught.value) and "avcodec" not in str(caught.value)
+
+
+@pytest.mark.parametrize("problem", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_after_an_exception(tmp_path: Path, problem: type[BaseException]) -> None:
+    with pytest.raises(problem), VideoWriter(tmp_path / "a.mp4", 64, 64, Fraction(1, 25)) as writer:
+        writer.write(picture(64, 64), 0)
+        raise problem
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_kept_without_leave_and_on_failure(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_text("precious")
+    with pytest.raises(MediaError, match="exists already"):
+        VideoWriter(tmp_path / "a.mp4", 64, 64, Fraction(1, 25))
+    with pytest.raises(RuntimeError), VideoWriter(tmp_path / "a.mp4", 64, 64, Fraction(1, 25), overwrite=True):
+        raise RuntimeError
+    assert (tmp_path / "a.mp4").read_text() == "precious"
+    with VideoWriter(tmp_path / "a.mp4", 64, 64, Fraction(1, 25), overwrite=True) as writer:
+        writer.write(picture(64, 64), 0)
+    assert len(list(read_frames(tmp_path / "a.mp4"))) == 1
+
+
+def test_unusable_targets_are_refused(tmp_path: Path) -> None:
+    for name, words in (("a.avi", "must end in"), ("no/where.mp4", "does not exist"), ("folder.mp4", "plain file")):
+        (tmp_path / "folder.mp4").mkdir(exist_ok=True)
+        with pytest.raises(MediaError, match=words):
+            VideoWriter(tmp_path / name, 64, 64, Fraction(1, 25))
+    with pytest.raises(MediaError, match="time base"):
+        VideoWriter(tmp_path / "a.mp4", 64, 64, Fraction(1, 1 << 40))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]
+
+
+def test_output_path_hides_system_errors_behind_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match=r"Cannot write .*a\.bin: No space left on device\.$"):
+        with output_path(tmp_path / "a.bin") as temporary:
+            temporary.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import resource, signal, sys
+from fractions import Fraction
+import numpy as np
+from neuralcodec.errors import MediaError
+from neuralcodec.media import VideoWriter
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+noise = np.random.default_rng(0)
+try:
+    with VideoWriter(sys.argv[1], 128, 128, Fraction(1, 25)) as writer:
+        for index in range(int(sys.argv[2])):
+            writer.write(noise.integers(0, 256, (128, 128, 3), np.uint8), index)
+except MediaError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX file size limits")
+@pytest.mark.parametrize("frames", [1, 60])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, frames: int) -> None:
+    """With one frame the disk is found full only when the file is finished, with sixty while they are written."""
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "a.mp4"), str(frames)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Cannot write") and done.stdout.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
