@@ -1,0 +1,233 @@
+"""Packets to frames: the receiving facade. Reads next to encoder.py; all arithmetic lives in the modules it calls."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from .concealment import Concealment, conceal, state_after
+from .entropy import EntropyCoder
+from .errors import BitstreamError, MissingReferenceError, PackMismatchError
+from .face import Square, paste, resize
+from .inference import Inference, ReferenceFeatures
+from .motion import Array, MotionParams, View
+from .pack import Pack, load_pack
+from .packet import Motion, ReferencePart, StreamHeader, parse_packet
+from .quantizer import Quantizer
+from .rate import REFERENCES_HELD
+from .reference import BACKDROP, PICTURE, decode_reference
+from .stats import DecoderStats, timed
+
+LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
+
+
+@dataclass(frozen=True)
+class DecodedFrame:
+    """image: uint8 RGB (H, W, 3), never a view of the decoder's memory. pts: in the stream's time base. state: how
+    the motion of this frame was found."""
+
+    image: Array
+    pts: int
+    state: Concealment
+    motion: MotionParams
+    reference: int
+
+
+@dataclass(frozen=True)
+class _Held:
+    features: ReferenceFeatures
+    crop: Square
+
+
+class Decoder:
+    """Decodes one stream. Packets may be lost, doubled or come late; what cannot be shown yet gives no frame.
+
+    pack: folder or name of a model pack, None for the bundled one. device: "auto", "cpu", "cuda" or "tensorrt".
+    full_frame: paste the face into the last full picture sent, where the stream carries one; None follows the stream.
+    view: turn the head at the receiver; assign `decoder.view` at any time.
+    """
+
+    def __init__(
+        self,
+        *,
+        pack: str | Path | Pack | None = None,
+        device: str = "auto",
+        full_frame: bool | None = None,
+        view: View | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
+        self.view = view or View()
+        self.full_frame = full_frame
+        self.header: StreamHeader | None = None
+        self.stats = DecoderStats()
+        self._networks = Inference(self.pack, device=device, threads=threads)
+        self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
+        self._held: dict[int, _Held] = {}
+        self._arriving: dict[tuple[int, int, bytes], dict[int, bytes]] = {}
+        self._backdrop: Array | None = None
+        self._active: int | None = None
+        self._sequence: int | None = None  # of the last frame decoded or concealed
+        self._pts = 0
+        self._broken = True  # predicted frames cannot be followed until the next intra frame
+        self._last: MotionParams | None = None
+        self._before: MotionParams | None = None
+        self._missing = 0
+
+    # --- the facade ---
+
+    def decode(self, data: bytes) -> list[DecodedFrame]:
+        """Frames that this packet completes: none for a header or a reference, one or more for motion.
+
+        Raises BitstreamError for bytes that are no packet, PackMismatchError for a stream of another pack; both
+        leave the decoder as it was.
+        """
+        packet = parse_packet(bytes(data))
+        if isinstance(packet, StreamHeader):
+            self._on_header(packet)
+        elif isinstance(packet, ReferencePart):
+            self._on_part(packet)
+        elif isinstance(packet, Motion):
+            return self._on_motion(packet)
+        return []
+
+    @property
+    def wants_reference(self) -> bool:
+        """True while nothing can be shown or followed: ask the sender for a reference or an intra frame."""
+        return self.header is None or not self._held or self._broken
+
+    @property
+    def time_base(self) -> Fraction:
+        return Fraction(*self._known_header().time_base)
+
+    def conceal(self, pts: int) -> DecodedFrame:
+        """A frame for ``pts`` although its packet has not come: the head moves on a little, then rests.
+
+        Raises MissingReferenceError before the first frame was decoded.
+        """
+        if self._last is None or self._active is None:
+            raise MissingReferenceError(
+                "No frame has been decoded yet, so there is nothing to conceal with; wait for a reference."
+            )
+        self._missing += 1
+        self.stats.concealed_frames += 1
+        return self._shown(conceal(self._last, self._before, self._missing), pts, state_after(self._missing))
+
+    # --- one method a packet kind ---
+
+    def _on_header(self, header: StreamHeader) -> None:
+        if header.pack_id != self.pack.id:
+            raise PackMismatchError(
+                f"The stream needs the model pack {header.pack_id.hex()}, loaded is '{self.pack.name}' "
+                f"{self.pack.id.hex()}: give the decoder the sender's pack."
+            )
+        if header.size != self.pack.size:
+            raise BitstreamError(
+                f"The stream codes {header.size} pixels, its pack {self.pack.size}; drop the stream.", rule="R9"
+            )
+        self.header = header
+
+    def _on_part(self, part: ReferencePart) -> None:
+        if self.header is None or part.codec not in (PICTURE, BACKDROP) or part.reference >= REFERENCES_HELD:
+            return
+        key = (part.reference, part.codec, part.hash)
+        pieces = self._arriving.setdefault(key, {})
+        pieces[part.index] = part.payload
+        if len(pieces) < part.count:
+            while len(self._arriving) > 2 * REFERENCES_HELD:  # a hostile sender must not fill the memory
+                self._arriving.pop(next(iter(self._arriving)))
+            return
+        self._arriving.pop(key)
+        coded = b"".join(pieces[i] for i in sorted(pieces))
+        if hashlib.sha256(coded).digest()[:4] != part.hash or sorted(pieces) != list(range(part.count)):
+            self.stats.damaged_references += 1
+            return
+        with timed(self.stats.stage_seconds, "reference"):
+            picture = decode_reference(coded, self.pack.size)
+            if part.codec == BACKDROP:
+                self._backdrop = resize(picture, self.header.width, self.header.height)
+                return
+            self._held[part.reference] = _Held(self._networks.reference(picture), Square(*part.crop))
+        self.stats.references += 1
+        self.stats.provider = self._networks.provider
+
+    def _on_motion(self, packet: Motion) -> list[DecodedFrame]:
+        header = self.header
+        if header is None or self._is_late(packet):
+            return []
+        lost = 0 if self._sequence is None else (packet.sequence - self._sequence - 1) % 256
+        if lost:
+            self.stats.lost_frames += lost
+            self._broken = True
+        self._sequence = (packet.sequence + packet.frames - 1) % 256
+        step = header.frame_duration if packet.pts_step is None else packet.pts_step
+        first = packet.pts if packet.pts is not None else self._pts + lost * header.frame_duration + step
+        self._pts = first + (packet.frames - 1) * header.frame_duration
+        reference = self._active if packet.reference is None else packet.reference
+        if reference not in self._held or (self._broken and not packet.intra):
+            self._broken = True
+            self.stats.waiting_packets += 1
+            if (
+                reference in self._held and self._last is not None
+            ):  # something came: keep the picture moving until an intra frame
+                return [self.conceal(first + i * header.frame_duration) for i in range(packet.frames)]
+            return []
+        with self._timed("entropy"):
+            group = self._coder.decode_group(
+                packet.payload, packet.frames, level=packet.level, components=packet.components, intra=packet.intra,
+                state=self._quantizer.state,
+            )  # fmt: skip
+        self._active, self._broken, self._missing = reference, False, 0
+        frames = []
+        for i, symbols in enumerate(group):
+            self._before, self._last = (None if packet.intra else self._last), self._quantizer.inverse(symbols)
+            frames.append(self._shown(self._last, first + i * header.frame_duration, Concealment.RECEIVED))
+        return frames
+
+    # --- showing ---
+
+    def _shown(self, motion: MotionParams, pts: int, state: Concealment) -> DecodedFrame:
+        assert self._active is not None
+        held = self._held[self._active]
+        seen = motion if self.view == View() else motion.turned(self.view)
+        with self._timed("render"):
+            picture = self._networks.render(held.features, seen)
+        with self._timed("paste"):
+            picture = self._composed(picture, held.crop)
+        self.stats.frames += 1
+        return DecodedFrame(picture, pts, state, motion, self._active)
+
+    def _composed(self, picture: Array, square: Square) -> Array:
+        """At the source's size when it was coded whole or is to be pasted back, else the coded square as it is."""
+        header = self._known_header()
+        if header.gray:
+            luma = (picture.astype(np.uint16) @ LUMA >> 8).astype(np.uint8)
+            picture = luma[..., None].repeat(3, axis=2)
+        wanted = header.full_frame if self.full_frame is None else self.full_frame
+        if wanted and self._backdrop is not None:
+            return paste(self._backdrop, square, picture)
+        if square == Square.covering((header.width, header.height)):
+            whole = resize(picture, square.side, square.side)
+            return whole[-square.y : header.height - square.y, -square.x : header.width - square.x]
+        return picture
+
+    # --- bookkeeping ---
+
+    def _is_late(self, packet: Motion) -> bool:
+        """Whether the packet is older than the last one shown (or a double): its frame's time has passed."""
+        if self._sequence is None or (packet.pts is not None and packet.pts > self._pts):
+            return False
+        return (packet.sequence - self._sequence) % 256 == 0 or (packet.sequence - self._sequence) % 256 >= 192
+
+    def _known_header(self) -> StreamHeader:
+        if self.header is None:
+            raise MissingReferenceError("The stream header has not arrived yet; feed it to decode() first.")
+        return self.header
+
+    def _timed(self, stage: str) -> AbstractContextManager[None]:
+        return timed(self.stats.stage_seconds, stage)

@@ -1,0 +1,297 @@
+"""The `portrait` preset: the paper's pipeline cut down until two CPU cores render it in real time.
+
+Shapes: B batch, K keypoints, S picture side, h = S / 8, D = 8 depth slices. Coordinates as in `neuralcodec.motion`.
+Knows nothing of training or files; every module can be exported to ONNX without control flow.
+
+What makes it cheap, measured against the paper's layout: all K flows share one rotation (paper Eq. 4 with R_s R_d^-1
+common to
+every keypoint), so composing them is two small matrix products and no warped copies of the volume exist; one coarse
+warp from
+Gaussian keypoint weights feeds a 2-D U-Net (depth folded into channels) that refines the masks; the composed flow
+also warps 2-D skip features and the reference picture itself, so that fine texture is copied instead of imagined.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DEPTH = 8  # slices of the appearance volume
+DEPTH_RANGE = 0.6  # the slices span z in [-0.6, 0.6]: a face of scale 0.86 needs +-0.45
+VOLUME, PROBE = 16, 8  # channels per slice: appearance, and the thin copy that the motion field looks at
+PATCH = 128  # side of the tight face picture that the motion network sees
+PATCH_DOWN, PATCH_GROW = (
+    0.12,
+    1.25,
+)  # the patch's centre below the pose centre and its half side, in units of the box's half side
+EYES, MOUTH = slice(0, 10), slice(16, 26)  # keypoint order: data.PORTRAIT_POINTS
+
+
+def conv(inside: int, outside: int, kernel: int = 3, stride: int = 1, relu: bool = True) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outside),
+    ]
+    return nn.Sequential(*layers, nn.ReLU()) if relu else nn.Sequential(*layers)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions around an identity, (B, C, H, W) to the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(channels, channels), conv(channels, channels, relu=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.body(x))
+
+
+def double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def rotation_from_6d(a: Tensor) -> Tensor:
+    """(B, 6) to row-vector rotations (B, 3, 3) by Gram-Schmidt (Zhou et al. 2019); two rows span the input."""
+    x = F.normalize(a[:, :3], dim=1)
+    y = F.normalize(a[:, 3:] - (x * a[:, 3:]).sum(1, keepdim=True) * x, dim=1)
+    z = torch.stack(
+        [
+            x[:, 1] * y[:, 2] - x[:, 2] * y[:, 1],
+            x[:, 2] * y[:, 0] - x[:, 0] * y[:, 2],
+            x[:, 0] * y[:, 1] - x[:, 1] * y[:, 0],
+        ],
+        1,
+    )
+    return torch.stack([x, y, z], 1)
+
+
+class PortraitMotion(nn.Module):
+    """L, H and Delta of the paper's figure with one trunk: canonical keypoints, head pose, expression.
+
+    A tight 128x128 face picture is sampled from the coded picture around `box`, so precision does not depend on how
+    large the face stands in the picture; outputs are in the coded picture's coordinates.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        k = self.keypoints = int(config.keypoints)
+        self.trunk = nn.Sequential(
+            conv(3, 24, stride=2),  # 64
+            conv(24, 48, stride=2),  # 32
+            Residual(48),
+            conv(48, 96, stride=2),  # 16
+            Residual(96),
+            Residual(96),
+            conv(96, 160, stride=2),  # 8
+            Residual(160),
+            Residual(160),
+            conv(160, 192, stride=2),  # 4
+            Residual(192),
+            conv(192, 96, 1),
+            nn.Flatten(),
+            nn.Linear(96 * 16, 256),
+            nn.ReLU(),
+        )
+        self.pose = nn.Linear(256, 6 + 2 + 1)  # rotation, translation, log scale
+        self.canonical = nn.Linear(256, 3 * k)
+        self.delta = nn.Linear(256, 3 * k)
+        self.face = nn.Linear(256, 1)
+        self.register_buffer("mean_shape", torch.zeros(k, 3))  # set from the training labels before the first step
+
+    def forward(self, image: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """image (B, 3, S, S) in 0..1; box (B, 3): centre x, y and half side.
+
+        Returns rotation (B, 3, 3), translation (B, 3), scale (B, 1), canonical (B, K, 3), delta (B, K, 3),
+        confidence (B, 1).
+        """
+        half = box[:, 2:] * PATCH_GROW  # B,1
+        centre = torch.cat([box[:, :1], box[:, 1:2] + PATCH_DOWN * box[:, 2:]], 1)  # B,2
+        axis = (torch.arange(PATCH, device=image.device, dtype=torch.float32) + 0.5) * (2 / PATCH) - 1
+        plane = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)[None]  # 1,P,P,2
+        grid = plane * half[:, None, None] + centre[:, None, None]
+        patch = F.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
+        rotation, shift, size, canonical, delta, face = self.on_patch(patch)
+        place = centre + half * shift
+        return rotation, F.pad(place, (0, 1)), half * size, canonical, delta, torch.sigmoid(face)
+
+    def on_patch(self, patch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The network proper on (B, 3, 128, 128), in the patch's own coordinates; confidence as a logit."""
+        x = self.trunk((patch - 0.5) * 4).float()
+        pose = self.pose.float()(x)
+        identity = torch.tensor([1.0, 0, 0, 0, 1, 0], device=x.device)
+        k = self.keypoints
+        return (
+            rotation_from_6d(pose[:, :6] + identity),
+            pose[:, 6:8],
+            torch.exp(pose[:, 8:]) * 0.8,  # a box that fits gives 1 / PATCH_GROW
+            self.mean_shape + 0.1 * self.canonical(x).view(-1, k, 3),
+            0.1 * self.delta(x).view(-1, k, 3),
+            self.face(x),
+        )
+
+
+class PortraitReference(nn.Module):
+    """F of the paper's figure: what the receiver keeps of a reference picture, computed once.
+
+    (B, 3, S, S) to volume (B, 16, 8, h, h), probe (B, 8, 8, h, h), skip_quarter (B, 48, 2h, 2h), skip_half (B, 24,
+    4h, 4h).
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.at_full = conv(3, 24)
+        self.at_half = nn.Sequential(conv(24, 48, stride=2), Residual(48))
+        self.at_quarter = nn.Sequential(conv(48, 96, stride=2), Residual(96))
+        self.at_eighth = nn.Sequential(conv(96, 192, stride=2), Residual(192))
+        self.volume, self.probe = nn.Conv2d(192, VOLUME * DEPTH, 1), nn.Conv2d(192, PROBE * DEPTH, 1)
+        self.skip_quarter, self.skip_half = nn.Conv2d(96, 48, 1), nn.Conv2d(48, 24, 1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        half = self.at_half(self.at_full(image))
+        quarter = self.at_quarter(half)
+        eighth = self.at_eighth(quarter)
+        b, _, h, w = eighth.shape
+        return (
+            self.volume(eighth).reshape(b, VOLUME, DEPTH, h, w),
+            self.probe(eighth).reshape(b, PROBE, DEPTH, h, w),
+            self.skip_quarter(quarter),
+            self.skip_half(half),
+        )
+
+
+class MotionField(nn.Module):
+    """M of the paper's figure: K+1 softmax masks over the keypoint flows, composed into one 3-D flow, plus occlusion.
+
+    Returns flow (B, D, h, h, 3), its front view flow2 (B, 2, h, h) and occlusion (B, 2, h, h).
+    """
+
+    def __init__(self, keypoints: int) -> None:
+        super().__init__()
+        self.d1 = nn.Sequential(conv(PROBE * DEPTH + 2 * keypoints, 96), conv(96, 96))
+        self.d2 = nn.Sequential(conv(96, 128, stride=2), conv(128, 128))
+        self.d3 = nn.Sequential(conv(128, 192, stride=2), conv(192, 192), conv(192, 128))
+        self.u2, self.u1 = conv(256, 96), conv(192, 96)
+        self.mask, self.depth = nn.Conv2d(96, (keypoints + 1) * DEPTH, 1), nn.Conv2d(96, DEPTH, 1)
+        self.residual, self.occlusion = nn.Conv2d(96, 2, 3, padding=1), nn.Conv2d(96, 2, 3, padding=1)
+        for head in (self.mask, self.residual):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+
+    def forward(self, probe: Tensor, xs: Tensor, rs: Tensor, xd: Tensor, rd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        b, h, k = probe.shape[0], probe.shape[-1], xs.shape[1]
+        points = volume_grid(h, probe.device)  # N,3
+        turn = rd.transpose(1, 2) @ rs  # B,3,3: the same for every keypoint
+        offset = xs - xd @ turn  # B,K,3: flow_k(p) = p @ turn + offset_k (paper Eq. 4)
+        turned = points @ turn  # B,N,3
+        # |p - x|^2 = |p|^2 - 2 p.x + |x|^2 as one product instead of K differences per voxel
+        squared = (points**2).sum(1) - 2 * (xd @ points.T) + (xd**2).sum(2, keepdim=True)  # B,K,N
+        logits = torch.cat([torch.full_like(squared[:, :1], -4.0), squared * (-1 / (2 * 0.15**2))], 1)  # B,K+1,N
+
+        def compose(masks: Tensor) -> Tensor:
+            still = masks[:, 0, :, None]  # B,N,1
+            flow = still * points + (1 - still) * turned + masks[:, 1:].transpose(1, 2) @ offset
+            return flow.view(b, DEPTH, h, h, 3)
+
+        coarse = compose(logits.softmax(1))
+        seen = sample_volume(probe, coarse)
+        plane = plane_grid(h, probe.device)
+        heat_d, heat_s = heat(plane, xd, 0.1), heat(plane, xs, 0.1)
+        a1 = self.d1(torch.cat([seen, heat_d - heat_s, heat_d], 1))
+        a2 = self.d2(a1)
+        a2 = self.u2(torch.cat([double(self.d3(a2)), a2], 1))
+        a1 = self.u1(torch.cat([double(a2), a1], 1))
+        masks = (self.mask(a1).float().reshape(b, k + 1, -1) + logits).softmax(1)
+        flow = compose(masks)
+        front = self.depth(a1).float().softmax(1)[..., None]  # B,D,h,h,1
+        flow2 = (front * flow[..., :2]).sum(1).permute(0, 3, 1, 2) + 0.1 * torch.tanh(self.residual(a1).float())
+        return flow, flow2, torch.sigmoid(self.occlusion(a1).float())
+
+
+class PortraitRenderer(nn.Module):
+    """M and G of the paper's figure: reference features and both frames' keypoints and rotations to a picture (B, 3,
+    S, S) in 0..1."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        fine = (EYES.stop - EYES.start) + (MOUTH.stop - MOUTH.start)
+        self.field = MotionField(int(config.keypoints))
+        self.g0, self.up1 = nn.Sequential(conv(VOLUME * DEPTH, 128), Residual(128), Residual(128)), conv(128, 64)
+        self.g1, self.up2 = nn.Sequential(conv(64 + 48 + 2 * fine, 64), Residual(64)), conv(64, 32)
+        self.refine = nn.Conv2d(64, 3, 3, padding=1)  # flow residual and occlusion at a quarter of the picture
+        nn.init.zeros_(self.refine.weight)
+        nn.init.zeros_(self.refine.bias)  # type: ignore[arg-type]
+        self.g2 = nn.Sequential(conv(32 + 24, 32), conv(32, 32))
+        self.g3 = nn.Sequential(conv(32 + 12, 32), nn.Conv2d(32, 16, 3, padding=1))
+
+    def forward(
+        self,
+        image: Tensor,
+        volume: Tensor,
+        probe: Tensor,
+        skip_quarter: Tensor,
+        skip_half: Tensor,
+        # fmt: skip
+        source_keypoints: Tensor,
+        source_rotation: Tensor,
+        driving_keypoints: Tensor,
+        driving_rotation: Tensor,
+    ) -> Tensor:
+        return self.render_full(image, volume, probe, skip_quarter, skip_half, source_keypoints, source_rotation,
+                                driving_keypoints, driving_rotation)[0]  # fmt: skip
+
+    def render_full(self, image: Tensor, volume: Tensor, probe: Tensor, skip_quarter: Tensor, skip_half: Tensor,
+                    xs: Tensor, rs: Tensor, xd: Tensor, rd: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Picture, the warped reference it copies from (B, 3, S, S), and the share copied (B, 1, S, S)."""
+        flow, flow2, seen = self.field(probe.float(), xs, rs, xd, rd)
+        h = volume.shape[-1]
+        x = double(self.up1(self.g0(sample_volume(volume.float(), flow))))  # 2h
+        flow4 = grow(flow2, 2)
+        plane = plane_grid(2 * h, x.device)
+        face = [part for s in (EYES, MOUTH) for part in (heat(plane, xd[:, s], 0.05), heat(plane, xs[:, s], 0.05))]
+        x = self.g1(torch.cat([x, sample(skip_quarter.float(), flow4) * grow(seen[:, :1], 2), *face], 1))
+        more = self.refine(x).float()
+        flow4 = flow4 + 0.05 * torch.tanh(more[:, :2])
+        x = double(self.up2(x))  # 4h
+        x = self.g2(torch.cat([x, sample(skip_half.float(), grow(flow4, 2)) * torch.sigmoid(grow(more[:, 2:], 2))], 1))
+        copied = sample(image.float(), grow(flow4, 4))  # 8h
+        x = F.pixel_shuffle(self.g3(torch.cat([x, F.pixel_unshuffle(copied, 2)], 1)).float(), 2)  # B,4,8h,8h
+        share = torch.sigmoid(x[:, 3:])
+        return torch.sigmoid(x[:, :3]) * (1 - share) + copied * share, copied, share
+
+
+def volume_grid(h: int, device: torch.device) -> Tensor:
+    """Centres of the (D, h, h) voxels as (N, 3) x, y, z."""
+    axis = torch.linspace(-1, 1, h, device=device)
+    z, y, x = torch.meshgrid(torch.linspace(-DEPTH_RANGE, DEPTH_RANGE, DEPTH, device=device), axis, axis, indexing="ij")
+    return torch.stack([x, y, z], -1).view(-1, 3)
+
+
+def plane_grid(h: int, device: torch.device) -> Tensor:
+    axis = torch.linspace(-1, 1, h, device=device)
+    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), 0)  # 2,h,h as x, y
+
+
+def heat(plane: Tensor, points: Tensor, sigma: float) -> Tensor:
+    """Gaussian spots (B, K, h, h) of unit height at points (B, K, 3), as a product of two 1-D bells."""
+    dx = torch.exp((plane[0, 0] - points[:, :, :1]) ** 2 * (-1 / (2 * sigma**2)))  # B,K,h
+    dy = torch.exp((plane[1, :, 0] - points[:, :, 1:2]) ** 2 * (-1 / (2 * sigma**2)))  # B,K,h
+    return dy[..., None] * dx[..., None, :]
+
+
+def sample_volume(volume: Tensor, flow: Tensor) -> Tensor:
+    """volume (B, C, D, h, h) read at flow (B, D, h, h, 3), depth folded into channels: (B, C * D, h, h)."""
+    b, c, d, h, w = volume.shape
+    unit = torch.tensor([1.0, 1.0, 1 / DEPTH_RANGE], device=flow.device)
+    read = F.grid_sample(volume, flow * unit, padding_mode="border", align_corners=True)
+    return read.reshape(b, c * d, h, w)
+
+
+def sample(picture: Tensor, flow: Tensor) -> Tensor:
+    return F.grid_sample(picture, flow.permute(0, 2, 3, 1), padding_mode="border", align_corners=True)
+
+
+def grow(x: Tensor, times: int) -> Tensor:
+    return F.interpolate(x, size=(times * x.shape[-2], times * x.shape[-1]), mode="bilinear", align_corners=True)

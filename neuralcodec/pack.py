@@ -1,0 +1,130 @@
+"""A model pack: the folder of graphs, tables and manifest that both ends must share. Safe files only; opens no network.
+
+The manifest names every file with its SHA-256; the pack's id, the first 8 bytes of a hash over those hashes, travels
+in the stream header, so a stream can never be shown by the wrong networks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .errors import PackError
+from .quantizer import MotionTables
+
+MANIFEST_FORMAT = 1
+GRAPHS = ("motion.onnx", "reference.onnx", "render.onnx", "detector.onnx")
+TABLES = "tables.json"
+BUNDLED = Path(__file__).parent / "packs"
+DEFAULT = "portrait"
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A verified pack. ``id``: 8 bytes, equal only for equal files."""
+
+    folder: Path
+    name: str
+    version: str
+    size: int  # side of the coded square, pixels
+    keypoints: int
+    id: bytes
+    files: Mapping[str, str]
+
+    def graph(self, name: str) -> bytes:
+        """The ONNX graph "motion", "reference", "render" or "detector"."""
+        return (self.folder / f"{name}.onnx").read_bytes()
+
+    @cached_property
+    def tables(self) -> MotionTables:
+        return MotionTables.load(self.folder / TABLES)
+
+
+def load_pack(source: str | Path | None = None) -> Pack:
+    """Open and verify a pack: a folder, the name of a bundled pack, or None for the default one.
+
+    Raises PackError when a file is missing or differs from the manifest.
+    """
+    folder = Path(source) if source is not None else BUNDLED / DEFAULT
+    if not folder.is_dir() and (BUNDLED / folder.name).is_dir() and len(folder.parts) == 1:
+        folder = BUNDLED / folder.name
+    manifest = _read_manifest(folder)
+    files: dict[str, str] = manifest["files"]
+    for name, wanted in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise PackError(f"The pack {folder} has no {name}, which its manifest names; install the pack again.")
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != wanted:
+            raise PackError(
+                f"{path} has SHA-256 {found[:12]}.., its manifest says {wanted[:12]}..: install the pack again."
+            )
+    return Pack(folder, str(manifest["name"]), str(manifest["version"]), int(manifest["size"]),
+    int(manifest["keypoints"]),
+                pack_id(files), files)  # fmt: skip
+
+
+def bundled_packs() -> Iterator[str]:
+    """Names of the packs inside this installation."""
+    return (path.parent.name for path in sorted(BUNDLED.glob("*/manifest.json")))
+
+
+def pack_id(files: Mapping[str, str]) -> bytes:
+    """First 8 bytes of the SHA-256 over the canonical JSON of the file hashes."""
+    return hashlib.sha256(json.dumps(dict(files), sort_keys=True, separators=(",", ":")).encode()).digest()[:8]
+
+
+def write_manifest(folder: Path, *, name: str, version: str, size: int, keypoints: int) -> Pack:
+    """Hash the files of ``folder`` into its manifest.json (atomically) and return the pack."""
+    missing = [file for file in (*GRAPHS, TABLES) if not (folder / file).is_file()]
+    if missing:
+        raise PackError(f"{folder} lacks {', '.join(missing)}; a pack needs them all.")
+    files = {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.iterdir())
+        if p.name != "manifest.json"
+    }
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "name": name,
+        "version": version,
+        "size": size,
+        "keypoints": keypoints,
+        "files": files,
+    }
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as partial:
+        json.dump(manifest, partial, indent=2)
+    os.chmod(partial.name, 0o644)
+    os.replace(partial.name, folder / "manifest.json")
+    return load_pack(folder)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except OSError as problem:
+        raise PackError(
+            f"{folder} is not a model pack: manifest.json cannot be read ({problem.strerror})."
+        ) from problem
+    except ValueError as problem:
+        raise PackError(f"{path} is not JSON ({problem}); install the pack again.") from problem
+    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+        raise PackError(f"{path} is not a manifest of format {MANIFEST_FORMAT}; this release reads no other.")
+    files = manifest.get("files")
+    needed = {*GRAPHS, TABLES}
+    if not isinstance(files, dict) or not needed <= files.keys() or any(Path(name).name != name for name in files):
+        raise PackError(f"{path} must list {', '.join(sorted(needed))} as plain file names; install the pack again.")
+    if not all(
+        isinstance(manifest.get(key), kind)
+        for key, kind in (("name", str), ("version", str), ("size", int), ("keypoints", int))
+    ):
+        raise PackError(f"{path} lacks name, version, size or keypoints; install the pack again.")
+    return manifest
