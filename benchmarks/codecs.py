@@ -33,7 +33,7 @@ from benchmarks.clips import FPS
 
 Array = NDArray[Any]
 
-os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 writes its banner to stderr past every log hook
+os.environ.setdefault("SVT_LOG", "-1")  # SVT-AV1 writes a banner to stderr, past every log hook
 
 
 @dataclass(frozen=True)

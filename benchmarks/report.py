@@ -1,0 +1,134 @@
+"""How results leave a benchmark: JSON with machine and versions, Markdown tables, contact sheets. Measures nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Array = NDArray[Any]
+
+PACKAGES = ("neuralcodec", "numpy", "av", "constriction", "onnxruntime", "onnxruntime-gpu", "torch", "imageio-ffmpeg")
+
+
+def machine() -> dict[str, Any]:
+    """What a reader needs to repeat a figure: processor, cores this process may use, versions, commit."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": _cpu(),
+        "cores_usable": cores(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "ffmpeg_libraries": {name: ".".join(map(str, v)) for name, v in av.library_versions.items()},
+        "commit": _commit(),
+    }
+
+
+def cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pin(count: int) -> None:
+    """Restrict this process, and threads it starts from now on, to the first ``count`` cores it has."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+
+
+def save(path: Path, result: Any) -> None:
+    """Write JSON in one step: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(result, indent=1, allow_nan=False, default=plain) + "\n", "utf-8")
+    part.replace(path)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table; the first column is text, the others are right-aligned."""
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def sheet(path: Path, rows: Sequence[Sequence[Array]]) -> None:
+    """A PNG of equally large uint8 RGB pictures, row by row, with a thin grey line between them."""
+    line = 4
+    height, width = rows[0][0].shape[:2]
+    shape = (len(rows) * (height + line) - line, max(map(len, rows)) * (width + line) - line, 3)
+    canvas = np.full(shape, 128, np.uint8)
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            top, left = y * (height + line), x * (width + line)
+            canvas[top : top + height, left : left + width] = picture
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(canvas))
+
+
+def png(picture: Array) -> bytes:
+    """uint8 RGB (H, W, 3) as a PNG file."""
+    context: Any = av.CodecContext.create("png", "w")
+    context.width, context.height, context.pix_fmt = picture.shape[1], picture.shape[0], "rgb24"
+    context.time_base = Fraction(1, 25)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    return b"".join(bytes(packet) for part in (frame, None) for packet in context.encode(part))
+
+
+def progress() -> Progress:
+    """A progress bar on stderr, so that stdout carries only results."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def plain(value: Any) -> Any:
+    """What JSON cannot hold as it is; for json.dumps(default=...)."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} does not belong in a result")
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The checkout's commit, with a plus when files differ from it; empty outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else ""
