@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import clips, codecs, curves, metrics, ours, report
 
 WIRE_HEADER, WIRE_PAYLOAD = 40, 1200  # bytes
-TRIES = 3  # a native encoder that dies takes its process along: one of 328 runs did so in a trial, and not again
+TRIES = 3  # a native encoder that dies takes its process along, and that must not cost the run
 OUR_TARGETS = (1.5, 2, 3, 4, 6, 8, 12)  # kbit/s
 DEFAULT_CODECS = tuple(codecs.CODECS)
 QUICK_CODECS = ("x264-call", "svt-av1-call", "x264-best")

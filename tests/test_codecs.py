@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 pytest.importorskip("av")
 
+from benchmarks import codecs
 from benchmarks.codecs import CODECS, Array, Coded, code, stream_size, unavailable
 from neuralcodec.quality import psnr
 
@@ -127,6 +130,22 @@ def test_what_is_counted_is_enough_to_decode() -> None:
         )
     ]
     assert len(shown) == len(FRAMES)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="scheduling policies are Linux's")
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if name.startswith("svt")])
+def test_svt_av1_leaves_no_thread_in_real_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[int] = set()
+    plain = codecs._planes
+
+    def watching(frame: Array, size: tuple[int, ...]) -> object:
+        seen.update(os.sched_getscheduler(int(task)) for task in os.listdir("/proc/self/task"))
+        return plain(frame, size)
+
+    monkeypatch.setattr(codecs, "_planes", watching)  # called before every frame, while the encoder is open
+    code(CODECS[name], FRAMES, 50)
+    seen.update(os.sched_getscheduler(int(task)) for task in os.listdir("/proc/self/task"))
+    assert seen <= {os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE}
 
 
 def test_a_missing_encoder_is_one_sentence() -> None:
