@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
-from neuralcodec.motion import Array
-from neuralcodec.runtime.session import Session
+from .motion import Array
+from .runtime.session import Session
 
 # Where the renderer expects the face, in crop units (the square spans [-1, 1]): medians of its training footage.
 HEAD_SCALE = 0.70
@@ -250,6 +250,11 @@ class CropFollower:
         self._home: Array = np.zeros(3)  # where it last stood still
         self._speed: Array = np.zeros(3)
         self._outside_since: float | None = None
+
+    @property
+    def moving(self) -> bool:
+        """Whether the square is easing to another place: a reference sent now would soon be out of place."""
+        return self._goal is not None
 
     @classmethod
     def parse(cls, text: str) -> CropFollower:

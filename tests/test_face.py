@@ -272,6 +272,15 @@ def test_it_eases_after_the_face_and_reports_once_when_it_rests():
     assert len({square for square, _ in seen[moves[1] :]}) == 1
 
 
+def test_moving_is_told_between_two_rests():
+    follower = CropFollower()
+    moving = []
+    for n in range(100):
+        follower.update(SIZE, Face(500 if n < 20 else 560, 300, 90), n / 25)
+        moving.append(follower.moving)
+    assert not any(moving[:20]) and moving[30] and not moving[-1] and np.abs(np.diff(moving)).sum() == 2
+
+
 def test_the_move_does_not_depend_on_the_frame_rate():
     def end(fps: float) -> list[int]:
         follower = CropFollower()
