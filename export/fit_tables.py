@@ -19,16 +19,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuralcodec.entropy import ALPHABET, NEAR, NEAR_CAP, SMALL, STARTS
+from neuralcodec.entropy import ALPHABET, NEAR, NEAR_CAP, SMALL, STARTS, EntropyCoder
 from neuralcodec.motion import POSE_SIZE, MotionParams
 from neuralcodec.quantizer import (
     ACTIVITY_CAP,
     ACTIVITY_ONE,
     DEAD_ZONE,
+    MOMENTUM_ONE,
     PRECISION,
     SYMBOL_LIMIT,
     TABLES_FORMAT,
     VALUE_LIMIT,
+    MotionTables,
+    Quantizer,
 )
 
 Array = NDArray[Any]
@@ -36,8 +39,9 @@ Array = NDArray[Any]
 UNITS_PER_PIXEL = 32  # 1 unit = 1/32 pixel of a 256-pixel picture, rms over the keypoints
 PICTURE_HALF = 128  # pixels from 0 to 1 in coded-picture coordinates
 DEPTH_WEIGHT = 0.5  # z only shows through turning; measured: 0.25 saves 3 % of the bytes and blurs z by 15 %
-LEVELS = (3, 4, 6, 8, 12, 17, 24, 34)  # steps in units, half an octave apart: 0.09 to 1.06 pixel
-COMPONENTS = (0, 4, 8, 12, 16, 20, 24, 32)
+LEVELS = (3, 5, 7, 10, 14, 20, 28, 40)  # steps in units, half an octave apart: 0.09 to 1.25 pixel
+COMPONENTS = (0, 4, 8, 12, 16, 24, 32, 40)
+MOMENTUM_RANGE = (0, 52)  # of 64: never backwards, and always dying out
 OWN_THRESHOLDS = (1, 2, 4, 7, 10, 14, 19, 27, 42)  # of activity, 1/16 step
 NEAR_THRESHOLDS = (1, 2, 3, 5, 7, 10, 14)
 BANK_ROWS = 96
@@ -105,7 +109,10 @@ def fit_transform(tracks: Sequence[Track], *, size: int, weights: Sequence[float
     expression = (flat[:, POSE_SIZE:] - mean[POSE_SIZE:]) * scale
     leak = np.linalg.lstsq(moved, expression, rcond=None)[0]  # (7, 3K)
     rest = expression - moved @ leak
-    _, basis = np.linalg.eigh(rest.T @ rest / len(rest))
+    ends = np.cumsum([len(t.flat) for t in tracks])[:-1]
+    jumps = np.concatenate([np.diff(part, axis=0) for part in np.split(rest, ends)])
+    # The spread says what an unsent component loses, the frame-to-frame change what a sent one costs: both, equally.
+    _, basis = np.linalg.eigh(rest.T @ rest / len(rest) + jumps.T @ jumps / len(jumps))
     basis = basis[:, ::-1][:, :size]  # (3K, size)
 
     n = POSE_SIZE + size
@@ -120,7 +127,9 @@ def fit_transform(tracks: Sequence[Track], *, size: int, weights: Sequence[float
     return Transform(_short(mean), _short(analysis), _short(synthesis))
 
 
-def closed_loop(tracks: Sequence[Track], transform: Transform, step: int) -> tuple[Array, Array, Array, Array]:
+def closed_loop(
+    tracks: Sequence[Track], transform: Transform, step: int, momentum: Array
+) -> tuple[Array, Array, Array, Array]:
     """The quantizer over all tracks side by side, with every component sent and one intra frame each.
 
     Returns symbols (C, T, N), activity before each frame (C, T, N), states (C, T, N), and which frames exist (C, T).
@@ -132,18 +141,41 @@ def closed_loop(tracks: Sequence[Track], transform: Transform, step: int) -> tup
     for i, track in enumerate(tracks):
         wanted[i, : len(track.flat)] = (track.flat - transform.mean) @ transform.analysis
     state = np.zeros((len(tracks), n), np.int64)
+    older = state
     memory = np.zeros_like(state)
     symbols, activity, states = (np.zeros(wanted.shape, np.int64) for _ in range(3))
     for t in range(length):
-        ratio = (np.clip(wanted[:, t], -VALUE_LIMIT, VALUE_LIMIT) - state) / step
+        guess = state + ((momentum * (state - older) + MOMENTUM_ONE // 2) // MOMENTUM_ONE)
+        ratio = (np.clip(wanted[:, t], -VALUE_LIMIT, VALUE_LIMIT) - guess) / step
         size = np.minimum(np.floor(np.abs(ratio) + 0.5 - (DEAD_ZONE if t else 0.0)), SYMBOL_LIMIT)
         q = (size * np.sign(ratio)).astype(np.int64)
         activity[:, t] = memory
-        state = np.clip(state + q * step, -VALUE_LIMIT, VALUE_LIMIT)
+        older, state = state, np.clip(guess + q * step, -VALUE_LIMIT, VALUE_LIMIT)
+        if not t:
+            older = state
         one = ACTIVITY_ONE * step
         memory = memory + ((np.minimum(np.abs(q), ACTIVITY_CAP) * one - memory) >> 2) if t else memory + one // 2
         symbols[:, t], states[:, t] = q, state
     return symbols, activity, states, exists
+
+
+def fit_momentum(tracks: Sequence[Track], transform: Transform, step: int) -> Array:
+    """How much of the last movement each component repeats, in 1/64: least absolute error in the closed loop."""
+    momentum = np.zeros(transform.analysis.shape[1], np.int64)
+    for _ in range(2):
+        _, _, states, exists = closed_loop(tracks, transform, step, momentum)
+        move, error = [], []
+        for i, track in enumerate(tracks):
+            seen = states[i, : len(track.flat)]
+            move.append((seen[1:-1] - seen[:-2]).astype(np.float64))
+            error.append(((track.flat - transform.mean) @ transform.analysis)[2:] - seen[1:-1])
+        x, y = np.concatenate(move), np.concatenate(error)
+        best = np.zeros(x.shape[1])
+        for _ in range(8):
+            weight = 1 / (step / 2 + np.abs(y - best * x))
+            best = (weight * x * y).sum(axis=0) / ((weight * x * x).sum(axis=0) + 1e-9)
+        momentum = np.clip(np.rint(best * MOMENTUM_ONE), MOMENTUM_RANGE[0], MOMENTUM_RANGE[1]).astype(np.int64)
+    return momentum
 
 
 def fit_tables(tracks: Sequence[Track], *, size: int = COMPONENTS[-1], weights: Sequence[float] = ()) -> dict[str, Any]:
@@ -153,9 +185,10 @@ def fit_tables(tracks: Sequence[Track], *, size: int = COMPONENTS[-1], weights: 
         weights = PORTRAIT_WEIGHTS if count == len(PORTRAIT_WEIGHTS) else (1.0,) * count
     transform = fit_transform(tracks, size=min(size, 3 * count), weights=weights)
     contexts = (len(OWN_THRESHOLDS) + 1) * (len(NEAR_THRESHOLDS) + 1)
-    predicted, intra = [], []
+    momenta, predicted, intra = [], [], []
     for step in LEVELS:
-        symbols, activity, _, exists = closed_loop(tracks, transform, step)
+        momenta.append(fit_momentum(tracks, transform, step))
+        symbols, activity, _, exists = closed_loop(tracks, transform, step, momenta[-1])
         chosen = contexts_of(symbols, activity, step)
         first = np.zeros_like(exists)
         first[:, 0] = True
@@ -175,6 +208,7 @@ def fit_tables(tracks: Sequence[Track], *, size: int = COMPONENTS[-1], weights: 
         "keypoints": count,
         "levels": list(LEVELS),
         "components": [min(c, transform.analysis.shape[1] - POSE_SIZE) for c in COMPONENTS],
+        "momentum": np.array(momenta).tolist(),
         "own_thresholds": list(OWN_THRESHOLDS),
         "near_thresholds": list(NEAR_THRESHOLDS),
         "bank": bank.tolist(),
@@ -190,7 +224,7 @@ def buckets_of(symbols: Array) -> Array:
     """The alphabet's bucket of each residual (entropy.py), vectorised."""
     size = np.abs(symbols)
     m = np.where(size <= SMALL, size - 1, np.searchsorted(STARTS, size, "right") - 1)
-    return np.where(size == 0, 0, 2 * m + np.where(symbols > 0, 1, 2))
+    return np.asarray(np.where(size == 0, 0, 2 * m + np.where(symbols > 0, 1, 2)))
 
 
 def contexts_of(symbols: Array, activity: Array, step: int) -> Array:
@@ -219,7 +253,7 @@ def _smoothed(counts: Array) -> Array:
     """Thin cells lean on the same context of all components, which is nearly right and well counted."""
     everyone = counts.sum(axis=1, keepdims=True)
     around = everyone + everyone.sum(axis=2, keepdims=True) * 1e-4 + 1e-6
-    return counts + 24 * around / around.sum(axis=-1, keepdims=True)
+    return np.asarray(counts + 24 * around / around.sum(axis=-1, keepdims=True))
 
 
 def _smoothed_intra(counts: Array) -> Array:
@@ -260,10 +294,29 @@ def _short(values: Array) -> Array:
     return np.array([float(f"{v:.7g}") for v in values.reshape(-1)]).reshape(values.shape)
 
 
+def validated(tables: MotionTables, tracks: Sequence[Track], level: int, components: int) -> str:
+    """One line of figures: tracks through the real quantizer and coder, one packet a frame, in-plane keypoint error."""
+    coder, sizes, intra, errors, excess = EntropyCoder(tables), [], [], [], []
+    for track in tracks:
+        quantizer = Quantizer(tables)
+        for row in track.flat:
+            symbols = quantizer.forward(MotionParams.from_flat(row), level=level, components=components)
+            payload = coder.encode(symbols)
+            (intra if symbols.intra else sizes).append(len(payload))
+            excess.append(len(payload) - coder.ideal_bits(symbols) / 8)
+            gap = (quantizer.motion().keypoints(track.canonical) - MotionParams.from_flat(row).keypoints(track.canonical))
+            errors.append(float((gap[:, :2] ** 2).sum(axis=1).mean()) * PICTURE_HALF**2)
+    return (
+        f"{level:5} {tables.levels[level]:4}  {tables.components[components]:10}  {np.mean(sizes):11.2f} "
+        f"{np.percentile(sizes, 95):5.0f} {np.mean(intra):6.1f}  {np.mean(excess):10.2f}  "
+        f"{np.sqrt(np.mean(errors)):14.3f}  {np.mean(np.sqrt(errors)):10.3f}"
+    )
+
+
 def section(tables: dict[str, Any]) -> str:
     """The table section of FORMAT.md."""
     lines = [
-        f"- keypoints {tables['keypoints']}, components in the state {POSE_SIZE} + {len(tables['synthesis']) - POSE_SIZE}",
+        f"- keypoints: {tables['keypoints']}; components in the state: {len(tables['synthesis'])}, {POSE_SIZE} of pose",
         f"- level steps (units): {', '.join(map(str, tables['levels']))}",
         f"- expression components by index: {', '.join(map(str, tables['components']))}",
         f"- own thresholds (1/16 step): {', '.join(map(str, tables['own_thresholds']))}",
@@ -283,6 +336,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tables = fit_tables(load_tracks(options.tracks))
     options.out.write_text(json.dumps(tables, separators=(",", ":")) + "\n", "utf-8")
     print(f"{options.out}: {options.out.stat().st_size} bytes, {len(tables['bank'])} rows", file=sys.stderr)
+    if options.validate:
+        held_out, loaded = load_tracks(options.validate), MotionTables.load(tables)
+        print("level step  components  bytes: mean   p95  intra  over ideal   error px: rms  mean frame")
+        for level in range(len(LEVELS)):
+            for components in (len(COMPONENTS) - 3, len(COMPONENTS) - 1):
+                print(validated(loaded, held_out, level, components), flush=True)
     if options.section:
         print(section(tables))
     return 0

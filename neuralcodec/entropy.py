@@ -1,4 +1,4 @@
-"""Symbols to bytes and back: integer tables, integer contexts, constriction's range coder. Knows no motion and no floats.
+"""Symbols to bytes and back: integer tables and contexts, constriction's range coder. Knows no motion and no floats.
 
 A residual is one *bucket* (coded with a frequency row that its context picks) and, for large values, raw bits inside
 the bucket. Zero is the first bucket, so a frame in which nothing changed is the lowest code value: zero bytes.
@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from math import log2
 from typing import Any
 
 import constriction
@@ -35,6 +36,7 @@ class EntropyCoder:
     def __init__(self, tables: MotionTables) -> None:
         self.tables = tables
         models = [_model(row) for row in tables.bank]
+        self._row_of = {model: row for row, model in enumerate(models)}
         width = len(tables.near_thresholds) + 1
         self._predicted = [
             [[tuple(models[r] for r in rows[k : k + width]) for k in range(0, len(rows), width)] for rows in level]
@@ -95,6 +97,16 @@ class EntropyCoder:
             ) from problem
         return group
 
+    def ideal_bits(self, frame: Symbols) -> float:
+        """Code length of one frame by the tables alone, without a coder's rounding: for fitting and reports."""
+        rows, bank, bits = self._rows(frame.level, len(frame.values), frame.intra, frame.state), self.tables.bank, 0.0
+        sizes = [min(abs(q), NEAR_CAP) for q in frame.values]
+        for i, q in enumerate(frame.values):
+            m = bisect_right(STARTS, abs(q)) - 1
+            row = bank[self._row_of[rows[i][self._near[sum(sizes[max(0, i - NEAR) : i])]]]]
+            bits += PRECISION - log2(row[2 * m + (1 if q > 0 else 2) if q else 0]) + (RAW_BITS[m] if q else 0)
+        return bits
+
     def _rows(self, level: int, count: int, intra: bool, state: State) -> _Rows:
         if intra:
             return self._intra[level][:count]
@@ -132,7 +144,8 @@ def exact_cumulative(row: Sequence[int]) -> list[int]:
 
 def _model(row: Sequence[int]) -> Any:
     # Multiples of 2**-15 are exact floats, so constriction's fixed-point tables are exactly exact_cumulative(row).
-    return constriction.stream.model.Categorical(np.array(row, np.float64) / (1 << PRECISION), perfect=False, lazy=False)
+    shares = np.array(row, np.float64) / (1 << PRECISION)
+    return constriction.stream.model.Categorical(shares, perfect=False, lazy=False)
 
 
 _RAW = [constriction.stream.model.Uniform(1 << bits) if bits else None for bits in range(DOUBLINGS + 1)]

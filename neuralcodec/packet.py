@@ -1,4 +1,4 @@
-"""The boxes a datagram carries: parse and build, byte for byte (FORMAT.md sections 3 and 4). Knows no meaning of payloads.
+"""The boxes a datagram carries: parse and build, byte for byte (FORMAT.md sections 3, 4). Knows no meaning of payloads.
 
 ``parse_packet(data)`` accepts any bytes and returns a packet or raises a BitstreamError that names the rule broken.
 For every packet ``bytes(parse_packet(data)) == data``: there is one way to write each packet.
@@ -64,7 +64,7 @@ class StreamHeader:
     @classmethod
     def _parse(cls, read: _Reader) -> StreamHeader:
         if (magic := read.take(3, "the magic")) != MAGIC:
-            raise read.error(f"the stream header starts with {magic!r}, expected {MAGIC!r}: not a neuralcodec stream", 6)
+            raise read.error(f"the header starts with {magic!r}, expected {MAGIC!r}: not a neuralcodec stream", 6)
         if (version := read.byte("the version")) != FORMAT_VERSION:
             raise UnsupportedVersionError(
                 f"the stream is format version {version}, this release reads {FORMAT_VERSION}: update neuralcodec",
@@ -75,7 +75,7 @@ class StreamHeader:
         if flags & ~(FLAG_FULL_FRAME | FLAG_GRAY):
             raise read.error(f"header flags {flags:#04x} set reserved bits", 10)
         width, height = read.limited("width", 1, DIMENSION_MAX, 7), read.limited("height", 1, DIMENSION_MAX, 7)
-        base = read.limited("time base numerator", 1, TIME_MAX, 8), read.limited("time base denominator", 1, TIME_MAX, 8)
+        base = read.limited("time base num", 1, TIME_MAX, 8), read.limited("time base den", 1, TIME_MAX, 8)
         duration = read.limited("frame duration", 1, TIME_MAX, 8)
         size = read.limited("coded size", SIZE_MIN, SIZE_MAX, 9)
         if size % SIZE_STEP:
@@ -220,7 +220,7 @@ class End:
 
 @dataclass(frozen=True)
 class Extension:
-    """A packet of a later minor version, or private data: kept as it is, and ignored by decoders that do not know it."""
+    """A packet of a later minor version, or private data: kept as it is; decoders that do not know it ignore it."""
 
     kind: int  # 0x20..0x3f
     payload: bytes

@@ -5,8 +5,9 @@ coefficients in *units*: 1 unit moves the keypoints by 1/32 pixel of a 256-pixel
 seven coefficients are the pose, the others the expression in falling order of importance. Everything after that
 rounding is integer arithmetic (FORMAT.md section 5):
 
-    residual symbol q = round((wanted - state) / step)        sender only, with a dead zone
-    state           += q * step                               both ends
+    guess = state + momentum * (state - older state)         both ends
+    symbol q = round((wanted - guess) / step)                sender only, with a dead zone
+    state = guess + q * step                                 both ends
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ TABLES_FORMAT = 1
 PRECISION = 15  # bits: every row of the bank sums to 2**15
 VALUE_LIMIT = 1 << 17  # units; states are clipped to it, so garbage cannot grow them
 SYMBOL_LIMIT = 32770  # largest |q| the symbol alphabet can carry (entropy.py)
-DEAD_ZONE = 0.12  # of a step, taken from both sides of every rounding boundary: measured best in bytes at equal error
+DEAD_ZONE = 0.2  # of a step, taken from both sides of every rounding boundary: measured best in bytes at equal error
+MOMENTUM_ONE = 64  # momentum is kept in 1/64
+RELAX_SHIFT = 3  # unsent components lose 1/8 a frame: as good as zero when dropped, as holding when skipped
+RELAX_HALF = 1 << (RELAX_SHIFT - 1)
 ACTIVITY_ONE = 16  # activity is kept in 1/16 unit
 ACTIVITY_CAP = 15  # symbols; one jump must not blur the memory for a second
 
@@ -38,16 +42,18 @@ ACTIVITY_CAP = 15  # symbols; one jump must not blur the memory for a second
 class State:
     """What prediction and contexts remember between frames; all integers, equal at both ends.
 
-    values: coefficient of every component, in units. activity: leaky mean of |q| * step of every component, in 1/16 unit.
+    values: coefficient of every component, in units. older: the same one frame earlier.
+    activity: leaky mean of |q| * step of every component, in 1/16 unit.
     """
 
     values: tuple[int, ...]
+    older: tuple[int, ...]
     activity: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Symbols:
-    """One frame's residuals and what is needed to code them. ``level`` and ``components`` are indices into the tables."""
+    """One frame's residuals and what codes them. ``level`` and ``components`` are indices into the tables."""
 
     level: int
     components: int
@@ -66,6 +72,7 @@ class MotionTables:
     synthesis: Array  # float64 (N, 7 + 3K): flat = mean + units @ synthesis
     levels: tuple[int, ...]  # quantizer step of each level, in units
     components: tuple[int, ...]  # expression coefficients sent at each components index
+    momentum: tuple[tuple[int, ...], ...]  # [level][component], 1/64 of the last movement that the guess repeats
     own_thresholds: tuple[int, ...]  # of activity, in 1/16 step
     near_thresholds: tuple[int, ...]  # of the neighbours' sum
     bank: tuple[tuple[int, ...], ...]  # frequency rows over the symbol alphabet
@@ -96,6 +103,7 @@ class MotionTables:
                 synthesis=np.array(data["synthesis"], np.float64),
                 levels=_ints(data["levels"]),
                 components=_ints(data["components"]),
+                momentum=tuple(_ints(row) for row in data["momentum"]),
                 own_thresholds=_ints(data["own_thresholds"]),
                 near_thresholds=_ints(data["near_thresholds"]),
                 bank=tuple(_ints(row) for row in data["bank"]),
@@ -117,13 +125,19 @@ class MotionTables:
             or (self.analysis.shape != (flat, n) and "analysis")
             or (not all(np.isfinite(a).all() for a in (self.mean, self.analysis, self.synthesis)) and "transform")
             or (not (len(self.levels) == 8 and all(0 < s < 1 << 12 for s in self.levels)) and "levels")
-            or (not (len(self.components) == 8 and all(0 <= c <= n - POSE_SIZE for c in self.components)) and "components")
+            or (len(self.components) != 8 and "components")
+            or (not all(0 <= c <= n - POSE_SIZE for c in self.components) and "components")
             or (not (rows and all(sum(r) == 1 << PRECISION and min(r) > 0 for r in self.bank)) and "bank")
             or (len({len(r) for r in self.bank}) != 1 and "bank")
+            or (not self._momentum_fits() and "momentum")
             or (not self._maps_fit(contexts, rows) and "context maps")
         )
         if wrong:
             raise PackError(f"{where}: '{wrong}' has the wrong shape or values; rebuild the pack")
+
+    def _momentum_fits(self) -> bool:
+        small = all(0 <= m < MOMENTUM_ONE for row in self.momentum for m in row)
+        return len(self.momentum) == 8 and small and all(len(row) == self.size for row in self.momentum)
 
     def _maps_fit(self, contexts: int, rows: int) -> bool:
         return (
@@ -160,7 +174,7 @@ class Quantizer:
         count, step = self.tables.coded(components), self.tables.levels[level]
         wanted = (motion.flat() - self.tables.mean) @ self.tables.analysis[:, :count]
         wanted = np.clip(np.nan_to_num(wanted), -VALUE_LIMIT, VALUE_LIMIT)
-        ratio = (wanted - before.values[:count]) / step
+        ratio = (wanted - guess(self.tables, before, level)[:count]) / step
         size = np.floor(np.abs(ratio) + (0.5 if intra else 0.5 - DEAD_ZONE))
         values = np.minimum(size, SYMBOL_LIMIT) * np.sign(ratio)
         symbols = Symbols(level, components, intra, tuple(map(int, values)), before)
@@ -180,24 +194,34 @@ class Quantizer:
 def start_state(tables: MotionTables) -> State:
     """The state an intra frame is coded from: the mean face at the mean pose."""
     zeros = (0,) * tables.size
-    return State(zeros, zeros)
+    return State(zeros, zeros, zeros)
+
+
+def guess(tables: MotionTables, state: State, level: int) -> list[int]:
+    """Where every component is expected next; ``>>`` rounds toward minus infinity on every machine."""
+    return [
+        now + ((m * (now - old) + MOMENTUM_ONE // 2) >> 6)
+        for now, old, m in zip(state.values, state.older, tables.momentum[level], strict=True)
+    ]
 
 
 def advance(tables: MotionTables, symbols: Symbols) -> State:
     """The state after a frame (FORMAT.md section 5): integers only, total on any symbols."""
     step, count, before = tables.levels[symbols.level], len(symbols.values), symbols.state
+    expected = guess(tables, before, symbols.level)
     values = tuple(
-        max(-VALUE_LIMIT, min(VALUE_LIMIT, old + q * step))
-        for old, q in zip(before.values, symbols.values, strict=False)
+        max(-VALUE_LIMIT, min(VALUE_LIMIT, start + q * step))
+        for start, q in zip(expected, symbols.values, strict=False)
     )
     if symbols.intra:
-        activity = (ACTIVITY_ONE * step // 2,) * tables.size
-        return State(values + (0,) * (tables.size - count), activity)
+        values += (0,) * (tables.size - count)
+        return State(values, values, (ACTIVITY_ONE * step // 2,) * tables.size)
+    values += tuple(old - ((old + RELAX_HALF) >> RELAX_SHIFT) for old in before.values[count:])
     cap, one = ACTIVITY_CAP, ACTIVITY_ONE * step
     activity = tuple(
         old + ((min(abs(q), cap) * one - old) >> 2) for old, q in zip(before.activity, symbols.values, strict=False)
     )
-    return State(values + before.values[count:], activity + before.activity[count:])
+    return State(values, before.values[:count] + values[count:], activity + before.activity[count:])
 
 
 def _ints(values: Any) -> tuple[int, ...]:

@@ -1,0 +1,139 @@
+"""FORMAT.md is true: its worked packets come out again, and a decoder written from its text alone reads them."""
+
+import re
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import neuralcodec
+from neuralcodec.entropy import ALPHABET, EntropyCoder
+from neuralcodec.motion import MotionParams
+from neuralcodec.packet import Motion, StreamHeader, parse_packet
+from neuralcodec.quantizer import MotionTables, Quantizer
+
+VECTORS = Path(__file__).parent / "vectors"
+TEXT = (Path(neuralcodec.__file__).parent / "FORMAT.md").read_text("utf-8")
+BLOCKS = [bytes.fromhex(line) for line in re.findall(r"^    ((?:[0-9a-f]{2} )+[0-9a-f]{2})$", TEXT, re.MULTILINE)]
+HEADER, INTRA, GROUP = BLOCKS
+FOLLOWER = bytes.fromhex(re.findall(r"`(a4 (?:[0-9a-f]{2} ?)+)`", TEXT)[0])
+
+
+@pytest.fixture(scope="module")
+def tables() -> MotionTables:
+    return MotionTables.load(VECTORS / "tables.json")
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[MotionParams]:
+    return [MotionParams.from_flat(row) for row in np.load(VECTORS / "track_a.npz")["flat"].astype(np.float64)]
+
+
+class PaperDecoder:
+    """Sections 5 and 6 of FORMAT.md in plain integers, sharing no code with the SDK."""
+
+    def __init__(self, tables: MotionTables) -> None:
+        self.t = tables
+        self.v = self.o = self.a = [0] * tables.size
+
+    def decode(self, payload: bytes, level: int, c: int, intra: bool, frames: int = 1) -> list[list[int]]:
+        stream = int.from_bytes(payload + bytes(8192), "big")
+        total, position = 8 * (len(payload) + 8192), 64
+        d, r = stream >> (total - 64), (1 << 64) - 1
+
+        def symbol(bounds: list[int]) -> int:
+            nonlocal d, r, position
+            scale = r >> 24
+            x = d // scale
+            assert x < 1 << 24, "R19"
+            s = next(k for k in range(len(bounds) - 1) if bounds[k] <= x < bounds[k + 1])
+            d, r = d - scale * bounds[s], scale * (bounds[s + 1] - bounds[s])
+            if r < 1 << 32:
+                position += 32
+                r, d = r << 32, (d << 32) + (stream >> (total - position) & 0xFFFFFFFF)
+            return s
+
+        out = []
+        for _ in range(frames):
+            step, n, q = self.t.levels[level], 7 + self.t.components[c], []
+            for i in range(n):
+                own = sum(t * step <= self.a[i] for t in self.t.own_thresholds)
+                around = sum(min(abs(v), 4) for v in q[max(0, i - 12) : i])
+                near = sum(t <= around for t in self.t.near_thresholds)
+                context = own * (len(self.t.near_thresholds) + 1) + near
+                row = self.t.bank[self.t.intra[level][i] if intra else self.t.predicted[level][i][context]]
+                cumulative = accumulate(row[:-1], initial=0)
+                b = symbol([(x * ((1 << 24) - 37) >> 15) + k for k, x in enumerate(cumulative)] + [1 << 24])
+                k = (b - 1) // 2
+                size = 0 if not b else k + 1
+                if k > 3:
+                    bits = k - 3
+                    size = 3 + 2**bits + symbol([s << (24 - bits) for s in range((1 << bits) + 1)])
+                q.append(size if b % 2 else -size)
+            self._advance(q, step, level, intra)
+            out.append(q)
+            intra = False
+        return out
+
+    def _advance(self, q: list[int], step: int, level: int, intra: bool) -> None:
+        m, n, v, o, a = self.t.momentum[level], len(q), list(self.v), list(self.o), list(self.a)
+        if intra:
+            v = [x * step for x in q] + [0] * (len(v) - n)
+            self.v, self.o, self.a = v, list(v), [8 * step] * len(v)
+            return
+        for i in range(len(v)):
+            if i < n:
+                old = v[i]
+                v[i] = max(-131072, min(131072, old + ((m[i] * (old - o[i]) + 32) >> 6) + q[i] * step))
+                o[i], a[i] = old, a[i] + ((min(abs(q[i]), 15) * 16 * step - a[i]) >> 2)
+            else:
+                v[i] -= (v[i] + 4) >> 3
+                o[i] = v[i]
+        self.v, self.o, self.a = v, o, a
+
+
+def numbers(text: str) -> list[int]:
+    return [int(word) for word in text.replace("|", " ").split()]
+
+
+def test_worked_header() -> None:
+    header = StreamHeader(bytes.fromhex("0123456789abcdef"), 1280, 720, (1, 25), 1, 256, full_frame=True)
+    assert bytes(header) == HEADER
+    assert parse_packet(HEADER) == header
+
+
+def test_worked_motion_packets_are_what_the_sdk_writes(tables: MotionTables, frames: list[MotionParams]) -> None:
+    quantizer, coder = Quantizer(tables), EntropyCoder(tables)
+    symbols = [quantizer.forward(f, level=2, components=2, intra=i == 0) for i, f in enumerate(frames[:4])]
+    assert bytes(Motion(0, 2, 2, coder.encode(symbols[0]), True, 1, 0)) == INTRA
+    assert bytes(Motion(1, 2, 2, coder.encode(symbols[1]))) == FOLLOWER
+    assert bytes(Motion(2, 2, 2, coder.encode(symbols[2:]), frames=2)) == GROUP
+    texts = re.findall(r"(?<=[\s(])(-?\d+(?: -?\d+){6} \|(?:\s-?\d+){8})", TEXT)
+    assert [numbers(t) for t in texts] == [list(s.values) for s in symbols]
+
+
+def test_worked_motion_packets_with_the_paper_decoder(tables: MotionTables, frames: list[MotionParams]) -> None:
+    paper, quantizer = PaperDecoder(tables), Quantizer(tables)
+    got = paper.decode(INTRA[4:], 2, 2, True) + paper.decode(FOLLOWER[2:], 2, 2, False)
+    got += paper.decode(GROUP[4:], 2, 2, False, 2)
+    expected = [quantizer.forward(f, level=2, components=2) for f in frames[:4]]
+    assert got == [list(s.values) for s in expected]
+    assert tuple(paper.v) == quantizer.state.values
+    assert tuple(paper.a) == quantizer.state.activity
+
+
+def test_paper_decoder_over_changing_settings(tables: MotionTables, frames: list[MotionParams]) -> None:
+    paper, quantizer, coder = PaperDecoder(tables), Quantizer(tables), EntropyCoder(tables)
+    for i, frame in enumerate(frames[:80]):
+        level, components = i * 5 % 8, i * 3 % 8
+        symbols = quantizer.forward(frame, level=level, components=components, intra=i % 25 == 0)
+        assert paper.decode(coder.encode(symbols), level, components, symbols.intra) == [list(symbols.values)]
+        assert tuple(paper.v) == quantizer.state.values
+        assert tuple(paper.o) == quantizer.state.older
+
+
+def test_every_rule_of_the_text_is_numbered_once_in_order() -> None:
+    rules = re.findall(r"^- \*\*R(\d+)", TEXT, re.MULTILINE)
+    assert rules == [str(i) for i in range(1, len(rules) + 1)]
+    assert ALPHABET == 37
