@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neuralcodec.models.layers import MotionOutput, grid_sample_3d
+
 DEPTH = 8  # slices of the appearance volume
 DEPTH_RANGE = 0.6  # the slices span z in [-0.6, 0.6]: a face of scale 0.86 needs +-0.45
 VOLUME, PROBE = 16, 8  # channels per slice: appearance, and the thin copy that the motion field looks at
@@ -101,12 +103,8 @@ class PortraitMotion(nn.Module):
         self.face = nn.Linear(256, 1)
         self.register_buffer("mean_shape", torch.zeros(k, 3))  # set from the training labels before the first step
 
-    def forward(self, image: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """image (B, 3, S, S) in 0..1; box (B, 3): centre x, y and half side.
-
-        Returns rotation (B, 3, 3), translation (B, 3), scale (B, 1), canonical (B, K, 3), delta (B, K, 3),
-        confidence (B, 1).
-        """
+    def forward(self, image: Tensor, box: Tensor) -> MotionOutput:
+        """image (B, 3, S, S) in 0..1; box (B, 3): centre x, y and half side of the face, in picture units."""
         half = box[:, 2:] * PATCH_GROW  # B,1
         centre = torch.cat([box[:, :1], box[:, 1:2] + PATCH_DOWN * box[:, 2:]], 1)  # B,2
         axis = (torch.arange(PATCH, device=image.device, dtype=torch.float32) + 0.5) * (2 / PATCH) - 1
@@ -115,9 +113,9 @@ class PortraitMotion(nn.Module):
         patch = F.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
         rotation, shift, size, canonical, delta, face = self.on_patch(patch)
         place = centre + half * shift
-        return rotation, F.pad(place, (0, 1)), half * size, canonical, delta, torch.sigmoid(face)
+        return MotionOutput(rotation, F.pad(place, (0, 1)), half * size, canonical, delta, torch.sigmoid(face))
 
-    def on_patch(self, patch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def on_patch(self, patch: Tensor) -> tuple[Tensor, ...]:
         """The network proper on (B, 3, 128, 128), in the patch's own coordinates; confidence as a logit."""
         x = self.trunk((patch - 0.5) * 4).float()
         pose = self.pose.float()(x)
@@ -170,6 +168,7 @@ class MotionField(nn.Module):
 
     def __init__(self, keypoints: int) -> None:
         super().__init__()
+        self.volumetric = True  # see Networks.set_volumetric
         self.d1 = nn.Sequential(conv(PROBE * DEPTH + 2 * keypoints, 96), conv(96, 96))
         self.d2 = nn.Sequential(conv(96, 128, stride=2), conv(128, 128))
         self.d3 = nn.Sequential(conv(128, 192, stride=2), conv(192, 192), conv(192, 128))
@@ -196,7 +195,7 @@ class MotionField(nn.Module):
             return flow.view(b, DEPTH, h, h, 3)
 
         coarse = compose(logits.softmax(1))
-        seen = sample_volume(probe, coarse)
+        seen = sample_volume(probe, coarse, self.volumetric)
         plane = plane_grid(h, probe.device)
         heat_d, heat_s = heat(plane, xd, 0.1), heat(plane, xs, 0.1)
         a1 = self.d1(torch.cat([seen, heat_d - heat_s, heat_d], 1))
@@ -217,6 +216,7 @@ class PortraitRenderer(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         fine = (EYES.stop - EYES.start) + (MOUTH.stop - MOUTH.start)
+        self.volumetric = True
         self.field = MotionField(int(config.keypoints))
         self.g0, self.up1 = nn.Sequential(conv(VOLUME * DEPTH, 128), Residual(128), Residual(128)), conv(128, 64)
         self.g1, self.up2 = nn.Sequential(conv(64 + 48 + 2 * fine, 64), Residual(64)), conv(64, 32)
@@ -247,7 +247,7 @@ class PortraitRenderer(nn.Module):
         """Picture, the warped reference it copies from (B, 3, S, S), and the share copied (B, 1, S, S)."""
         flow, flow2, seen = self.field(probe.float(), xs, rs, xd, rd)
         h = volume.shape[-1]
-        x = double(self.up1(self.g0(sample_volume(volume.float(), flow))))  # 2h
+        x = double(self.up1(self.g0(sample_volume(volume.float(), flow, self.volumetric))))  # 2h
         flow4 = grow(flow2, 2)
         plane = plane_grid(2 * h, x.device)
         face = [part for s in (EYES, MOUTH) for part in (heat(plane, xd[:, s], 0.05), heat(plane, xs[:, s], 0.05))]
@@ -281,11 +281,11 @@ def heat(plane: Tensor, points: Tensor, sigma: float) -> Tensor:
     return dy[..., None] * dx[..., None, :]
 
 
-def sample_volume(volume: Tensor, flow: Tensor) -> Tensor:
+def sample_volume(volume: Tensor, flow: Tensor, volumetric: bool) -> Tensor:
     """volume (B, C, D, h, h) read at flow (B, D, h, h, 3), depth folded into channels: (B, C * D, h, h)."""
     b, c, d, h, w = volume.shape
     unit = torch.tensor([1.0, 1.0, 1 / DEPTH_RANGE], device=flow.device)
-    read = F.grid_sample(volume, flow * unit, padding_mode="border", align_corners=True)
+    read = grid_sample_3d(volume, flow * unit, volumetric, padding="border")
     return read.reshape(b, c * d, h, w)
 
 

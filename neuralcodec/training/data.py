@@ -7,7 +7,7 @@ Knows no network and no loss. A data folder holds ``{train,val}/256/NAME.mp4`` a
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
+
+from neuralcodec.motion import MotionParams
+from neuralcodec.quantizer import MotionTables, Quantizer
 
 # MediaPipe face-mesh numbers of the 30 portrait keypoints: right eye (outer, inner, upper, lower), left eye, irises,
 # brows,
@@ -188,9 +191,14 @@ def similarity(frames: Frames, size: int, centre: Tensor, half: Tensor, angle: T
                   place[:, 0] * across[:, :2], torch.where(renamed, shape[:, MIRRORED], shape))  # fmt: skip
 
 
-def random_pairs(clips: list[Clip], count: int, random: torch.Generator, *, hard: float = 0.5) -> tuple[Frames, Frames]:
-    """``count`` pairs (source, driving) of one clip each under one camera. A share ``hard`` takes the most different
-    of four candidate driving frames; half of the pairs are moved, scaled and turned a little, half mirrored."""
+def random_pairs(
+    clips: list[Clip], count: int, random: torch.Generator, *, hard: float = 0.5, tables: MotionTables | None = None
+) -> tuple[Frames, Frames]:
+    """``count`` pairs (source, driving) of one clip each under one camera.
+
+    A share ``hard`` takes the most different of four candidate driving frames; half of the pairs are moved, scaled and
+    turned a little, half mirrored. With ``tables`` the driving motion is what a decoder would see of it.
+    """
     sources, drivings = [], []
     for _ in range(count):
         clip = clips[int(torch.randint(len(clips), (1,), generator=random))]
@@ -211,7 +219,25 @@ def random_pairs(clips: list[Clip], count: int, random: torch.Generator, *, hard
     )
     gain = torch.empty(count, 3, 1, 1).uniform_(0.75, 1.25, generator=random).repeat(2, 1, 1, 1)
     moved.image = (moved.image * gain).clamp(0, 1)
-    return _split(moved, slice(0, count)), _split(moved, slice(count, None))
+    source, driving = _split(moved, slice(0, count)), _split(moved, slice(count, None))
+    return source, driving if tables is None else as_decoded(driving, tables, random)
+
+
+def as_decoded(frames: Frames, tables: MotionTables, random: torch.Generator) -> Frames:
+    """The same pictures with their motion sent through the codec's quantizer, at random levels and component counts."""
+    points, turns = frames.keypoints.clone(), frames.rotation.clone()
+    quantizer = Quantizer(tables)
+    for i in range(len(points)):
+        shape, place = frames.shape[i].numpy(), np.append(frames.translation[i].numpy(), np.float32(0))
+        total = ((frames.keypoints[i].numpy() - place) / float(frames.scale[i])) @ frames.rotation[i].numpy().T
+        motion = MotionParams.from_matrix(frames.rotation[i].numpy(), place, float(frames.scale[i]), total - shape)
+        level, components = torch.randint(0, 5, (2,), generator=random).tolist()
+        quantizer.reset()
+        quantizer.forward(motion, level=level, components=3 + components, intra=True)
+        seen = quantizer.last
+        assert seen is not None
+        points[i], turns[i] = torch.from_numpy(seen.keypoints(shape)), torch.from_numpy(seen.rotation)
+    return replace(frames, keypoints=points, rotation=turns)
 
 
 def _split(frames: Frames, rows: slice) -> Frames:

@@ -1,0 +1,207 @@
+"""What each training phase trains, on which batches, against which losses. Knows no files, clocks or optimizers.
+
+motion       L, H, Delta of `portrait` on tight face pictures, guided by landmark labels
+render       F, M, G of `portrait`, driven by labels (through the codec's quantizer where tables are given)
+joint        everything at once on picture pairs: the paper's six losses, plus landmark guidance where K = 30
+adversarial  render plus a discriminator (hinge and feature matching)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuralcodec.models import Networks
+from neuralcodec.models.discriminator import Discriminator
+from neuralcodec.models.portrait import EYES, MOUTH, PATCH, PATCH_DOWN, PATCH_GROW
+from neuralcodec.quantizer import MotionTables
+from neuralcodec.training.data import PORTRAIT_POINTS, Clip, Frames, random_pairs, random_patches
+from neuralcodec.training.losses import (
+    LossWeights,
+    RandomWarp,
+    discriminator_hinge,
+    equivariance_loss,
+    expression_loss,
+    feature_matching,
+    generator_hinge,
+    head_pose_loss,
+    keypoint_prior,
+    landmark_loss,
+)
+
+PHASES = ("motion", "render", "joint", "adversarial")
+WEIGHTS = LossWeights()
+JITTER = 0.004  # picture units (half a pixel of 256): stands in for the motion network's error where labels drive
+FINE = torch.ones(len(PORTRAIT_POINTS))  # weight of each keypoint: eyes and lips decide what people see
+FINE[EYES], FINE[MOUTH] = 2.5, 2.5
+GAPS = ((3, 2), (7, 6), (19, 18), (21, 20))  # lower and upper lids, inner and outer lips: openings of a few pixels
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Perception:
+    """The perceptual networks at hand; either may be missing (nothing can be downloaded on the user's behalf)."""
+
+    face: nn.Module | None = None
+    vgg: nn.Module | None = None
+
+    def __call__(self, picture: Tensor, target: Tensor, keypoints: Tensor) -> Terms:
+        terms = {}
+        if self.face is not None:
+            terms["face net"] = self.face(picture, target, keypoints)
+        if self.vgg is not None:
+            terms["vgg"] = WEIGHTS.perceptual * self.vgg(picture, target)
+        return terms
+
+
+class Phase:
+    """One phase over one set of networks. ``trained`` are its modules, ``critic`` the discriminator if it has one."""
+
+    def __init__(
+        self, name: str, nets: Networks, perceive: Perception, tables: MotionTables | None = None, device: Any = "cpu"
+    ) -> None:
+        self.name, self.nets, self.perceive, self.tables = name, nets, perceive, tables
+        self.trained: list[nn.Module] = {
+            "motion": [nets.motion],
+            "joint": [nets.motion, nets.reference, nets.render],
+        }.get(name, [nets.reference, nets.render])
+        gan = name == "adversarial" or (name == "joint" and nets.config.name != "portrait")
+        self.critic = Discriminator(nets.config).to(device) if gan else None
+
+    def batch(self, clips: list[Clip], count: int, random: torch.Generator) -> tuple[Any, Any]:
+        if self.name == "motion":
+            return random_patches(clips, count, PATCH, random, PATCH_GROW, PATCH_DOWN)
+        return random_pairs(clips, count, random, tables=self.tables)
+
+    def terms(self, a: Any, b: Any) -> Terms:
+        """Loss terms of the trained modules; "psnr" among them is for the log."""
+        if self.name == "motion":
+            return motion_terms(self.nets, a, b)
+        if self.name == "joint":
+            return joint_terms(self.nets, a, b, self.perceive, self.critic)
+        return render_terms(self.nets, a, b, self.perceive, self.critic)
+
+    def critic_loss(self, real: Tensor, rendered: Tensor, keypoints: Tensor) -> Tensor:
+        assert self.critic is not None
+        pairs = zip(self.critic(real, keypoints), self.critic(rendered.detach(), keypoints), strict=True)
+        return torch.stack([discriminator_hinge(r[0], f[0]) for r, f in pairs]).mean()
+
+
+def motion_terms(nets: Networks, frames: Frames, face: Tensor) -> Terms:
+    """Landmark guidance on tight patches: composed keypoints, pose, identity shape, confidence."""
+    network: Any = nets.motion
+    rotation, shift, size, canonical, delta, logit = network.on_patch(frames.image)
+    composed = size[:, :, None] * ((canonical + delta) @ rotation) + F.pad(shift, (0, 1))[:, None]
+    fine = FINE.to(composed.device)[:, None] * torch.tensor([1.0, 1.0, 0.4], device=composed.device)
+
+    def mean(x: Tensor) -> Tensor:  # over the patches that show a face
+        return (x.flatten(1).mean(1) * face).sum() / face.sum().clamp_min(1)
+
+    def gaps(points: Tensor) -> Tensor:
+        return torch.stack([points[:, low, 1] - points[:, high, 1] for low, high in GAPS], 1)
+
+    sizes = (torch.log(size[:, 0].float()) - torch.log(frames.scale)).abs()[:, None]
+    return {
+        "points": 20 * mean((composed - frames.keypoints).abs() * fine),
+        "gaps": 20 * mean((gaps(composed) - gaps(frames.keypoints)).abs()),
+        "turn": 5 * mean((rotation - frames.rotation).abs()),
+        "place": 5 * mean((shift - frames.translation).abs()) + 5 * mean(sizes),
+        "shape": 5 * mean((canonical - frames.shape).abs()),
+        "face": 0.2 * F.binary_cross_entropy_with_logits(logit[:, 0].float(), face),
+    }
+
+
+def render_terms(
+    nets: Networks, source: Frames, driving: Frames, perceive: Perception, critic: Discriminator | None = None
+) -> Terms:
+    """Rendering one frame from another, driven by labels."""
+
+    def jittered(points: Tensor) -> Tensor:
+        return points + JITTER * torch.randn_like(points) * torch.tensor([1.0, 1.0, 0.5], device=points.device)
+
+    picture, copied, _ = nets.render_full(
+        source.image, *nets.reference(source.image),
+        xs=jittered(source.keypoints), rs=source.rotation, xd=jittered(driving.keypoints), rd=driving.rotation,
+    )  # fmt: skip
+    weight = face_weight(driving.keypoints, picture.shape[-1])
+    return {
+        "picture": 5 * ((picture - driving.image).abs() * weight).mean(),
+        "copied": 1.5 * ((copied - driving.image).abs() * weight).mean(),
+        "edges": 2 * gradient_pyramid(picture, driving.image, weight),
+        **perceive(picture, driving.image, driving.keypoints),
+        **(judged(critic, picture, driving.image, driving.keypoints) if critic else {}),
+        "psnr": psnr(picture.detach(), driving.image),
+        "rendered": picture.detach(),
+    }
+
+
+def joint_terms(
+    nets: Networks, source: Frames, driving: Frames, perceive: Perception, critic: Discriminator | None = None
+) -> Terms:
+    """The paper's training step (section 3.3): keypoints from both pictures, the driving one made from the source."""
+    portrait = nets.config.name == "portrait"
+
+    def box(frames: Frames) -> Tensor | None:
+        return torch.cat([frames.translation, frames.scale[:, None]], 1) if portrait else None
+
+    found_s, found_d = nets.motion(source.image, box(source)), nets.motion(driving.image, box(driving))
+    xs, xd = found_s.keypoints(), found_d.keypoints(found_s.canonical)
+    warp = RandomWarp.sample(len(xs), device=xs.device)
+    found_w = nets.motion(warp.image(driving.image), box(driving))
+    out = nets.render(source.image, *nets.reference(source.image), source_keypoints=xs, source_rotation=found_s.rotation,
+                      driving_keypoints=xd, driving_rotation=found_d.rotation)  # fmt: skip
+    terms = {
+        "equivariance": WEIGHTS.equivariance * equivariance_loss(found_d.keypoints(), found_w.keypoints(), warp),
+        "pose": WEIGHTS.head_pose / 20 * head_pose_loss(found_d.rotation, driving.rotation),
+        "expression": WEIGHTS.expression * expression_loss(found_d.delta),
+        "edges": 2 * gradient_pyramid(out, driving.image, face_weight(driving.keypoints, out.shape[-1])),
+        **perceive(out, driving.image, driving.keypoints),
+        **(judged(critic, out, driving.image, xd) if critic else {}),
+        "psnr": psnr(out.detach(), driving.image),
+        "rendered": out.detach(),
+    }
+    if portrait:
+        fine = FINE.to(xs.device)
+        terms["points"] = 20 * (landmark_loss(found_s.keypoints(), source.keypoints, fine)
+                                + landmark_loss(found_d.keypoints(), driving.keypoints, fine))  # fmt: skip
+    else:
+        terms["prior"] = WEIGHTS.keypoint_prior * keypoint_prior(found_d.keypoints())
+    return terms
+
+
+def judged(critic: Discriminator, picture: Tensor, real: Tensor, keypoints: Tensor) -> Terms:
+    """L_G for the generator: hinge plus feature matching, over the discriminator's scales."""
+    made, wanted = critic(picture, keypoints), critic(real, keypoints)
+    hinge = torch.stack([generator_hinge(score) for score, _ in made]).mean()
+    match = torch.stack([feature_matching(a[1], b[1]) for a, b in zip(made, wanted, strict=True)]).mean()
+    return {"hinge": WEIGHTS.adversarial * 0.1 * hinge, "features": WEIGHTS.feature_matching * 0.1 * match}
+
+
+def face_weight(points: Tensor, size: int) -> Tensor:
+    """Per-pixel weight (B, 1, S, S): 1, rising to 5 at the eyes and 7 at the mouth of keypoints (B, 30, 3)."""
+    axis = torch.linspace(-1, 1, 64, device=points.device)
+    plane = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
+    centres = torch.stack([points[:, 0:4].mean(1), points[:, 4:8].mean(1), points[:, MOUTH].mean(1)], 1)[..., :2]
+    reach = (points[:, 0, :2] - points[:, 4, :2]).norm(dim=1).clamp_min(0.1)[:, None, None, None] * 0.3
+    bells = torch.exp(-((plane - centres[:, :, None, None]) ** 2).sum(-1) / (2 * reach**2))
+    bells = bells * torch.tensor([4.0, 4.0, 6.0], device=points.device)[:, None, None]
+    return 1 + F.interpolate(bells.amax(1, keepdim=True), size=(size, size), mode="bilinear")
+
+
+def gradient_pyramid(a: Tensor, b: Tensor, weight: Tensor, levels: int = 3) -> Tensor:
+    """L1 between the horizontal and vertical differences of both pictures over a pyramid: edges in place, no blur."""
+    total = a.new_zeros(())
+    for _ in range(levels):
+        for dim in (2, 3):
+            w = weight.narrow(dim, 1, weight.shape[dim] - 1)
+            total = total + ((torch.diff(a, dim=dim) - torch.diff(b, dim=dim)).abs() * w).mean()
+        a, b, weight = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2), F.avg_pool2d(weight, 2)
+    return total
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    return (-10 * torch.log10(((a.clamp(0, 1) - b) ** 2).mean((1, 2, 3)))).mean()
