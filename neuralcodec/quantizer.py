@@ -1,7 +1,7 @@
 """Motion to integers and back, in a closed loop both ends repeat exactly. Knows no bytes and no packets.
 
 One linear transform (``analysis`` / ``synthesis``, fitted by export/fit_tables.py) turns the flat motion vector into
-coefficients in *units*: 1 unit moves the keypoints by 1/32 pixel of a 256-pixel picture, root mean square. The first
+coefficients in *units*: 1 unit moves the keypoints by 1/64 pixel of a 256-pixel picture, root mean square. The first
 seven coefficients are the pose, the others the expression in falling order of importance. Everything after that
 rounding is integer arithmetic (FORMAT.md section 5):
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from neuralcodec.container import FILE_MAGIC, ContainerReader, ContainerWriter
 from neuralcodec.errors import BitstreamError, LimitError, TruncatedError
-from neuralcodec.packet import PACKET_MAX, End, Motion, ReferencePart, StreamHeader, varint
+from neuralcodec.packet import PACKET_MAX, End, Motion, Packet, ReferencePart, StreamHeader, varint
 
 HEADER = StreamHeader(bytes(8), 640, 480, (1, 25), 1, 256)
-PACKETS = [
+PACKETS: list[Packet] = [
     ReferencePart(0, 0, 1, 1, bytes(4), (0, 0, 480), b"x" * 200),
     Motion(0, 2, 3, b"\x01\x02", True, 0, 0),
     Motion(1, 2, 3, b"\x09"),
