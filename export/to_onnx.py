@@ -205,10 +205,17 @@ def _to_model(
     model = program.model_proto
     # The exporter notes the Python stack of every node, which is our build machine's paths and half of the small files.
     for node in model.graph.node:
-        del node.metadata_props[:]
         node.doc_string = ""
-    for field in (model.metadata_props, model.graph.metadata_props, model.graph.value_info):
-        del field[:]
+    for part in (
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+        model.graph,
+        model,
+    ):
+        del part.metadata_props[:]
+    del model.graph.value_info[:]
     model.doc_string = model.graph.doc_string = ""
     return model
 
@@ -236,10 +243,10 @@ def _sampling(volumetric: bool) -> Iterator[None]:
     plain = F.grid_sample
 
     def flat(
-        input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool = False
+        input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: Any = None
     ) -> Tensor:
         if input.dim() == 5:
-            return grid_sample_3d(input, grid, False, align_corners, padding_mode)
+            return grid_sample_3d(input, grid, False, bool(align_corners), padding_mode)
         return plain(input, grid, mode, padding_mode, align_corners)
 
     if not volumetric:
@@ -252,14 +259,16 @@ def _sampling(volumetric: bool) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Torch's exporter logs each optional package that it misses; none of them matters here."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Torch's exporter logs each optional package it misses and, where anything listens, every shape it derives."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _brief(error: Exception) -> str:

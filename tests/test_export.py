@@ -71,8 +71,9 @@ def test_graphs_are_straight_named_and_free_in_the_batch_only(exported: Path) ->
             assert sizes[0] == "batch" and all(isinstance(s, int) and s > 0 for s in sizes[1:]), (value.name, sizes)
         operators = {node.op_type for node in model.graph.node}
         assert not operators & {"If", "Loop", "Scan", "BatchNormalization"}
-        text = model.SerializeToString()
-        assert str(Path.cwd()).encode() not in text and b".py" not in text  # nothing of the machine that exported
+        for tensor in model.graph.initializer:
+            tensor.ClearField("raw_data")
+        assert b".py" not in model.SerializeToString()  # no stack traces of the machine that exported
 
 
 def test_onnx_runtime_gives_what_torch_gives(networks: Networks, exported: Path) -> None:
@@ -140,9 +141,8 @@ def test_verify_notices_other_weights(networks: Networks, exported: Path, tmp_pa
     folder = tmp_path / "onnx"
     shutil.copytree(exported, folder)
     model = onnx.load(folder / "render.onnx")
-    largest = max(model.graph.initializer, key=lambda t: len(t.raw_data))
-    values = numpy_helper.to_array(largest)
-    largest.CopyFrom(numpy_helper.from_array(values * np.float32(1.05), largest.name))
+    (last,) = (t for t in model.graph.initializer if t.name.endswith("g3.1.weight"))
+    last.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(last) * np.float32(1.05), last.name))
     onnx.save(model, folder / "render.onnx")
     missed = [f.output for f in verify.verify(networks, folder, rounds=1, bounds=BOUNDS) if not f.passed]
     assert missed == ["picture"]
