@@ -9,13 +9,18 @@ import io
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from fractions import Fraction
 from hashlib import sha256
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.clips import FPS, Clip
+
+if TYPE_CHECKING:
+    from neuralcodec import DecodedFrame, MotionParams
 
 Array = NDArray[Any]
 
@@ -25,10 +30,12 @@ class Sent:
     """frames: decoded, one per original frame (a frame that never came repeats the one before, see ``missing``).
 
     file: the whole .ncv file. bytes_by_kind: packet bytes by packet class, and "container" for what the file adds.
-    motion_bytes: motion packet bytes by frame, two or more header bytes in; motion_payload: without them.
+    motion_bytes: bytes of each motion packet, header in; motion_payload: without it. encode_ms: per frame. decode_ms:
+    per packet, references among them. keypoint_error_px: mean rms distance of sent from true keypoints, px of 256.
     """
 
     frames: list[Array]
+    motions: list[MotionParams] = field(repr=False)  # of the frames that came
     missing: int
     file: bytes = field(repr=False)
     packets: list[bytes] = field(repr=False)
@@ -37,66 +44,98 @@ class Sent:
     motion_payload: tuple[int, ...]
     encode_ms: tuple[float, ...] = field(repr=False)
     decode_ms: tuple[float, ...] = field(repr=False)
-    keypoint_error_px: float | None
+    references: int
+    keypoint_error_px: float
+    bytes_until: tuple[int, ...] = field(repr=False)  # file size after each frame's packets
+    provider: str
     library: str
 
     @property
     def kbps(self) -> float:
         return len(self.file) * 8 * FPS / len(self.frames) / 1000
 
+    def kbps_until(self, frames: int) -> float | None:
+        """Rate of the file cut after so many frames; None when the clip is shorter."""
+        if len(self.bytes_until) < frames:
+            return None
+        return self.bytes_until[frames - 1] * 8 * FPS / frames / 1000
 
-def send(clip: Clip, *, kbps: float, pack: str | None, device: str) -> Sent:
+
+def send(clip: Clip, *, kbps: float, pack: str | None, device: str, threads: int | None = None) -> Sent:
     """Encode every frame, write the file, decode the file packet by packet."""
     import neuralcodec
     from neuralcodec.container import ContainerReader, ContainerWriter
-    from neuralcodec.packet import Motion, StreamHeader, parse_packet
+    from neuralcodec.packet import Motion, Packet, StreamHeader
 
-    encoder = neuralcodec.Encoder(target_kbps=kbps, pack=pack, device=device)
-    packets: list[bytes] = []
-    encode_ms = []
+    encoder = neuralcodec.Encoder(
+        kbps, pack=pack, device=device, crop="none", time_base=Fraction(1, FPS), threads=threads, repeat_header=False
+    )
+    made: list[Packet] = []
+    file = io.BytesIO()
+    writer: ContainerWriter | None = None
+    encode_ms: list[float] = []
+    bytes_until: list[int] = []
     for pts, frame in enumerate([*clip.frames, None]):
         start = time.perf_counter()
-        made = encoder.flush() if frame is None else encoder.encode(frame, pts)
-        encode_ms.append((time.perf_counter() - start) * 1000)
-        packets += map(bytes, made)
-    parsed = [parse_packet(data) for data in packets]
-    header = next(packet for packet in parsed if isinstance(packet, StreamHeader))
-    file = io.BytesIO()
-    writer = ContainerWriter(file, header)
-    for packet in packets:
-        if packet != bytes(header):  # the writer has put it first already
-            writer.write(packet)
+        packets = encoder.flush() if frame is None else encoder.encode(frame, pts)
+        if frame is not None:
+            encode_ms.append((time.perf_counter() - start) * 1000)
+        for packet in packets:
+            if writer is None:
+                assert isinstance(packet, StreamHeader), "an encoder speaks of itself first"
+                writer = ContainerWriter(file, packet)
+            else:
+                writer.write(packet)
+        made += packets
+        if frame is not None:
+            bytes_until.append(file.tell())
     kinds: Counter[str] = Counter()
-    for data, packet in zip(packets, parsed, strict=True):
-        kinds[type(packet).__name__] += len(data)
+    for packet in made:
+        kinds[type(packet).__name__] += len(bytes(packet))
     kinds["container"] = file.tell() - kinds.total()
-    motion = [(len(data), len(p.payload)) for data, p in zip(packets, parsed, strict=True) if isinstance(p, Motion)]
+    motion = [packet for packet in made if isinstance(packet, Motion)]
 
-    decoder = neuralcodec.Decoder(pack=pack, device=device)
-    shown: dict[int, Array] = {}
-    decode_ms = []
+    decoder = neuralcodec.Decoder(pack=pack, device=device, threads=threads)
+    shown: dict[int, DecodedFrame] = {}
+    decode_ms: list[float] = []
     for packet in ContainerReader(io.BytesIO(file.getvalue())):
         data = bytes(packet)
         start = time.perf_counter()
         frames = decoder.decode(data)
-        spent = (time.perf_counter() - start) * 1000
-        if frames:
-            decode_ms += [spent / len(frames)] * len(frames)
-        shown.update((frame.pts, frame.image) for frame in frames)
-    error = getattr(encoder.stats, "keypoint_error_px", None)
+        decode_ms.append((time.perf_counter() - start) * 1000)
+        shown.update((frame.pts, frame) for frame in frames)
     return Sent(
-        frames=_filled(shown, clip),
+        frames=_filled({pts: frame.image for pts, frame in shown.items()}, clip),
+        motions=[frame.motion for frame in shown.values()],
         missing=sum(pts not in shown for pts in range(len(clip.frames))),
         file=file.getvalue(),
-        packets=packets,
+        packets=[bytes(packet) for packet in made],
         bytes_by_kind=dict(kinds),
-        motion_bytes=tuple(size for size, _ in motion),
-        motion_payload=tuple(size for _, size in motion),
+        motion_bytes=tuple(len(bytes(packet)) for packet in motion),
+        motion_payload=tuple(len(packet.payload) for packet in motion),
         encode_ms=tuple(encode_ms),
         decode_ms=tuple(decode_ms),
-        keypoint_error_px=None if error is None else float(error),
+        references=encoder.stats.references,
+        bytes_until=tuple(bytes_until),
+        keypoint_error_px=float(encoder.stats.keypoint_error_px),
+        provider=encoder.stats.provider,
         library=f"neuralcodec {neuralcodec.__version__}",
     )
+
+
+def render(clip: Clip, *, pack: str | None, device: str, threads: int | None = None) -> list[Array]:
+    """The networks alone: first frame uncoded as the reference, each frame's motion unquantized."""
+    from neuralcodec import load_pack
+    from neuralcodec.inference import Inference
+
+    networks = Inference(load_pack(pack), device=device, threads=threads)
+    reference = networks.reference(clip.frames[0])
+    box, frames = reference.estimate.box, []
+    for frame in clip.frames:
+        estimate = networks.motion(frame, box)
+        box = estimate.box
+        frames.append(networks.render(reference, estimate.relative_to(reference.canonical)))
+    return frames
 
 
 def first_reference(file: bytes, size: int) -> Array:
@@ -114,30 +153,30 @@ def first_reference(file: bytes, size: int) -> Array:
     raise ValueError("The stream holds no reference picture.")
 
 
-def symbols_digest(file: bytes, tables_path: str) -> str:
-    """SHA-256 over every motion symbol in the file, decoded by the integer path alone: no network, no floats."""
+def follow_symbols(file: bytes, tables: Path) -> tuple[str, list[MotionParams]]:
+    """SHA-256 over every motion symbol in the file, and the motion of every frame, by the integer path alone: what any
+    receiver must arrive at, without a network and without the Decoder."""
     from neuralcodec.container import ContainerReader
     from neuralcodec.entropy import EntropyCoder
     from neuralcodec.packet import Motion
-    from neuralcodec.quantizer import MotionTables, advance, start_state
+    from neuralcodec.quantizer import MotionTables, Quantizer, start_state
 
-    tables = MotionTables.load(tables_path)
-    coder = EntropyCoder(tables)
-    state, digest = start_state(tables), sha256()
+    loaded = MotionTables.load(tables)
+    coder, quantizer = EntropyCoder(loaded), Quantizer(loaded)
+    digest, motions = sha256(), []
     for packet in ContainerReader(io.BytesIO(file)):
         if isinstance(packet, Motion):
-            before = start_state(tables) if packet.intra else state
             for symbols in coder.decode_group(
                 packet.payload,
                 packet.frames,
                 level=packet.level,
                 components=packet.components,
                 intra=packet.intra,
-                state=before,
+                state=start_state(loaded) if packet.intra else quantizer.state,
             ):
                 digest.update(repr(symbols.values).encode())
-                state = advance(tables, symbols)
-    return digest.hexdigest()
+                motions.append(quantizer.inverse(symbols))
+    return digest.hexdigest(), motions
 
 
 def _filled(shown: dict[int, Array], clip: Clip) -> list[Array]:

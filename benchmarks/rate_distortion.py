@@ -33,6 +33,7 @@ QUICK_CODECS = ("x264-call", "svt-av1-call", "x264-best")
 # at its coarse end only, where a codec runs out of bits.
 VARIANTS = ((1.0, 1, 8), (0.5, 1, 5), (1.0, 2, 4), (0.5, 2, 4))
 QUICK_VARIANTS = ((1.0, 1, 5), (0.5, 1, 3))
+ROUNDING = 1e-9  # a ratio of one, computed in floats, is not a loss
 METRICS = {"psnr": "PSNR, dB", "ms_ssim": "MS-SSIM", "vmaf": "VMAF"}
 
 Key = tuple[str, str, str]  # clip hash, codec, setting: names one measurement in points.jsonl
@@ -116,7 +117,7 @@ def compare(points: Sequence[dict[str, Any]], metric: str, *, test: str, anchor:
             if needed.bound != ">":
                 of_clip.append(float(np.log(point.rate / needed.rate)))
         logs += of_clip
-        lost += bool(of_clip and np.mean(of_clip) > 0)
+        lost += bool(of_clip and np.mean(of_clip) > ROUNDING)
         difference = curves.bjontegaard(a, b)
         if difference is not None:
             bd.append(float(np.log1p(difference.percent / 100)))
@@ -232,13 +233,14 @@ def run(jobs: Sequence[tuple[Key, Callable[..., dict[str, Any]], tuple[Any, ...]
             done = {(p["sha256"], p["codec"], p["name"]) for p in load(store)}
             missing = [job for job in jobs if job[0] not in done]
             bar.update(task, completed=len(jobs) - len(missing))
+            if not missing:
+                return
             try:
                 with ProcessPoolExecutor(workers, mp_context=context) as pool:
                     for future in as_completed([pool.submit(function, *given) for _, function, given in missing]):
                         file.write(json.dumps(future.result(), default=report.plain) + "\n")
                         file.flush()
                         bar.advance(task)
-                return
             except BrokenProcessPool:
                 if not tries_left:
                     raise

@@ -1,0 +1,254 @@
+"""Does the codec hold its promises on faces it never saw? One table of figures against their bars, and pictures.
+
+``python -m benchmarks.validation --clips DIR --json OUT.json --pictures DIR``. Without --clips: the demo's moving
+portrait, which is one photograph warped and says nothing about real film. ``--render-only`` leaves the bits out: the
+first frame as it is for a reference, motion as the network gives it.
+
+The freeze baseline repeats the first decoded reference (with --render-only: the first frame). Easy and hard halves: the
+clips above and below the median of its PSNR. Pictures: original | ours | freeze, one row per chosen frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import clips, metrics, ours, report
+
+ROWS = 4  # frames of a contact sheet, evenly spaced, the last one included
+TEN_SECONDS = 10 * clips.FPS
+
+Row = tuple[str, str, str, str]  # figure, bar, measured, verdict
+
+
+def measure(clip: clips.Clip, options: argparse.Namespace, pictures: Path | None, meter: Any) -> dict[str, Any]:
+    """One clip through encoder and decoder."""
+    sent = ours.send(clip, kbps=options.kbps, pack=options.pack, device=options.device, threads=options.cores)
+    freeze = ours.first_reference(sent.file, clip.size[0])
+    digest, motions = ours.follow_symbols(sent.file, _pack_folder(options.pack) / "tables.json")
+    strayed = sum(not (a.flat() == b.flat()).all() for a, b in zip(motions, sent.motions, strict=False))
+    return {
+        **_quality(clip, sent.frames, freeze, pictures, meter),
+        "kbps": sent.kbps,
+        "seconds": clip.seconds,
+        "kbps_first_10_s": sent.kbps_until(TEN_SECONDS),
+        "bytes_by_kind": sent.bytes_by_kind,
+        "motion_payload": float(np.mean(sent.motion_payload)),
+        "motion_payload_p95": float(np.percentile(sent.motion_payload, 95)),
+        "motion_packet": float(np.mean(sent.motion_bytes)),
+        "references": sent.references,
+        "keypoint_error_px": sent.keypoint_error_px,
+        "frames_missing": sent.missing,
+        "frames_strayed": strayed,
+        "encode_ms": float(np.mean(sent.encode_ms)),
+        "encode_ms_median": float(np.median(sent.encode_ms)),
+        "decode_ms": float(np.sum(sent.decode_ms)) / len(clip.frames),
+        "decode_ms_median": float(np.median(sent.decode_ms)),
+        "provider": sent.provider,
+        "symbols": digest,
+        "symbols_again": ours.follow_symbols(sent.file, _pack_folder(options.pack) / "tables.json")[0],
+        "symbols_elsewhere": _in_process("symbols", sent.file, options.pack),
+    }
+
+
+def measure_render(clip: clips.Clip, options: argparse.Namespace, pictures: Path | None, meter: Any) -> dict[str, Any]:
+    """One clip through the networks alone."""
+    frames = ours.render(clip, pack=options.pack, device=options.device, threads=options.cores)
+    return _quality(clip, frames, clip.frames[0], pictures, meter)
+
+
+def _quality(clip: clips.Clip, frames: Sequence[Any], freeze: Any, pictures: Path | None, meter: Any) -> dict[str, Any]:
+    still = [freeze] * len(frames)
+    if pictures is not None:
+        chosen = np.linspace(0, len(frames) - 1, min(ROWS, len(frames))).round().astype(int)
+        report.sheet(pictures / f"{clip.name}.png", [(clip.frames[i], frames[i], freeze) for i in chosen])
+    result: dict[str, Any] = {
+        "clip": clip.name,
+        "sha256": clip.sha256,
+        "frames": len(frames),
+        "psnr": metrics.mean_psnr(clip.frames, frames),
+        "ms_ssim": metrics.mean_ms_ssim(clip.frames, frames),
+        "freeze_psnr": metrics.mean_psnr(clip.frames, still),
+        "freeze_ms_ssim": metrics.mean_ms_ssim(clip.frames, still),
+    }
+    result["gain"] = result["psnr"] - result["freeze_psnr"]
+    if meter is not None:
+        from benchmarks import landmarks
+
+        result["face"] = landmarks.distances(*meter.look(clip.frames, frames))
+    return result
+
+
+def table(results: Sequence[dict[str, Any]], whole: dict[str, Any]) -> list[Row]:
+    """The figures issue by issue: mean over clips unless said otherwise."""
+
+    def mean(key: str) -> float:
+        return float(np.mean([r[key] for r in results]))
+
+    rows: list[Row] = []
+
+    def row(figure: str, bar: str, measured: str, good: bool | None = None) -> None:
+        rows.append((figure, bar, measured, "" if good is None else "pass" if good else "FAIL"))
+
+    if "kbps" in results[0]:
+        payload, rate, error = mean("motion_payload"), mean("kbps"), mean("keypoint_error_px")
+        long = [r["kbps_first_10_s"] for r in results if r["kbps_first_10_s"] is not None]
+        row("motion payload, bytes a frame", "<= 10", f"{payload:.2f}", payload <= 10)
+        row(
+            "  95th percentile; with packet header",
+            "",
+            f"{mean('motion_payload_p95'):.1f}; {mean('motion_packet'):.2f}",
+        )
+        if long:
+            ten = float(np.mean(long))
+            row(f"whole file, first 10 s, kbit/s ({len(long)} clips that long)", "<= 5", f"{ten:.2f}", ten <= 5)
+        row("whole file, whole clip, kbit/s", "", f"{rate:.2f}")
+        row("keypoint error by quantization, px of 256", "< 0.7", f"{error:.2f}", error < 0.7)
+    gain, better = mean("gain"), float(np.mean([r["gain"] > 0 for r in results]))
+    row("PSNR, dB", "", f"{mean('psnr'):.2f}")
+    row("MS-SSIM (freeze)", "", f"{mean('ms_ssim'):.3f} ({mean('freeze_ms_ssim'):.3f})")
+    row("PSNR gain over freeze, dB", ">= +2", f"{gain:+.2f}", gain >= 2)
+    row("share of clips better than freeze", ">= 90 %", f"{better:.0%}", better >= 0.9)
+    for name, half in zip(("easy", "hard"), halves(results), strict=True):
+        if half:
+            psnr, above = (float(np.mean([r[key] for r in half])) for key in ("psnr", "gain"))
+            row(f"  {name} half ({len(half)} clips): PSNR; gain", "", f"{psnr:.2f}; {above:+.2f}")
+    if "face" in results[0]:
+        from benchmarks.landmarks import aperture_share
+
+        faces = [r["face"] for r in results]
+        row("landmark distance, px of 256", "", f"{np.mean([f['landmark_px'] for f in faces]):.2f}")
+        row("head turn error, degrees", "", f"{np.mean([f['pose_degrees'] for f in faces]):.2f}")
+        row("mouth opening error, of its range", "", f"{aperture_share(faces):.0%}")
+    if "kbps" in results[0]:
+        cores = f"{whole['machine']['cores_usable']} cores"
+        encode, decode = 1000 / mean("encode_ms"), 1000 / mean("decode_ms")
+        row(f"encode, fps on {cores}", ">= 60", f"{encode:.0f}", encode >= 60)
+        row(f"decode, fps on {cores}", ">= 20", f"{decode:.0f}", decode >= 20)
+        row("import time, ms (median of 5)", "< 150", f"{whole['import_ms']:.0f}", whole["import_ms"] < 150)
+        row("memory of a decode, MB (peak)", "< 600", f"{whole['decode_mb']:.0f}", whole["decode_mb"] < 600)
+        same = all(r["symbols"] == r["symbols_again"] == r["symbols_elsewhere"] for r in results)
+        row("symbols, decoded twice and by another process", "identical", "identical" if same else "differ", same)
+        strayed, missing = (sum(r[key] for r in results) for key in ("frames_strayed", "frames_missing"))
+        row("frames whose motion left the integer path", "0", str(strayed), strayed == 0)
+        row("frames that never came", "0", str(missing), missing == 0)
+    return rows
+
+
+def halves(results: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Easy and hard clips by the PSNR of the freeze baseline; the middle one of an odd number is easy."""
+    ordered = sorted(results, key=lambda r: -r["freeze_psnr"])
+    middle = (len(ordered) + 1) // 2
+    return ordered[:middle], ordered[middle:]
+
+
+def per_clip(results: Sequence[dict[str, Any]]) -> str:
+    """One line a clip, worst gain first."""
+    head = ["clip", "frames", "PSNR", "freeze", "gain", "MS-SSIM"]
+    coded = "kbps" in results[0]
+    rows = []
+    for r in sorted(results, key=lambda r: r["gain"]):
+        row = [r["clip"], r["frames"], f"{r['psnr']:.2f}", f"{r['freeze_psnr']:.2f}", f"{r['gain']:+.2f}",
+               f"{r['ms_ssim']:.3f}"]  # fmt: skip
+        if coded:
+            row += [f"{r['kbps']:.2f}", f"{r['motion_payload']:.1f}", r["references"]]
+        rows.append(row)
+    return report.markdown(head + ["kbit/s", "bytes", "references"] * coded, rows)
+
+
+def import_ms() -> float:
+    """Median over five fresh interpreters of the time `import neuralcodec` takes."""
+    program = "import time; t = time.perf_counter(); import neuralcodec; print((time.perf_counter() - t) * 1000)"
+    runs = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True) for _ in "12345"
+    ]
+    return float(np.median([float(run.stdout) for run in runs]))
+
+
+def _in_process(what: str, file: bytes, pack: str | None) -> str:
+    """Ask a second interpreter about a file: "symbols" (their digest) or "memory" (peak of a decode, MB)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "clip.ncv")
+        path.write_bytes(file)
+        command = [sys.executable, "-m", "benchmarks.probe", what, str(path), str(_pack_folder(pack))]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _pack_folder(pack: str | None) -> Path:
+    from neuralcodec import load_pack
+
+    return load_pack(pack).folder
+
+
+def load(options: argparse.Namespace) -> list[clips.Clip]:
+    """The clips to run, by name order."""
+    size = _pack_size(options.pack)
+    if options.clips is None:
+        from neuralcodec.demo import moving_portrait
+
+        seconds = {} if options.frames is None else {"seconds": options.frames / clips.FPS}
+        return [clips.from_frames("astronaut", list(moving_portrait(**seconds)))]
+    paths = clips.find(options.clips) if options.clips.is_dir() else [options.clips]
+    return [clips.read(path, limit=options.frames, size=size) for path in paths]
+
+
+def _pack_size(pack: str | None) -> int:
+    from neuralcodec import load_pack
+
+    return load_pack(pack).size
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.validation", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--clips", type=Path, help="a video file or a folder of them; default: the demo's portrait")
+    parser.add_argument("--pack", help="folder or name of a model pack; default the bundled one")
+    parser.add_argument("--kbps", type=float, default=4.0, help="target rate (default 4)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cores", type=int, default=2, help="processor cores and network threads (default 2)")
+    parser.add_argument("--frames", type=int, help="first N frames of each clip")
+    parser.add_argument("--render-only", action="store_true", help="no bits: uncoded reference, unquantized motion")
+    parser.add_argument("--landmarks", type=Path, metavar="WEIGHTS", help="3DDFA_V2 mb05 network: adds face distances")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--pictures", type=Path, help="write a contact sheet per clip into this folder")
+    options = parser.parse_args(arguments)
+    report.pin(options.cores)
+    machine = report.machine()
+    meter = None
+    if options.landmarks is not None:
+        from benchmarks.landmarks import Meter
+
+        meter = Meter(options.landmarks)
+    chosen = load(options)
+    results: list[dict[str, Any]] = []
+    with report.progress() as bar:
+        task = bar.add_task("clips", total=len(chosen))
+        for clip in chosen:
+            bar.update(task, description=clip.name)
+            step = measure_render if options.render_only else measure
+            results.append(step(clip, options, options.pictures, meter))
+            bar.advance(task)
+    whole: dict[str, Any] = {"machine": machine, "options": vars(options)}
+    if not options.render_only:
+        longest = max(chosen, key=lambda clip: len(clip.frames))
+        sent = ours.send(longest, kbps=options.kbps, pack=options.pack, device=options.device, threads=options.cores)
+        whole["import_ms"] = import_ms()
+        whole["decode_mb"] = float(_in_process("memory", sent.file, options.pack))
+    rows = table(results, whole)
+    if options.json is not None:
+        report.save(options.json, {**whole, "table": rows, "clips": results})
+    source = "render only: no bits" if options.render_only else f"target {options.kbps:g} kbit/s"
+    print(f"{len(results)} clips, {sum(r['frames'] for r in results)} frames at 25 fps, {source}.\n")
+    print(report.markdown(("figure", "bar", "measured", ""), rows) + "\n")
+    print(per_clip(results))
+    return int(any(verdict == "FAIL" for *_, verdict in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
