@@ -136,8 +136,8 @@ def _load(ort: Any, graph: bytes | Path, provider: str, threads: int | None) -> 
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    # Threads that spin while they wait steal the cores from the camera, the coder and the other networks. Measured on two
-    # cores shared with another busy process, render at 256: 64 ms a frame and 61 ms of CPU without, 106 and 111 with.
+    # Threads that spin while they wait steal the cores from camera, coder and the other networks. Measured on two cores
+    # shared with another busy process, render at 256: 64 ms a frame and 61 ms of CPU without, 106 and 111 with.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = ERRORS_ONLY
     providers = [provider] if provider == PROVIDERS["cpu"] else [provider, PROVIDERS["cpu"]]
