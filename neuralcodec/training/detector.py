@@ -14,6 +14,7 @@ import json
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,22 +59,33 @@ class Faces:
         return Faces(torch.cat([self.pictures, other.pictures]), torch.cat([self.box, other.box]))
 
 
-def load_faces(data: Path, split: str, per_clip: int) -> Faces:
-    """Evenly spaced labelled frames of every clip of a split."""
+def load_faces(data: Path, split: str, per_clip: int, cache: Path | None = None) -> Faces:
+    """Evenly spaced labelled frames of every clip of a split; ``cache`` is the one of `neuralcodec.training.train`."""
     pictures, boxes = [], []
     for path in track(sorted((data / split / "labels").glob("*.npz")), f"faces of {split}"):
         label = np.load(path)
         good = np.flatnonzero(label["found"])
-        wanted = set(good[:: max(1, len(good) // per_clip)].tolist())
-        with av.open(str(data / split / "256" / f"{path.stem}.mp4")) as clip:
-            for number, frame in enumerate(clip.decode(video=0)):
-                if number in wanted:
-                    image = frame.to_ndarray(format="rgb24")
-                    pictures.append(torch.from_numpy(crop(image, Square(0, 0, image.shape[0]), SIZE)).permute(2, 0, 1))
-                    boxes.append([*label["translation"][number, :2].tolist(), float(label["scale"][number])])
+        wanted = good[:: max(1, len(good) // per_clip)].tolist()
+        for number, image in clip_frames(data / split / "256" / f"{path.stem}.mp4", wanted, cache and cache / split):
+            pictures.append(torch.from_numpy(crop(image, Square(0, 0, image.shape[0]), SIZE)).permute(2, 0, 1))
+            boxes.append([*label["translation"][number, :2].tolist(), float(label["scale"][number])])
     if not boxes:
         raise SystemExit(f"{data / split} holds no labelled clip; make some with neuralcodec.training.prepare.")
     return Faces(torch.stack(pictures), torch.tensor(boxes))
+
+
+def clip_frames(clip: Path, wanted: list[int], cache: Path | None) -> Iterator[tuple[int, Array]]:
+    """(number, picture) of the wanted frames of a clip."""
+    decoded = cache / f"{clip.stem}.256.npy" if cache else None
+    if decoded and decoded.exists():
+        frames = np.load(decoded, mmap_mode="r")
+        yield from ((number, np.asarray(frames[number])) for number in wanted if number < len(frames))
+        return
+    numbers = set(wanted)
+    with av.open(str(clip)) as file:
+        for number, frame in enumerate(file.decode(video=0)):
+            if number in numbers:
+                yield number, frame.to_ndarray(format="rgb24")
 
 
 def read_picture(path: Path) -> Array:
@@ -438,7 +450,7 @@ def train(options: argparse.Namespace) -> Detector:
     console = Console(stderr=True)
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
-    faces = load_faces(options.data, "train", per_clip=24)
+    faces = load_faces(options.data, "train", per_clip=24, cache=options.cache)
     names = [name for name in FACELESS if name not in HELD_OUT]
     canvases = Canvases(faces, backgrounds(faces, names, 1500, rng), options.seed)
     model = Detector()
@@ -512,6 +524,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("detector.safetensors"))
     parser.add_argument("--export", type=Path, help="also write the ONNX graph here")
     parser.add_argument("--stills", type=Path, nargs="*", default=[], help="folders of unlabelled portraits")
+    parser.add_argument("--cache", type=Path, help="decoded frames of neuralcodec.training.train, to start sooner")
     parser.add_argument("--start", type=Path, help="go on from these weights")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-3)
@@ -522,7 +535,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.export:
         export_onnx(model, options.export)
     if (options.data / "val" / "labels").is_dir():
-        print(json.dumps(measure(model, load_faces(options.data, "val", per_clip=40), THRESHOLD), indent=2))
+        print(
+            json.dumps(
+                measure(model, load_faces(options.data, "val", per_clip=40, cache=options.cache), THRESHOLD), indent=2
+            )
+        )
     return 0
 
 

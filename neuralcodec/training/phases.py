@@ -152,7 +152,8 @@ def joint_terms(
     xs, xd = found_s.keypoints(), found_d.keypoints(found_s.canonical)
     warp = RandomWarp.sample(len(xs), device=xs.device)
     found_w = nets.motion(warp.image(driving.image), box(driving))
-    out = nets.render(source.image, *nets.reference(source.image), source_keypoints=xs, source_rotation=found_s.rotation,
+    out = nets.render(
+        source.image, *nets.reference(source.image), source_keypoints=xs, source_rotation=found_s.rotation,
                       driving_keypoints=xd, driving_rotation=found_d.rotation)  # fmt: skip
     terms = {
         "equivariance": WEIGHTS.equivariance * equivariance_loss(found_d.keypoints(), found_w.keypoints(), warp),

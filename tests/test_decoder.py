@@ -1,0 +1,192 @@
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FOOTAGE, ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import neuralcodec as nc
+from neuralcodec.concealment import Concealment
+from neuralcodec.errors import BitstreamError, MissingReferenceError, PackMismatchError
+from neuralcodec.packet import Motion, StreamHeader
+from neuralcodec.quality import psnr
+
+Coded = tuple[nc.Encoder, list[list[object]]]
+
+
+def stream(coded: Coded) -> list[bytes]:
+    return [bytes(packet) for packets in coded[1] for packet in packets]  # type: ignore[call-overload]
+
+
+def decoder() -> nc.Decoder:
+    return nc.Decoder(device="cpu", threads=1)
+
+
+def test_every_frame_comes_back_at_its_time(coded: Coded, portrait_clip: list[np.ndarray]) -> None:
+    receiver = decoder()
+    frames = [frame for data in stream(coded) for frame in receiver.decode(data)]
+    assert [frame.pts for frame in frames] == list(range(len(portrait_clip)))
+    assert all(f.image.shape == (256, 256, 3) and f.image.dtype == np.uint8 for f in frames)
+    assert {f.state for f in frames} == {Concealment.RECEIVED}
+    assert receiver.stats.frames == len(frames) and receiver.stats.references == coded[0].stats.references
+    assert np.mean([psnr(a, b.image) for a, b in zip(portrait_clip, frames, strict=True)]) > 22
+
+
+def test_both_ends_hold_the_same_motion(coded: Coded) -> None:
+    receiver = decoder()
+    for data in stream(coded):
+        receiver.decode(data)
+    assert receiver._quantizer.state == coded[0]._quantizer.state
+
+
+def test_a_second_process_decodes_the_same(coded: Coded, tmp_path: Path) -> None:
+    """Same symbols in another process: the integer state after the stream is equal to the last digit."""
+    file = tmp_path / "packets"
+    file.write_bytes(b"".join(len(d).to_bytes(4, "big") + d for d in stream(coded)))
+    script = (
+        "import sys, neuralcodec as nc\n"
+        "data, d = open(sys.argv[1], 'rb').read(), nc.Decoder(device='cpu', threads=1)\n"
+        "while data:\n"
+        "    n = int.from_bytes(data[:4], 'big'); d.decode(data[4:4 + n]); data = data[4 + n:]\n"
+        "print(d._quantizer.state)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(file)], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == str(coded[0]._quantizer.state), done.stderr
+
+
+def test_a_round_trip_without_torch(portrait_clip: list[np.ndarray], tmp_path: Path) -> None:
+    np.save(tmp_path / "clip.npy", np.stack(portrait_clip[:3]))
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'safetensors', 'cv2', 'skimage'): sys.modules[name] = None\n"
+        "import numpy as np, neuralcodec as nc\n"
+        "e, d = nc.Encoder(device='cpu', threads=1), nc.Decoder(device='cpu', threads=1)\n"
+        "frames = [f for t, x in enumerate(np.load(sys.argv[1])) for p in e.encode(x, t) for f in d.decode(bytes(p))]\n"
+        "assert [f.pts for f in frames] == [0, 1, 2]\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "clip.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_shown_before_a_reference(coded: Coded) -> None:
+    receiver = decoder()
+    assert receiver.wants_reference
+    motions = [bytes(p) for packets in coded[1] for p in packets if isinstance(p, Motion)]
+    assert receiver.decode(motions[0]) == []
+    with pytest.raises(MissingReferenceError, match="wait for a reference"):
+        receiver.conceal(0)
+    header = next(d for d in stream(coded) if d[0] == 1)
+    receiver.decode(header)
+    assert receiver.decode(motions[0]) == [] and receiver.wants_reference
+
+
+def test_a_gap_is_concealed_until_an_intra_frame(coded: Coded, portrait_clip: list[np.ndarray]) -> None:
+    sender, receiver = nc.Encoder(2, device="cpu", threads=1), decoder()
+    for pts in range(3):
+        for packet in sender.encode(portrait_clip[pts], pts):
+            receiver.decode(bytes(packet))
+    sender.encode(portrait_clip[3], 3)  # lost
+    (shown,) = [f for p in sender.encode(portrait_clip[4], 4) for f in receiver.decode(bytes(p))]
+    assert shown.state is Concealment.COASTING and shown.pts == 4
+    assert receiver.wants_reference and receiver.stats.lost_frames == 1
+    sender.send_intra()
+    (shown,) = [f for p in sender.encode(portrait_clip[5], 5) for f in receiver.decode(bytes(p))]
+    assert shown.state is Concealment.RECEIVED and shown.pts == 5 and not receiver.wants_reference
+
+
+def test_doubled_and_late_packets_are_ignored(coded: Coded) -> None:
+    receiver, data = decoder(), stream(coded)
+    times = [f.pts for d in data[:8] for f in receiver.decode(d)]
+    before = receiver._quantizer.state
+    assert [f for d in data[len(data[0:8]) - 3 : 8] for f in receiver.decode(d)] == []
+    assert receiver._quantizer.state == before and times == sorted(set(times))
+
+
+def test_a_stream_of_another_pack_is_refused(coded: Coded) -> None:
+    header = coded[1][0][0]
+    assert isinstance(header, StreamHeader)
+    other = StreamHeader(bytes(8), 256, 256, (1, 25), 1, 256)
+    with pytest.raises(PackMismatchError, match="needs the model pack 0000000000000000, loaded is 'portrait'"):
+        decoder().decode(bytes(other))
+
+
+def test_a_damaged_reference_is_counted_and_not_shown(coded: Coded) -> None:
+    receiver = decoder()
+    for data in stream(coded)[:5]:
+        receiver.decode(data[:-1] + bytes([data[-1] ^ 0x55]) if data[0] == 2 else data)
+    assert receiver.stats.damaged_references == 1 and receiver.stats.frames == 0
+
+
+def test_the_head_turns_at_the_receiver(coded: Coded) -> None:
+    straight, turned = decoder(), decoder()
+    turned.view = nc.View(yaw=20)
+    a = [f for d in stream(coded)[:4] for f in straight.decode(d)][0]
+    b = [f for d in stream(coded)[:4] for f in turned.decode(d)][0]
+    assert psnr(a.image, b.image) < 32 and a.motion.yaw == b.motion.yaw
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.binary(max_size=60))
+def test_any_bytes_give_frames_or_a_bitstream_error(coded: Coded, data: bytes) -> None:
+    receiver = _warm(coded)
+    try:
+        assert all(isinstance(f, nc.DecodedFrame) for f in receiver.decode(data))
+    except (BitstreamError, PackMismatchError):
+        pass
+
+
+_kept: dict[int, nc.Decoder] = {}
+
+
+def _warm(coded: Coded) -> nc.Decoder:
+    if id(coded) not in _kept:
+        _kept[id(coded)] = decoder()
+        for data in stream(coded):
+            _kept[id(coded)].decode(data)
+    return _kept[id(coded)]
+
+
+def test_a_bad_channel_never_breaks_the_receiver(coded: Coded) -> None:
+    """Lost, doubled, swapped and flipped packets: times of shown frames still rise, and an intra frame heals all."""
+    seed = int(os.environ.get("SEED", random.randrange(1 << 30)))
+    print(f"SEED={seed}")
+    dice, receiver, data = random.Random(seed), decoder(), stream(coded)
+    sent = []
+    for packet in data:
+        roll = dice.random()
+        sent += [] if roll < 0.15 else [packet, packet] if roll < 0.25 else [packet]
+        if roll > 0.9 and len(sent) > 1:
+            sent[-1], sent[-2] = sent[-2], sent[-1]
+        if 0.8 < roll < 0.85 and packet[0] >= 0x40:
+            sent[-1] = packet[:-1] + bytes([packet[-1] ^ 1 << dice.randrange(8)])
+    shown = []
+    for packet in sent:
+        try:
+            shown += receiver.decode(packet)
+        except BitstreamError:
+            continue
+    for packet in data[: len(coded[1][0])]:
+        receiver.decode(packet)
+    assert receiver.header is not None and len(shown) <= len(data)
+
+
+@pytest.mark.skipif(not (FOOTAGE / "val").is_dir(), reason="no real footage here; the astronaut clip is used elsewhere")
+def test_real_footage_beats_its_frozen_first_frame() -> None:
+    import av
+
+    gains = []
+    for path in sorted((FOOTAGE / "val" / "256").glob("*.mp4"))[:8:3]:
+        with av.open(str(path)) as film:
+            clip = [f.to_ndarray(format="rgb24") for _, f in zip(range(60), film.decode(video=0), strict=False)]
+        sender, receiver = nc.Encoder(4, device="cpu", threads=1), decoder()
+        frames = [f for t, x in enumerate(clip) for p in sender.encode(x, t) for f in receiver.decode(bytes(p))]
+        assert len(frames) == len(clip)
+        freeze = np.mean([psnr(x, frames[0].image) for x in clip])
+        gains.append(np.mean([psnr(x, f.image) for x, f in zip(clip, frames, strict=True)]) - freeze)
+    assert np.mean(gains) > 0, gains

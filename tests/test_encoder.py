@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+import neuralcodec as nc
+from neuralcodec.encoder import PART_BYTES
+from neuralcodec.packet import End, Motion, ReferencePart, StreamHeader, parse_packet
+
+Coded = tuple[nc.Encoder, list[list[object]]]
+
+
+def test_the_first_frame_brings_header_reference_and_intra_motion(coded: Coded) -> None:
+    first = coded[1][0]
+    kinds = [type(packet) for packet in first]
+    assert kinds[0] is StreamHeader and kinds[-1] is Motion and set(kinds[1:-1]) == {ReferencePart}
+    assert isinstance(first[-1], Motion) and first[-1].intra and first[-1].pts == 0
+
+
+def test_later_frames_are_a_few_bytes(coded: Coded) -> None:
+    alone = [packets[0] for packets in coded[1][1:] if len(packets) == 1]
+    assert len(alone) >= 15
+    assert np.mean([len(bytes(packet)) for packet in alone]) <= 12  # type: ignore[call-overload]
+
+
+def test_every_packet_fits_a_datagram_and_parses_to_itself(coded: Coded) -> None:
+    for packet in (packet for packets in coded[1] for packet in packets):
+        data = bytes(packet)  # type: ignore[call-overload]
+        assert len(data) <= PART_BYTES + 30 and parse_packet(data) == packet
+
+
+def test_every_byte_is_counted(coded: Coded) -> None:
+    encoder, frames = coded
+    sent = sum(len(bytes(packet)) for packets in frames for packet in packets)  # type: ignore[call-overload]
+    assert encoder.stats.bytes_total == sent
+    assert encoder.stats.frames == len(frames) and encoder.stats.face_lost_frames == 0
+    assert encoder.stats.provider == "CPUExecutionProvider"
+    assert {"face", "motion", "reference", "entropy"} <= encoder.stats.stage_ms.keys()
+
+
+def test_quantization_moves_keypoints_less_than_a_pixel(coded: Coded) -> None:
+    assert 0 < coded[0].stats.keypoint_error_px < 0.7
+
+
+def test_sequence_numbers_count_frames(coded: Coded) -> None:
+    motions = [p for packets in coded[1] for p in packets if isinstance(p, Motion)]
+    assert [m.sequence for m in motions] == list(range(len(coded[1])))
+
+
+def test_asking_for_a_reference_or_an_intra_frame_gives_one(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(2, device="cpu", threads=1)
+    encoder.encode(portrait_clip[0], 0)
+    assert not any(isinstance(p, ReferencePart) for p in encoder.encode(portrait_clip[1], 1))
+    encoder.send_intra()
+    (motion,) = encoder.encode(portrait_clip[2], 2)
+    assert isinstance(motion, Motion) and motion.intra
+    encoder.send_reference()
+    packets = encoder.encode(portrait_clip[3], 3)
+    assert isinstance(packets[0], StreamHeader) and any(isinstance(p, ReferencePart) for p in packets)
+    assert encoder.stats.references == 2
+    assert encoder.flush() == [End(4)]
+
+
+def test_frames_before_the_first_face_are_kept_for_it(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(device="cpu", threads=1)
+    empty = np.full((256, 256, 3), 90, np.uint8)
+    assert [type(p) for p in encoder.encode(empty, 0)] == [StreamHeader]
+    assert encoder.encode(empty, 1) == []
+    packets = encoder.encode(portrait_clip[0], 2)
+    assert [p.sequence for p in packets if isinstance(p, Motion)] == [0, 1, 2]
+    assert encoder.stats.face_lost_frames == 2
+
+
+def test_a_lost_face_is_held_not_raised(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(device="cpu", threads=1)
+    encoder.encode(portrait_clip[0], 0)
+    (held,) = encoder.encode(np.full((256, 256, 3), 90, np.uint8), 1)
+    assert isinstance(held, Motion) and len(held.payload) <= 2 and encoder.stats.face_lost_frames == 1
+    assert encoder.encode(portrait_clip[1], 2) and encoder.stats.face_lost_frames == 1
+
+
+def test_the_same_frames_give_the_same_bytes(coded: Coded, portrait_clip: list[np.ndarray]) -> None:
+    again = nc.Encoder(target_kbps=6, device="cpu", threads=1)
+    for pts, image in enumerate(portrait_clip[:4]):
+        assert [bytes(p) for p in again.encode(image, pts)] == [bytes(p) for p in coded[1][pts]]  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+)
+def test_what_is_no_picture_is_refused(image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="A frame is a uint8 RGB"):
+        nc.Encoder(device="cpu").encode(image, 0)
+
+
+def test_time_must_rise(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(device="cpu", threads=1)
+    encoder.encode(portrait_clip[0], 5)
+    with pytest.raises(ValueError, match="pts 5 does not follow 5"):
+        encoder.encode(portrait_clip[1], 5)

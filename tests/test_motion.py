@@ -1,0 +1,60 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuralcodec.motion import MotionParams, View, euler_angles, rotation_matrix
+
+angle = st.floats(-80, 80)
+pose = st.tuples(angle, angle, angle)
+
+
+def params(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0, **more: object) -> MotionParams:
+    given = {"translation": np.zeros(3, np.float32), "scale": 1.0, "delta": np.zeros((2, 3), np.float32), **more}
+    return MotionParams(yaw, pitch, roll, **given)  # type: ignore[arg-type]
+
+
+@given(pose)
+def test_angles_and_matrices_agree(angles: tuple[float, float, float]) -> None:
+    matrix = rotation_matrix(*angles)
+    assert np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-5) and np.linalg.det(matrix) > 0.99
+    assert np.allclose(euler_angles(matrix), angles, atol=0.02)
+
+
+def test_signs_are_as_documented() -> None:
+    nose = np.array([0, 0, -1.0])
+    assert (nose @ rotation_matrix(20, 0, 0))[0] > 0.3  # to the right of the picture
+    assert (nose @ rotation_matrix(0, 20, 0))[1] > 0.3  # down
+    assert (np.array([1.0, 0, 0]) @ rotation_matrix(0, 0, 20))[1] > 0.3  # clockwise
+
+
+def test_keypoints_follow_the_equation() -> None:
+    canonical = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
+    delta = np.array([[0, 0, 0], [0, 1, 0]], np.float32)
+    motion = params(roll=90, scale=0.5, translation=np.array([0.1, 0.2, 0], np.float32), delta=delta)
+    assert np.allclose(motion.keypoints(canonical), [[0.1, 0.7, 0], [-0.9, 0.2, 0]], atol=1e-6)
+
+
+@given(pose, st.floats(0.2, 2), st.integers(0, 2**32 - 1))
+def test_flat_is_lossless(angles: tuple[float, float, float], scale: float, seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=33).astype(np.float32)
+    motion = params(*angles, scale=scale, translation=values[:3], delta=values[3:].reshape(10, 3))
+    back = MotionParams.from_flat(motion.flat())
+    assert (back.yaw, back.pitch, back.roll) == (motion.yaw, motion.pitch, motion.roll)
+    assert np.array_equal(back.delta, motion.delta) and np.array_equal(back.translation, motion.translation)
+    assert np.isclose(back.scale, scale, rtol=1e-12)
+
+
+@given(pose)
+def test_no_turn_changes_nothing_and_turns_add_up(angles: tuple[float, float, float]) -> None:
+    motion = params(*angles)
+    same = motion.turned(View())
+    assert np.allclose(same.rotation, motion.rotation, atol=1e-5)
+    there_and_back = motion.turned(View(yaw=25)).turned(View(yaw=-25))
+    assert np.allclose(there_and_back.rotation, motion.rotation, atol=1e-4)
+
+
+def test_a_turn_is_seen_from_the_camera() -> None:
+    """Turning a head that is already rolled moves the nose along the picture's x, not along the head's own axis."""
+    turned = params(roll=40).turned(View(yaw=30))
+    nose = np.array([0, 0, -1.0]) @ turned.rotation
+    assert np.isclose(nose[0], 0.5, atol=1e-5) and abs(nose[1]) < 1e-5

@@ -1,0 +1,79 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from neuralcodec.errors import PackError
+from neuralcodec.pack import BUNDLED, bundled_packs, load_pack, pack_id, write_manifest
+
+MANIFEST = "manifest.json"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BUNDLED / "portrait", tmp_path / "pack"))
+
+
+def test_the_bundled_pack_is_whole_and_small() -> None:
+    pack = load_pack()
+    assert "portrait" in bundled_packs() and pack.name == "portrait"
+    assert (pack.size, pack.keypoints, pack.tables.keypoints) == (256, 30, 30)
+    assert load_pack("portrait").id == pack.id and len(pack.id) == 8
+    assert sum(p.stat().st_size for p in pack.folder.iterdir()) <= 15_000_000
+    assert not any(p.suffix in {".pt", ".pth", ".pkl"} for p in pack.folder.iterdir())
+    assert "Misuse" in (pack.folder / "MODEL_CARD.md").read_text("utf-8")
+
+
+def test_the_id_depends_on_every_byte(copy: Path) -> None:
+    before = load_pack(copy).id
+    card = copy / "MODEL_CARD.md"
+    card.write_text(card.read_text("utf-8") + "\n", "utf-8")
+    with pytest.raises(PackError, match=r"MODEL_CARD\.md has SHA-256 .* manifest says"):
+        load_pack(copy)
+    assert write_manifest(copy, name="portrait", version="0.1.0", size=256, keypoints=30).id != before
+
+
+def test_the_id_does_not_depend_on_the_order_of_files() -> None:
+    assert pack_id({"a": "1", "b": "2"}) == pack_id({"b": "2", "a": "1"}) != pack_id({"a": "2", "b": "1"})
+
+
+@pytest.mark.parametrize("name", ["motion.onnx", "render.onnx", "tables.json"])
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(PackError, match=f"has no {name}"):
+        load_pack(copy)
+    with pytest.raises(PackError, match=f"lacks {name}"):
+        write_manifest(copy, name="x", version="1", size=256, keypoints=30)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "not a manifest of format 1"),
+        ({"files": {}}, "must list"),
+        ({"size": "256"}, "lacks name, version, size"),
+        ({"files": {"../motion.onnx": "0"}}, "must list"),
+    ],
+)
+def test_a_bad_manifest_is_one_sentence(copy: Path, change: dict[str, object], words: str) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text("utf-8"))
+    (copy / MANIFEST).write_text(json.dumps({**manifest, **change}), "utf-8")
+    with pytest.raises(PackError, match=words):
+        load_pack(copy)
+
+
+def test_files_cannot_be_named_outside_the_pack(copy: Path) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text("utf-8"))
+    manifest["files"]["../outside"] = "0" * 64
+    (copy / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(PackError, match="plain file names"):
+        load_pack(copy)
+
+
+def test_no_pack_there(tmp_path: Path) -> None:
+    with pytest.raises(PackError, match="is not a model pack"):
+        load_pack(tmp_path)
+    (tmp_path / MANIFEST).write_text("{", "utf-8")
+    with pytest.raises(PackError, match="is not JSON"):
+        load_pack(tmp_path)

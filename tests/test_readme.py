@@ -1,0 +1,60 @@
+"""The README's Python blocks run as they stand, its commands exist, and its test command is the one CI runs."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from neuralcodec.cli import make_parser
+
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda b: b.strip().splitlines()[0][:40])
+def test_python_blocks_run(
+    block: str, portrait_clip: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import av
+
+    monkeypatch.chdir(tmp_path)
+    with av.open("talk.mp4", "w") as film:
+        out = film.add_stream("libx264", rate=25)
+        out.width = out.height = 256
+        for image in portrait_clip[:4]:
+            film.mux(out.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        film.mux(out.encode(None))
+    sent: list[bytes] = []
+    shown: list[tuple[np.ndarray, int]] = []
+
+    class Channel:
+        def send(self, data: bytes) -> None:
+            sent.append(data)
+
+        def __iter__(self) -> object:
+            return iter(sent)
+
+    names = {"camera": list(enumerate(portrait_clip[:4])), "channel": Channel(), "display": lambda *x: shown.append(x)}
+    exec(compile(block, "README.md", "exec"), names)
+    if "camera" in block:
+        assert [pts for _, pts in shown] == [0, 1, 2, 3] and sum(map(len, sent)) < 4000
+
+
+def test_commands_in_the_readme_exist() -> None:
+    parser = make_parser()
+    lines = re.findall(r"^(?:python -m )?neuralcodec ((?:encode|decode|info|pack|doctor|demo)\b.*)$", README, re.M)
+    assert len(lines) >= 5
+    for line in lines:
+        parser.parse_args(line.split("#")[0].split())
+
+
+def test_ci_runs_the_readme_test_command() -> None:
+    command = "python -m pytest"
+    assert f"\n{command}\n" in README
+    assert f"\n{command}\n" in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def test_the_first_example_is_short() -> None:
+    assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 12

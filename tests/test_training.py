@@ -1,0 +1,145 @@
+"""Training end to end on a tiny data folder made here: real networks, real losses, a resumed run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from neuralcodec.models import ModelConfig, build  # noqa: E402
+from neuralcodec.motion import rotation_matrix  # noqa: E402
+from neuralcodec.pack import load_pack  # noqa: E402
+from neuralcodec.training.data import (  # noqa: E402
+    MIRRORED,
+    PORTRAIT_POINTS,
+    Frames,
+    as_decoded,
+    load_clips,
+    random_pairs,
+    similarity,
+)
+from neuralcodec.training.phases import Perception, Phase, face_weight, gradient_pyramid, psnr  # noqa: E402
+from neuralcodec.training.train import Options, train  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, portrait_clip: list[np.ndarray]) -> Path:
+    """One clip a split, with labels of a rigid head: the format of `training.prepare`."""
+    root = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    (root / "landmarks.json").write_text(json.dumps({"mesh_index": PORTRAIT_POINTS}))
+    shape = random.normal(0, 0.4, (30, 3)).astype(np.float32)
+    for split in ("train", "val"):
+        (root / split / "256").mkdir(parents=True)
+        (root / split / "labels").mkdir()
+        with av.open(str(root / split / "256" / "one.mp4"), "w") as film:
+            stream = film.add_stream("libx264", rate=25)
+            stream.width = stream.height = 256
+            for image in portrait_clip[:10]:
+                film.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            film.mux(stream.encode(None))
+        turns = np.stack([rotation_matrix(yaw, 0, 0) for yaw in np.linspace(-10, 10, 10)])
+        place = np.tile(np.array([0, -0.1, -0.9], np.float32), (10, 1))
+        points = 0.7 * (shape @ turns) + place[:, None]
+        np.savez(root / split / "labels" / "one.npz", landmarks=points.astype(np.float16), found=np.ones(10, bool),
+                 rotation=turns.astype(np.float32), scale=np.full(10, 0.7, np.float32), translation=place)  # fmt: skip
+    return root
+
+
+def test_labels_compose_to_their_landmarks(data: Path, tmp_path: Path) -> None:
+    (clip,) = load_clips(data, "train", tmp_path)
+    composed = clip.scale[:, None, None] * (clip.shape @ clip.rotation)
+    composed[..., :2] += clip.translation[:, None]
+    assert torch.allclose(composed, clip.keypoints, atol=2e-3)  # labels are half precision
+    assert clip.frames.shape == (10, 256, 256, 3)
+
+
+def test_small_frames_are_means(data: Path, tmp_path: Path) -> None:
+    full, small = (load_clips(data, "train", tmp_path, size=s)[0].frames for s in (256, 128))
+    assert np.abs(full[3].reshape(128, 2, 128, 2, 3).mean((1, 3)) - small[3]).max() <= 0.51
+
+
+def test_moved_pictures_keep_their_labels(data: Path, tmp_path: Path) -> None:
+    """A bright spot at a keypoint is still under it after a similarity and a flip, and labels still compose."""
+    (clip,) = load_clips(data, "train", tmp_path)
+    image = torch.zeros(2, 3, 256, 256)
+    for i in range(2):
+        x, y = ((clip.keypoints[i, 16, :2] + 1) * 128).long().tolist()
+        image[i, :, y - 2 : y + 3, x - 2 : x + 3] = 1
+    frames = Frames(image, clip.keypoints[:2], clip.rotation[:2], clip.scale[:2], clip.translation[:2],
+                    clip.shape.expand(2, -1, -1))  # fmt: skip
+    mirror = torch.tensor([False, True])
+    moved = similarity(
+        frames, 256, torch.tensor([[0.1, -0.1]] * 2), torch.tensor([0.8, 1.1]), torch.tensor([0.2, -0.3]), mirror
+    )
+    for i, k in enumerate((16, MIRRORED[16])):
+        y, x = divmod(int(moved.image[i, 0].argmax()), 256)
+        spot = (moved.keypoints[i, k, :2] + 1) * 128
+        assert abs(x - spot[0]) < 6 and abs(y - spot[1]) < 6
+    composed = moved.scale[:, None, None] * (moved.shape @ moved.rotation)
+    composed[..., :2] += moved.translation[:, None]
+    assert torch.allclose(composed, moved.keypoints, atol=4e-3)
+
+
+def test_mirroring_is_its_own_inverse() -> None:
+    assert [MIRRORED[i] for i in MIRRORED] == list(range(30))
+
+
+def test_decoded_motion_is_close_but_not_equal(data: Path, tmp_path: Path) -> None:
+    clips = load_clips(data, "train", tmp_path)
+    _, driving = random_pairs(clips, 2, torch.Generator().manual_seed(0))
+    driving.shape = driving.shape * 0 + clips[0].shape
+    seen = as_decoded(driving, load_pack().tables, torch.Generator().manual_seed(0))
+    turn = (seen.rotation - driving.rotation).abs().max()
+    assert 0 < turn < 0.05 and seen.image is driving.image
+
+
+@pytest.mark.parametrize("phase", ["motion", "render", "joint", "adversarial"])
+def test_every_phase_gives_gradients_to_what_it_trains(data: Path, tmp_path: Path, phase: str) -> None:
+    clips = load_clips(data, "train", tmp_path, size=256 if phase == "motion" else 128)
+    nets = build(ModelConfig.preset("portrait"))
+    steps = Phase(phase, nets, Perception())
+    a, b = steps.batch(clips, 2, torch.Generator().manual_seed(0))
+    terms = steps.terms(a, b)
+    loss = sum(v for k, v in terms.items() if k not in ("psnr", "rendered"))
+    loss.backward()
+    for part in steps.trained:
+        gradients = [p.grad for p in part.parameters() if p.grad is not None]
+        assert gradients and all(torch.isfinite(g).all() for g in gradients)
+        assert sum(float(g.abs().sum()) for g in gradients) > 0
+    if steps.critic is not None:
+        assert torch.isfinite(steps.critic_loss(b.image, terms["rendered"], b.keypoints))
+
+
+def test_losses_know_their_values() -> None:
+    a, b = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.1)
+    assert float(psnr(a, b)) == pytest.approx(20.0, abs=1e-4)
+    weight = torch.ones(1, 1, 16, 16)
+    assert float(gradient_pyramid(a, b, weight)) == 0  # a constant offset has no edges
+    step = a.clone()
+    step[..., 8:] = 1
+    assert float(gradient_pyramid(step, a, weight, levels=1)) == pytest.approx(1 / 15)
+    points = torch.zeros(1, 30, 3)
+    points[0, 4, 0] = 0.5
+    points[0, 16:26, 1] = 0.5
+    heavy = face_weight(points, 128)[0, 0]
+    assert heavy[96, 64] == pytest.approx(7, abs=0.1) and heavy[4, 4] < 1.01
+
+
+def test_a_run_learns_saves_and_resumes(data: Path, tmp_path: Path) -> None:
+    options = Options(
+        data, tmp_path / "run", phase="motion", minutes=0.12, batch=2, cache=tmp_path / "c", workers=0, save_every=5
+    )
+    result = train(options)
+    assert {"psnr", "gain", "px"} <= result.keys()
+    first = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()][-1]["step"]
+    train(options)
+    last = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()][-1]["step"]
+    assert last > first > 0
+    assert not list((tmp_path / "run").glob("*.part"))
+    assert (tmp_path / "run" / f"motion-{last:06d}.png").stat().st_size > 1000
