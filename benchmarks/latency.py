@@ -24,7 +24,7 @@ PEER, PEER_QUALITY = "x264-call", 42
 
 def ours(frames: Sequence[Any], *, kbps: float, pack: str | None, device: str, threads: int) -> dict[str, list[float]]:
     """Milliseconds of each frame: whole calls, and each stage that the facades' own stopwatches know."""
-    from neuralcodec import Decoder, Encoder
+    from neuralcodec import Decoder, Encoder, NoFaceError
 
     encoder = Encoder(kbps, pack=pack, device=device, crop="none", time_base=Fraction(1, clips.FPS), threads=threads)
     decoder = Decoder(pack=pack, device=device, threads=threads)
@@ -44,6 +44,8 @@ def ours(frames: Sequence[Any], *, kbps: float, pack: str | None, device: str, t
         if pts >= WARM_UP:
             for name, seconds in figures.items():
                 spent.setdefault(name, []).append(seconds * 1000)
+    if not encoder.stats.references:
+        raise NoFaceError("No face was found in the clip, so there is nothing to time; give another with --clips.")
     return spent
 
 
@@ -94,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(frames) - WARM_UP} frames of {width}x{height} after {WARM_UP} to warm up; {machine['cpu']}, "
           f"{options.cores} cores, load {machine['load_before']}.\n")  # fmt: skip
     print(report.markdown(("stage", "median, ms", "p95, ms"), rows))
-    print(f"\nOurs / {PEER}, medians: encode {ratios['encode']:.1f}, decode {ratios['decode']:.1f}.")
+    print(
+        f"\nOurs / {PEER}, medians: encode {ratios['encode']:.1f}, decode {ratios['decode']:.1f}. {report.busy(machine)}"
+    )
 
 
 if __name__ == "__main__":

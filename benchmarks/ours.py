@@ -89,6 +89,8 @@ def send(clip: Clip, *, kbps: float, pack: str | None, device: str, threads: int
         made += packets
         if frame is not None:
             bytes_until.append(file.tell())
+    if not encoder.stats.references:
+        raise neuralcodec.NoFaceError(f"No face was found in any of the {len(clip.frames)} frames of {clip.name}.")
     kinds: Counter[str] = Counter()
     for packet in made:
         kinds[type(packet).__name__] += len(bytes(packet))

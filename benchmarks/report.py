@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Array = NDArray[Any]
 
+BUSY_LOAD = 0.7  # of the last minute, before the measurement
 PACKAGES = ("neuralcodec", "numpy", "av", "constriction", "onnxruntime", "onnxruntime-gpu", "torch", "imageio-ffmpeg")
 
 
@@ -46,6 +47,12 @@ def machine() -> dict[str, Any]:
 def cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy(machine: dict[str, Any]) -> str:
+    """A sentence to print beside speeds when other work ran at the start; empty when the machine was free."""
+    load = machine["load_before"] or 0.0
+    return f"The machine was busy (load {load}): do not quote the speeds." if load > BUSY_LOAD else ""
 
 
 def pin(count: int) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import clips, metrics, ours, report
+from neuralcodec.errors import NeuralCodecError
 
 ROWS = 4  # frames of a contact sheet, evenly spaced, the last one included
 TEN_SECONDS = 10 * clips.FPS
@@ -227,24 +228,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         meter = Meter(options.landmarks)
     chosen = load(options)
     results: list[dict[str, Any]] = []
+    failures: dict[str, str] = {}
     with report.progress() as bar:
         task = bar.add_task("clips", total=len(chosen))
         for clip in chosen:
             bar.update(task, description=clip.name)
             step = measure_render if options.render_only else measure
-            results.append(step(clip, options, options.pictures, meter))
+            try:
+                results.append(step(clip, options, options.pictures, meter))
+            except NeuralCodecError as problem:  # one bad clip is a result, not the end of the run
+                failures[clip.name] = f"{type(problem).__name__}: {problem}"
             bar.advance(task)
-    whole: dict[str, Any] = {"machine": machine, "options": vars(options)}
+    for name, sentence in failures.items():
+        print(f"{name} failed: {sentence}", file=sys.stderr)
+    if not results:
+        return 1
+    whole: dict[str, Any] = {"machine": machine, "options": vars(options), "failures": failures}
     if not options.render_only:
-        longest = max(chosen, key=lambda clip: len(clip.frames))
+        longest = max((clip for clip in chosen if clip.name not in failures), key=lambda clip: len(clip.frames))
         sent = ours.send(longest, kbps=options.kbps, pack=options.pack, device=options.device, threads=options.cores)
         whole["import_ms"] = import_ms()
         whole["decode_mb"] = float(_in_process("memory", sent.file, options.pack))
     rows = table(results, whole)
+    rows.append(("clips that failed", "0", str(len(failures)), "FAIL" if failures else "pass"))
     if options.json is not None:
         report.save(options.json, {**whole, "table": rows, "clips": results})
     source = "render only: no bits" if options.render_only else f"target {options.kbps:g} kbit/s"
-    print(f"{len(results)} clips, {sum(r['frames'] for r in results)} frames at 25 fps, {source}.\n")
+    print(
+        f"{len(results)} clips, {sum(r['frames'] for r in results)} frames at 25 fps, {source}. {report.busy(machine)}\n"
+    )
     print(report.markdown(("figure", "bar", "measured", ""), rows) + "\n")
     print(per_clip(results))
     return int(any(verdict == "FAIL" for *_, verdict in rows))

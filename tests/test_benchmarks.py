@@ -209,6 +209,11 @@ def test_machine_names_what_a_reader_needs() -> None:
     assert found["cpu"] and found["cores_usable"] >= 1 and found["versions"]["numpy"] == np.__version__
 
 
+def test_a_busy_machine_is_said_beside_speeds() -> None:
+    assert "do not quote" in report.busy({"load_before": 3.0})
+    assert report.busy({"load_before": 0.1}) == report.busy({"load_before": None}) == ""
+
+
 # --- validation ---
 
 
