@@ -254,7 +254,9 @@ def validate(
         pictures.append(torch.cat([first[0], batch.image[1 + worst], drawn[worst]], 2).cpu())
     nets.train()
     if sheet is not None:
-        save_picture(sheet, torch.cat([torch.cat(pictures[i::5], 1) for i in range(5)], 2))
+        columns = min(5, len(pictures))
+        pictures += [torch.zeros_like(pictures[0])] * (-len(pictures) % columns)
+        save_picture(sheet, torch.cat([torch.cat(pictures[i::columns], 1) for i in range(columns)], 2))
     ours, freeze = (sum(r[i] for r in rows) / len(rows) for i in (0, 1))
     out = {"psnr": ours, "freeze": freeze, "gain": ours - freeze, "wins": sum(a > b for a, b in rows) / len(rows)}
     if errors:
