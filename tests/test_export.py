@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
-from export import build_pack, to_onnx, verify  # noqa: E402
+from export import build_pack, int8, to_onnx, verify  # noqa: E402
 from export.to_onnx import example_inputs, export_graphs, graph_modules, load_networks, store_half  # noqa: E402
 from neuralcodec.errors import PackError  # noqa: E402
 from neuralcodec.models import Networks  # noqa: E402
@@ -199,6 +199,67 @@ def test_an_opset_without_volumes_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         to_onnx.main(["--out", str(tmp_path), "--opset", "17"])
     assert caught.value.code == 2
+
+
+# int8
+
+
+@pytest.fixture
+def convolution_graph(tmp_path: Path) -> Path:
+    """x -> 3x3 convolution, ReLU, 3x3 convolution named like a final one -> picture."""
+    random = np.random.default_rng(0)
+    shapes = {"body.weight": (16, 8, 3, 3), "final.weight": (3, 16, 3, 3)}
+    weights = [numpy_helper.from_array(random.normal(0, 0.1, s).astype(np.float32), n) for n, s in shapes.items()]
+    nodes = [
+        helper.make_node("Conv", ["x", "body.weight"], ["a"], name="first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("Conv", ["b", "final.weight"], ["picture"], name="second", pads=[1, 1, 1, 1]),
+    ]
+    values = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", c, 16, 16]) for n, c in (("x", 8), ("picture", 3))
+    ]
+    net = helper.make_graph(nodes, "render", values[:1], values[1:], weights)
+    path = tmp_path / "render.onnx"
+    onnx.save(helper.make_model(net, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def stored_inputs(folder: Path, count: int = 10) -> Path:
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    for index in range(count):
+        np.savez(folder / f"{index:02d}.npz", x=random.random((1, 8, 16, 16), np.float32))
+    return folder
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_int8_quantizes_all_but_the_named_convolutions(convolution_graph: Path, tmp_path: Path, signed: bool) -> None:
+    kept, held = int8.split(int8.load_inputs(stored_inputs(tmp_path / "inputs"), ["x"]))
+    assert (len(kept), len(held)) == (8, 2)
+    out = tmp_path / "int8" / "render.onnx"
+    assert int8.quantize(convolution_graph, kept, out, signed=signed) == 1
+    assert [p.name for p in out.parent.iterdir()] == ["render.onnx"]
+    model = onnx.load(out)
+    assert verify.storage(out) == "int8"
+    convolutions = {n.name: n for n in model.graph.node if n.op_type == "Conv"}
+    assert convolutions["second"].input[1] == "final.weight"
+    assert convolutions["first"].input[1] != "body.weight"
+    zeros = {t.data_type for t in model.graph.initializer if t.name == "x_zero_point"}
+    assert zeros == {TensorProto.INT8 if signed else TensorProto.UINT8}
+    loss = int8.compare(open_session(convolution_graph), open_session(out), held)
+    assert 30 < loss.worst <= loss.psnr < 90  # close, and yet not the float graph
+
+
+def test_int8_wants_plain_weights_and_matching_inputs(convolution_graph: Path, tmp_path: Path) -> None:
+    inputs = stored_inputs(tmp_path / "inputs", 1)
+    with pytest.raises(PackError, match="holds 1 .npz files"):
+        int8.load_inputs(inputs, ["x"])
+    with pytest.raises(PackError, match="holds x; the graph takes image"):
+        int8.load_inputs(inputs, ["image"])
+    model = onnx.load(convolution_graph)
+    assert store_half(model) > 0
+    with pytest.raises(PackError, match="without --fp16-storage"):
+        int8.convolutions(model, int8.KEEP_FLOAT)
 
 
 # build_pack
