@@ -6,14 +6,26 @@ photograph (camera, head, lids, brows, jaw), so that the figures say what the co
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
 
+import av
 import numpy as np
 
-from .errors import BackendUnavailableError
+from .errors import BackendUnavailableError, MediaError
+from .face import resize
+from .media import VideoWriter, check_output, read_frames, reason
 from .motion import Array
+from .pack import Pack
+from .quality import ms_ssim, psnr
+from .video import FileStats, Progress, decode_file, encode_file
 
 SIZE, FPS = 256, 25
+CAPTION = 24  # pixels above each picture
+COLUMNS = 6  # moments shown in demo.png
 # Where things are in the 512 x 512 photograph, pixels.
 CENTER, SIDE = (226.0, 126.0), 210.0  # the head-and-shoulders square
 NOSE, HEAD_RADII = (226.0, 118.0), (82.0, 108.0)
@@ -107,3 +119,150 @@ def _jaw(x: Array, y: Array, t: float) -> tuple[Array, Array]:
     fade = 1 - np.clip((y - 168) / 34, 0, 1) ** 2 * (3 - 2 * np.clip((y - 168) / 34, 0, 1))  # gone at the collar
     below = y > seam + drop
     return np.where(below, y - drop * fade, np.minimum(y, np.where(y > seam, seam, y))), gap
+
+
+# --- the comparison --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One codec's figures, means over the clip's frames."""
+
+    name: str
+    kbps: float
+    psnr: float
+    ms_ssim: float
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demonstration measured and wrote. ``stage_ms``: mean per frame."""
+
+    frames: int
+    rows: tuple[Row, Row]
+    stage_ms: dict[str, float]
+    provider: str
+    video: Path
+    picture: Path
+
+
+def run_demo(
+    out: str | Path = "neuralcodec-demo",
+    *,
+    seconds: float = 6.0,
+    target_kbps: float = 4.0,
+    pack: str | Path | Pack | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> DemoResult:
+    """Code the moving portrait with neuralcodec and x264 and write demo.ncv, demo.mp4 and demo.png to ``out``."""
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MediaError(f"Cannot make the folder {folder}: {reason(error)}.") from error
+    names = ("demo.ncv", "demo.mp4", "demo.png")
+    for name in names:
+        check_output(folder / name, overwrite=overwrite)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".demo.") as scratch:
+        work = Path(scratch)
+        with VideoWriter(work / "clip.mp4", SIZE, SIZE, Fraction(1, FPS)) as writer:
+            for index, image in enumerate(moving_portrait(seconds)):
+                writer.write(image, index)
+        sent = encode_file(
+            work / "clip.mp4", work / "demo.ncv", target_kbps=target_kbps, pack=pack, device=device, threads=threads,
+            progress=progress,
+        )  # fmt: skip
+        shown = decode_file(
+            work / "demo.ncv", work / "decoded.mp4", pack=pack, device=device, threads=threads, progress=progress
+        )
+        x264 = _X264(image for _, image in read_frames(work / "clip.mp4"))
+        rows = _compare(work, sent, x264)
+        for name in names:
+            (work / name).replace(folder / name)
+    stages = {f"send: {name}": spent for name, spent in sent.stage_ms.items()}
+    stages |= {f"receive: {name}": spent for name, spent in shown.stage_ms.items()}
+    return DemoResult(sent.frames, rows, stages, sent.provider, folder / "demo.mp4", folder / "demo.png")
+
+
+def _compare(work: Path, sent: FileStats, x264: _X264) -> tuple[Row, Row]:
+    """Measure both codecs against the clip, frame by frame, and draw the two results."""
+    rates = sent.kbps, x264.bytes * 8 / 1000 * FPS / sent.frames
+    titles = ["original", f"neuralcodec {rates[0]:.1f} kbit/s", f"x264 {rates[1]:.1f} kbit/s"]
+    figures: list[list[float]] = []  # a frame: ours, theirs; of each PSNR, MS-SSIM
+    kept: list[Array] = []
+    chosen = set(np.linspace(0, sent.frames - 1, COLUMNS).round().astype(int).tolist())
+    films = (
+        (image for _, image in read_frames(work / "clip.mp4")),
+        (image for _, image in read_frames(work / "decoded.mp4")),
+        x264.frames(),
+    )
+    banner = np.concatenate([_caption(title, SIZE) for title in titles], axis=1)  # (CAPTION, 3 SIZE, 3)
+    with VideoWriter(work / "demo.mp4", 3 * SIZE, SIZE + CAPTION, Fraction(1, FPS)) as writer:
+        for index, (original, ours, theirs) in enumerate(zip(*films, strict=True)):
+            ours = resize(ours, SIZE, SIZE)
+            figures.append([measure(original, shown) for shown in (ours, theirs) for measure in (psnr, ms_ssim)])
+            row = np.concatenate([original, ours, theirs], axis=1)  # (SIZE, 3 SIZE, 3)
+            writer.write(np.concatenate([banner, row]), index)
+            if index in chosen:
+                kept.append(row)
+    _draw(work / "demo.png", titles, kept)
+    mean = np.mean(figures, axis=0)
+    return Row("neuralcodec", rates[0], *map(float, mean[:2])), Row("x264, lowest", rates[1], *map(float, mean[2:]))
+
+
+class _X264:
+    """The clip in x264 at the lowest rate it can reach at this size and frame rate: coarsest quantizer, one key frame,
+    low delay. Its bytes are counted kindly: neither the container nor the encoder's signature (SEI) are in them.
+    """
+
+    OPTIONS = {"crf": "51", "preset": "slow", "tune": "zerolatency", "g": "100000", "sc_threshold": "0"}
+
+    def __init__(self, images: Iterator[Array]) -> None:
+        coder = av.CodecContext.create("libx264", "w")
+        coder.width = coder.height = SIZE
+        coder.pix_fmt, coder.time_base, coder.framerate = "yuv420p", Fraction(1, FPS), Fraction(FPS)
+        coder.options = self.OPTIONS
+        self.packets: list[bytes] = []
+        for index, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+            frame.pts = index
+            self.packets += [bytes(packet) for packet in coder.encode(frame)]
+        self.packets += [bytes(packet) for packet in coder.encode(None)]
+        self.bytes = sum(self._counted(packet) for packet in self.packets)
+
+    @staticmethod
+    def _counted(packet: bytes) -> int:
+        units = [unit for unit in packet.replace(b"\x00\x00\x00\x01", b"\x00\x00\x01").split(b"\x00\x00\x01") if unit]
+        return sum(len(unit) for unit in units if unit[0] & 31 != 6)
+
+    def frames(self) -> Iterator[Array]:
+        coder = av.CodecContext.create("h264", "r")
+        for packet in [*map(av.Packet, self.packets), None]:
+            for frame in coder.decode(packet):
+                yield frame.to_ndarray(format="rgb24")
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def _caption(text: str, width: int) -> Array:
+    """A strip (CAPTION, width, 3) with white words on black."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    strip = Image.new("RGB", (width, CAPTION))
+    ImageDraw.Draw(strip).text((8, 3), text, fill=(255, 255, 255), font=ImageFont.load_default(15))
+    return np.asarray(strip)
+
+
+def _draw(path: Path, titles: list[str], kept: list[Array]) -> None:
+    """One row of pictures for each film, one column for each kept moment."""
+    from PIL import Image
+
+    strips = []
+    for index, title in enumerate(titles):
+        pictures = [moment[:, index * SIZE : (index + 1) * SIZE] for moment in kept]
+        strips += [_caption(title, SIZE * len(kept)), np.concatenate(pictures, axis=1)]
+    Image.fromarray(np.concatenate(strips)).save(path, format="PNG")

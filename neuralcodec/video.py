@@ -217,7 +217,7 @@ class _Channel:
 
 
 def probe(path: str | Path) -> dict[str, Any]:
-    """What an .ncv file holds, as JSON-ready values; no network runs. ``complete``: it ends as its sender meant it to."""
+    """What an .ncv file holds, as JSON-ready values; no network runs. ``complete``: its sender said it ends here."""
     counted = _Counted.of_file(path)
     stats, header = counted.stats(), counted.header
     return {

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from neuralcodec.errors import MediaError
-from neuralcodec.motion import Array
 from neuralcodec.media import VideoReader, VideoWriter, output_path, read_frames
+from neuralcodec.motion import Array
 
 
 def picture(width: int, height: int, index: int = 0) -> Array:

@@ -1,0 +1,307 @@
+"""The command ``neuralcodec``: flags in, one library call, results on stdout, progress and errors on stderr.
+
+Exit code 0: done. 1: failed, with one sentence. 2: wrong usage. Knows no codec: each command calls a tested function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import NeuralCodecError
+
+if TYPE_CHECKING:
+    from .video import FileStats, Progress
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = make_parser().parse_args(arguments)
+    with _terminated_like_interrupted():
+        try:
+            code: int = options.run(options)
+            sys.stdout.flush()
+            return code
+        except NeuralCodecError as error:
+            return _fail(str(error))
+        except KeyboardInterrupt:
+            return _fail("Interrupted: nothing was written.")
+        except BrokenPipeError:  # `neuralcodec info | head`: the reader has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (Exception, MemoryError) as error:
+            if os.environ.get("NEURALCODEC_DEBUG"):
+                raise
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            return _fail(f"Unexpected {text} (NEURALCODEC_DEBUG=1 shows where; please report it).")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Every command and flag."""
+    parser = argparse.ArgumentParser(prog="neuralcodec", description="Talking-head video at a few kilobits per second.")
+    parser.add_argument("--version", action="version", version=f"neuralcodec {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    command = _command(commands, "encode", _encode, "film to .ncv stream (pictures only, sound is not carried)")
+    command.add_argument("input", metavar="IN", help="any video file that FFmpeg reads")
+    command.add_argument("output", metavar="OUT.ncv")
+    command.add_argument("--kbps", type=_kbps, default=4.0, help="target rate, everything counted (default: 4)")
+    command.add_argument(
+        "--crop", type=_crop, default="auto", metavar="auto|none|x,y,side",
+        help="follow the face (default), code the whole frame, or a fixed square in pixels",
+    )  # fmt: skip
+    command.add_argument("--full-frame", action="store_true", help="also send the surroundings, to paste the face into")
+    _add_runtime(command)
+    _add_force(command)
+
+    command = _command(commands, "decode", _decode, ".ncv stream to .mp4 film")
+    command.add_argument("input", metavar="IN.ncv")
+    command.add_argument("output", metavar="OUT.mp4")
+    command.add_argument("--full-frame", action="store_true", help="insist on the full frame; the stream must carry it")
+    command.add_argument("--loss", type=_share, default=0.0, metavar="P", help="lose motion packets: 0.05 or 5%%")
+    command.add_argument("--burst", type=_burst, default=1.0, metavar="N", help="mean run of lost packets (default: 1)")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="which packets are lost (default: 0)")
+    for angle, sense in (("yaw", "to the right of the picture"), ("pitch", "down"), ("roll", "clockwise")):
+        command.add_argument(f"--{angle}", type=_angle, default=0.0, metavar="DEG", help=f"turn the head {sense}")
+    _add_runtime(command)
+    _add_force(command)
+
+    command = _command(commands, "info", _info, "what an .ncv file holds")
+    command.add_argument("input", metavar="FILE")
+    command.add_argument("--packets", action="store_true", help="list every packet")
+    command.add_argument("--json", action="store_true", help="one JSON object")
+
+    command = _command(commands, "pack", None, "model packs")
+    verbs = command.add_subparsers(metavar="list|verify", required=True)
+    _command(verbs, "list", _pack_list, "packs inside this installation")
+    verb = _command(verbs, "verify", _pack_verify, "check every file of a pack against its manifest")
+    verb.add_argument("packs", nargs="*", metavar="PACK", help="folder or name (default: all bundled packs)")
+
+    _command(commands, "doctor", _doctor, "what this machine can run")
+
+    command = _command(commands, "demo", _demo, "code a bundled portrait that moves; needs no file and no network")
+    command.add_argument("--out", default="neuralcodec-demo", metavar="DIR", help="where to (default: %(default)s)")
+    command.add_argument("--seconds", type=_seconds, default=6.0, metavar="N", help="length of the clip (default: 6)")
+    command.add_argument("--kbps", type=_kbps, default=4.0, help="target rate (default: 4)")
+    _add_runtime(command)
+    _add_force(command)
+    return parser
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from .video import encode_file
+
+    with _progress("Encoding") as progress:
+        stats = encode_file(
+            options.input, options.output, target_kbps=options.kbps, pack=options.pack, device=options.device,
+            crop=options.crop, full_frame=options.full_frame, threads=options.threads, overwrite=options.force,
+            progress=progress,
+        )  # fmt: skip
+    print(_summary(options.output, stats))
+    if stats.face_lost:
+        print(f"No face in {stats.face_lost} of {stats.frames} frames; they repeat the last one seen.", file=sys.stderr)
+    if stats.damaged:
+        print(f"{stats.damaged} pieces of {options.input} could not be read and were left out.", file=sys.stderr)
+    return 0
+
+
+def _decode(options: argparse.Namespace) -> int:
+    from .motion import View
+    from .video import decode_file
+
+    with _progress("Decoding") as progress:
+        stats = decode_file(
+            options.input, options.output, pack=options.pack, device=options.device,
+            view=View(options.yaw, options.pitch, options.roll), full_frame=options.full_frame or None,
+            loss=options.loss, burst=options.burst, seed=options.seed, threads=options.threads,
+            overwrite=options.force, progress=progress,
+        )  # fmt: skip
+    concealed = f", {stats.concealed} concealed" if stats.concealed else ""
+    print(_summary(options.output, stats) + concealed)
+    return 0
+
+
+def _summary(path: str, stats: FileStats) -> str:
+    speed = f", {stats.frames / stats.elapsed_s:.1f} fps on {stats.provider}" if stats.elapsed_s else ""
+    return (
+        f"{path}: {stats.frames} frames, {stats.duration_s:.2f} s, {stats.bytes_total} bytes, {stats.kbps:.2f} kbit/s "
+        f"({stats.references} references {stats.bytes_reference} B, motion {stats.bytes_per_frame:.2f} B a frame, "
+        f"overhead {stats.bytes_overhead} B){speed}"
+    )
+
+
+def _info(options: argparse.Namespace) -> int:
+    from .video import list_packets, probe
+
+    found = probe(options.input)
+    packets = list(list_packets(options.input)) if options.packets else []
+    if options.json:
+        print(json.dumps(found | ({"packets": packets} if options.packets else {})))
+    else:
+        for name, value in found.items():
+            print(f"{name:<16} {value}")
+        for index, packet in enumerate(packets):
+            print(f"{index:>6} {packet['kind']:<14}", *(f"{k}={v}" for k, v in packet.items() if k != "kind"))
+    return _fail(f"{options.input} is not whole: {found['problem']}.") if found["problem"] else 0
+
+
+def _pack_list(options: argparse.Namespace) -> int:
+    from .pack import bundled_packs, load_pack
+
+    for name in bundled_packs():
+        pack = load_pack(name)
+        print(f"{pack.name} {pack.version}  id {pack.id.hex()}  {pack.size} x {pack.size}  {pack.keypoints} keypoints")
+    return 0
+
+
+def _pack_verify(options: argparse.Namespace) -> int:
+    from .pack import bundled_packs, load_pack
+
+    for source in options.packs or list(bundled_packs()):
+        pack = load_pack(source)
+        pack.tables  # noqa: B018  # parses them
+        print(f"{source}: {pack.name} {pack.version}, id {pack.id.hex()}, {len(pack.files)} files match the manifest")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    return 0 if examine(print) else _fail("Encoding and decoding cannot run here; see the lines marked !! above.")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import run_demo
+
+    with _progress("Demo") as progress:
+        result = run_demo(
+            options.out, seconds=options.seconds, target_kbps=options.kbps, pack=options.pack, device=options.device,
+            threads=options.threads, overwrite=options.force, progress=progress,
+        )  # fmt: skip
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "kbit/s", "PSNR dB", "MS-SSIM", title=f"{result.frames} frames of 256 x 256 at 25 fps")
+    for row in result.rows:
+        table.add_row(row.name, f"{row.kbps:.2f}", f"{row.psnr:.2f}", f"{row.ms_ssim:.4f}")
+    times = Table("stage", "ms a frame", title=f"Time per stage on {result.provider}")
+    for stage, spent in result.stage_ms.items():
+        times.add_row(stage, f"{spent:.2f}")
+    console = Console()
+    console.print(table, times)
+    console.print(f"Look at {result.video} and {result.picture}", soft_wrap=True, highlight=False)
+    return 0
+
+
+# --- flags -----------------------------------------------------------------------------------------------------------
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int] | None, text: str) -> Any:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    if run:
+        command.set_defaults(run=run)
+    return command
+
+
+def _add_runtime(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", choices=("auto", "cpu", "cuda", "tensorrt"), default="auto")
+    command.add_argument("--pack", help="folder or name of a model pack (default: the bundled one)")
+    command.add_argument("--threads", type=_threads, help="CPU threads for the networks (default: one a core)")
+
+
+def _add_force(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-f", "--force", action="store_true", help="replace the output if it exists")
+
+
+def _number(text: str, low: float, high: float, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what} between {low:g} and {high:g}")
+    return value
+
+
+def _kbps(text: str) -> float:
+    return _number(text, 0.5, 1000, "a rate in kbit/s")
+
+
+def _angle(text: str) -> float:
+    return _number(text, -90, 90, "an angle in degrees")
+
+
+def _burst(text: str) -> float:
+    return _number(text, 1, 1000, "a number of packets")
+
+
+def _seconds(text: str) -> float:
+    return _number(text, 0.04, 600, "a length in seconds")
+
+
+def _threads(text: str) -> int:
+    return int(_number(text, 1, 1024, "a number of threads"))
+
+
+def _share(text: str) -> float:
+    return _number(text[:-1], 0, 99, "a percentage") / 100 if text.endswith("%") else _number(text, 0, 0.99, "a share")
+
+
+def _crop(text: str) -> str:
+    from .face import CropFollower
+
+    try:
+        CropFollower.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+# --- terminal --------------------------------------------------------------------------------------------------------
+
+
+def _fail(sentence: str) -> int:
+    print(f"neuralcodec: {sentence}", file=sys.stderr)
+    return 1
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Progress]:
+    """A bar on stderr while it is a terminal, silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """A polite kill cleans up as Ctrl-C does."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,103 @@
+"""What this machine can run: packages, codecs, network backends, the bundled pack. Says what it really tried."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import numpy as np
+
+from . import __version__
+from .errors import NeuralCodecError
+
+GOOD, ABSENT, BAD = "ok", "--", "!!"
+Line = tuple[str, str]
+
+NEEDED = ("numpy", "av", "constriction", "rich")
+OPTIONAL = {"onnxruntime": "cpu", "onnxruntime-gpu": "gpu", "tensorrt": "tensorrt", "scikit-image": "demo"}
+CODECS = (("libsvtav1", "w"), ("libdav1d", "r"), ("libx264", "w"), ("h264", "r"))
+
+
+def examine(say: Callable[[str], object]) -> bool:
+    """Say one line for each thing looked at; True when encoding and decoding can run."""
+    fine = True
+    for look in (_packages, _codecs, _backends, _pack, _tensorrt):
+        for mark, text in look():
+            say(f"{mark}  {text}")
+            fine &= mark != BAD
+    return fine
+
+
+def _packages() -> Iterator[Line]:
+    yield GOOD, f"neuralcodec {__version__}, Python {platform.python_version()}, {platform.platform()}"
+    for name in NEEDED:
+        try:
+            yield GOOD, f"{name} {version(name)}"
+        except PackageNotFoundError:
+            yield BAD, f"{name} is missing: pip install {name}"
+    for name, extra in OPTIONAL.items():
+        try:
+            yield GOOD, f"{name} {version(name)}"
+        except PackageNotFoundError:
+            yield ABSENT, f'{name} is not installed (optional: pip install "neuralcodec[{extra}]")'
+
+
+def _codecs() -> Iterator[Line]:
+    import av
+
+    for name, mode in CODECS:
+        direction = "encoder" if mode == "w" else "decoder"
+        try:
+            av.Codec(name, mode)  # type: ignore[arg-type]
+            yield GOOD, f"PyAV has the {direction} {name}"
+        except av.codec.codec.UnknownCodecError:
+            yield BAD, f"PyAV lacks the {direction} {name}: pip install -U av (the wheel has it)"
+    from .reference import decode_reference, encode_reference
+
+    try:
+        grey = np.full((64, 64, 3), 128, np.uint8)
+        worst = int(np.abs(decode_reference(encode_reference(grey), 64).astype(int) - 128).max())
+        yield (GOOD if worst <= 4 else BAD), f"a reference picture was coded and decoded, off by {worst} of 255 at most"
+    except NeuralCodecError as error:
+        yield BAD, f"a reference picture could not be coded: {error}"
+
+
+def _backends() -> Iterator[Line]:
+    if find_spec("onnxruntime") is None:
+        yield BAD, 'onnxruntime is missing, so no network can run: pip install "neuralcodec[cpu]" or "neuralcodec[gpu]"'
+        return
+    from .runtime.ort import cuda_usable
+
+    yield GOOD, "ONNX Runtime runs on the CPU"
+    if cuda_usable():
+        yield GOOD, "ONNX Runtime runs on CUDA"
+    else:
+        yield ABSENT, 'ONNX Runtime cannot use CUDA here (it needs an NVIDIA GPU and "neuralcodec[gpu]")'
+
+
+def _pack() -> Iterator[Line]:
+    from .pack import DEFAULT, load_pack
+
+    try:
+        pack = load_pack()
+        yield GOOD, f"pack {pack.name} {pack.version}, id {pack.id.hex()}: {len(pack.files)} files match the manifest"
+    except NeuralCodecError as error:
+        yield BAD, f"the bundled pack '{DEFAULT}' cannot be used: {error}"
+        return
+    from .runtime.session import open_session
+
+    try:
+        session = open_session(pack.graph("motion"), device="auto")
+        yield GOOD, f"the pack's motion network opened on {session.provider}"
+    except NeuralCodecError as error:
+        yield BAD, f"the pack's networks cannot be opened: {error}"
+
+
+def _tensorrt() -> Iterator[Line]:
+    untried = "our TensorRT engine path has not been run on hardware by us yet"
+    if find_spec("tensorrt") is None:
+        yield ABSENT, f"TensorRT is not installed; {untried}"
+    else:
+        yield GOOD, f"TensorRT is installed; {untried}, so compare its pictures with --device cuda"

@@ -1,0 +1,258 @@
+"""The command line as a user meets it: output, exit codes, one sentence for every failure, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neuralcodec import __version__
+from neuralcodec.cli import main, make_parser
+from neuralcodec.container import ContainerWriter
+from neuralcodec.errors import PackError
+from neuralcodec.media import VideoReader, VideoWriter
+from neuralcodec.pack import load_pack
+from neuralcodec.packet import End, Motion, StreamHeader
+
+ROOT = Path(__file__).parents[1]
+try:
+    load_pack()
+    HAS_PACK = True
+except PackError:
+    HAS_PACK = False
+needs_pack = pytest.mark.skipif(not HAS_PACK, reason="no bundled pack in this tree")
+
+
+def failed_with_one_sentence(capsys: pytest.CaptureFixture[str], words: str) -> bool:
+    out, err = capsys.readouterr()
+    return out == "" and err.startswith("neuralcodec: ") and err.count("\n") == 1 and words in err
+
+
+def stream(path: Path, *, cut: int = 0) -> Path:
+    """A stream of five frames that no network is needed to list."""
+    with open(path, "wb") as file:
+        writer = ContainerWriter(file, StreamHeader(bytes(8), 640, 480, (1, 25), 1, 256))
+        writer.write(Motion(0, 2, 3, b"abcdef", intra=True, reference=0, pts=100))
+        for sequence in range(1, 5):
+            writer.write(Motion(sequence, 2, 3, b"xyz"))
+        writer.write(End(5))
+    if cut:
+        path.write_bytes(path.read_bytes()[:-cut])
+    return path
+
+
+@pytest.fixture(scope="module")
+def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("skimage")
+    from neuralcodec.demo import moving_portrait
+
+    path = tmp_path_factory.mktemp("film") / "portrait.mp4"
+    with VideoWriter(path, 256, 256, Fraction(1, 25)) as writer:
+        for pts, image in enumerate(moving_portrait(0.24)):
+            writer.write(image, pts)
+    return path
+
+
+@needs_pack
+def test_round_trip(portrait: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coded, shown = str(tmp_path / "a.ncv"), str(tmp_path / "a.mp4")
+    assert main(["encode", str(portrait), coded, "--kbps", "6", "--device", "cpu", "--threads", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{coded}: 6 frames, 0.24 s, {os.path.getsize(coded)} bytes") and "kbit/s" in out
+    assert out.count("\n") == 1 and err == ""
+    assert main(["decode", coded, shown, "--device", "cpu", "--threads", "1"]) == 0
+    assert capsys.readouterr().out.startswith(f"{shown}: 6 frames")
+    with VideoReader(shown) as reader:
+        assert (reader.frames, reader.width, reader.height) == (6, 256, 256)
+    assert main(["info", coded, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["frames"] == 6 and found["fps"] == 25 and found["pack"] == load_pack().id.hex()
+
+    assert main(["encode", str(portrait), coded]) == 1
+    assert failed_with_one_sentence(capsys, "exists already; -f")
+    (tmp_path / "cut.ncv").write_bytes(Path(coded).read_bytes()[:-4])
+    assert main(["decode", str(tmp_path / "cut.ncv"), shown, "-f", "--device", "cpu"]) == 1
+    assert failed_with_one_sentence(capsys, "cut short; the 5 frames that could be shown are in")
+    with VideoReader(shown) as reader:
+        assert reader.frames == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.ncv", "cut.ncv"]
+
+
+def test_info_lists_a_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = stream(tmp_path / "a.ncv")
+    assert main(["info", str(path), "--packets"]) == 0
+    out = capsys.readouterr().out
+    assert "frames           5" in out and "640" in out and "coding=intra pts=100" in out
+    assert out.count("coding=predicted") == 4 and "End" in out
+    assert main(["info", str(path), "--json", "--packets"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [packet["pts"] for packet in found["packets"] if packet["kind"] == "Motion"] == [100, 101, 102, 103, 104]
+    assert found["duration_s"] == 0.2 and found["bytes_motion"] == 18
+
+
+def test_info_of_a_cut_stream_tells_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(stream(tmp_path / "a.ncv", cut=4)), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["frames"] == 4 and json.loads(out)["complete"] is False
+    assert err.startswith("neuralcodec: ") and "is not whole" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["encode", "none.mp4", "out.ncv"],
+        ["encode", "text.mp4", "out.ncv"],
+        ["encode", ".", "out.ncv"],
+        ["encode", "text.mp4", "no/such/folder/out.ncv"],
+        ["decode", "none.ncv", "out.mp4"],
+        ["decode", "text.mp4", "out.mp4"],
+        ["decode", "empty.ncv", "out.mp4"],
+        ["info", "none.ncv"],
+        ["info", "text.mp4"],
+        ["info", "."],
+        ["pack", "verify", "none"],
+        ["pack", "verify", "."],
+        ["demo", "--out", "text.mp4"],
+    ],
+)
+def test_failures_are_one_sentence_and_leave_nothing(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.mp4").write_text("words " * 300)
+    (tmp_path / "empty.ncv").touch()
+    assert main(arguments) == 1
+    assert failed_with_one_sentence(capsys, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.ncv", "text.mp4"]
+
+
+@needs_pack
+def test_no_face_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with VideoWriter(tmp_path / "grey.mp4", 160, 120, Fraction(1, 25)) as writer:
+        for pts in range(3):
+            writer.write(np.full((120, 160, 3), 100, np.uint8), pts)
+    assert main(["encode", str(tmp_path / "grey.mp4"), str(tmp_path / "a.ncv"), "--device", "cpu"]) == 1
+    assert failed_with_one_sentence(capsys, "No face was found in any of the 3 frames")
+    assert [path.name for path in tmp_path.iterdir()] == ["grey.mp4"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["transmogrify"],
+        ["encode"],
+        ["encode", "a.mp4"],
+        ["encode", "a.mp4", "a.ncv", "--kbps", "fast"],
+        ["encode", "a.mp4", "a.ncv", "--kbps", "0.1"],
+        ["encode", "a.mp4", "a.ncv", "--crop", "left"],
+        ["encode", "a.mp4", "a.ncv", "--crop", "1,2"],
+        ["encode", "a.mp4", "a.ncv", "--device", "abacus"],
+        ["decode", "a.ncv", "a.mp4", "--loss", "1.5"],
+        ["decode", "a.ncv", "a.mp4", "--yaw", "nan"],
+        ["decode", "a.ncv", "a.mp4", "--threads", "0"],
+        ["pack"],
+        ["demo", "--seconds", "-1"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "usage: neuralcodec" in err
+
+
+def test_flags_of_the_design_are_understood() -> None:
+    words = "encode in out --kbps 2.5 --device cpu --pack p --crop 1,2,300 --full-frame --threads 2 -f"
+    o = make_parser().parse_args(words.split())
+    assert (o.kbps, o.device, o.pack, o.crop) == (2.5, "cpu", "p", "1,2,300")
+    assert (o.full_frame, o.threads, o.force) == (True, 2, True)
+    words = "decode in out --loss 5% --burst 3 --seed 9 --yaw -10 --pitch 4 --roll 1"
+    o = make_parser().parse_args(words.split())
+    assert (o.loss, o.burst, o.seed, o.yaw, o.pitch, o.roll) == (0.05, 3, 9, -10, 4, 1)
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in ((["--version"], __version__), (["--help"], "doctor"), (["decode", "--help"], "--burst")):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0 and words in capsys.readouterr().out
+
+
+def test_doctor_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["doctor"])
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert all(line[:4] in ("ok  ", "--  ", "!!  ") for line in lines)
+    assert code == (1 if any(line.startswith("!!") for line in lines) else 0)
+    assert any("libsvtav1" in line for line in lines) and any("TensorRT" in line for line in lines)
+    assert "has not been run on hardware by us" in out
+    assert (err == "") == (code == 0)
+    if HAS_PACK:
+        assert load_pack().id.hex() in out
+
+
+@needs_pack
+def test_packs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pack", "list"]) == 0
+    assert load_pack().id.hex() in capsys.readouterr().out
+    assert main(["pack", "verify"]) == 0
+    assert "match the manifest" in capsys.readouterr().out
+
+
+def test_unexpected_errors_are_one_sentence_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def explode(path: str) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.delenv("NEURALCODEC_DEBUG", raising=False)
+    monkeypatch.setattr("neuralcodec.video.probe", explode)
+    assert main(["info", str(tmp_path / "a.ncv")]) == 1
+    assert failed_with_one_sentence(capsys, "ZeroDivisionError: two")
+    monkeypatch.setenv("NEURALCODEC_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(["info", str(tmp_path / "a.ncv")])
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "neuralcodec", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    done = run("info", str(tmp_path / "none.ncv"))
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert run("info").returncode == 2
+    done = run("info", str(stream(tmp_path / "a.ncv")))
+    assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@needs_pack
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_leaves_nothing(portrait: Path, tmp_path: Path, number: signal.Signals) -> None:
+    long = tmp_path / "long.mp4"
+    with VideoReader(portrait) as reader, VideoWriter(long, 256, 256, Fraction(1, 25)) as writer:
+        images = [image for _, image in reader]
+        for pts in range(200):
+            writer.write(images[pts % len(images)], pts)
+    command = [sys.executable, "-m", "neuralcodec", "encode", str(long), str(tmp_path / "a.ncv"), "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)  # until its temporary file is there
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (1, "", "neuralcodec: Interrupted: nothing was written.\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["long.mp4"]

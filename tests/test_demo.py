@@ -1,0 +1,99 @@
+"""The demonstration: a clip that moves smoothly, needs no network, and is coded and measured for real."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from neuralcodec import demo
+from neuralcodec.errors import BackendUnavailableError, MediaError, PackError
+from neuralcodec.media import VideoReader
+from neuralcodec.motion import Array
+from neuralcodec.pack import load_pack
+
+pytest.importorskip("skimage")
+
+
+@pytest.fixture(scope="module")
+def clip() -> list[Array]:
+    return list(demo.moving_portrait(1.6))
+
+
+def test_clip_is_the_portrait_at_the_promised_size(clip: list[Array]) -> None:
+    assert len(clip) == 40
+    assert all(frame.shape == (256, 256, 3) and frame.dtype == np.uint8 for frame in clip)
+    assert 100 < np.mean(clip[0]) < 160 and np.std(clip[0]) > 50  # a picture, not a flat field
+
+
+def test_clip_moves_smoothly_and_never_stands(clip: list[Array]) -> None:
+    steps = [float(np.abs(a.astype(int) - b).mean()) for a, b in zip(clip, clip[1:], strict=False)]
+    assert 0.2 < min(steps) and max(steps) < 6  # of 255: no cut, no frozen frame
+    assert np.abs(clip[0].astype(int) - clip[-1]).mean() > 4  # and it gets somewhere
+
+
+def test_eyes_shut_and_open_again() -> None:
+    """At 1.3 s the lids are down: the dark of both irises is gone, as it is not shortly before."""
+
+    def darkest(t: float) -> float:
+        x, y, _ = demo._source_points(t)
+        near = np.hypot(x - demo.EYES[0][0], y - demo.EYES[0][1]) < 3  # pixels that show the middle of the eye
+        return float(near.sum())
+
+    assert darkest(1.0) > 10 and darkest(1.3) < 0.3 * darkest(1.0) and darkest(1.7) > 10
+
+
+def test_clip_is_the_same_every_time_and_starts_anywhere(clip: list[Array]) -> None:
+    again = list(demo.moving_portrait(0.12))
+    assert len(again) == 3 and all(np.array_equal(a, b) for a, b in zip(again, clip, strict=False))
+
+
+def test_clip_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert next(demo.moving_portrait(0.04)).shape == (256, 256, 3)
+
+
+def test_missing_scikit_image_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "skimage.data", None)
+    with pytest.raises(BackendUnavailableError, match=r"pip install \"neuralcodec\[demo\]\""):
+        next(demo.moving_portrait(0.04))
+
+
+def test_x264_is_counted_without_its_signature_and_decodes_whole(clip: list[Array]) -> None:
+    coded = demo._X264(iter(clip[:10]))
+    assert b"x264 - core" in b"".join(coded.packets)  # the signature is in the packets, not in the count
+    assert 300 < coded.bytes < sum(map(len, coded.packets)) - 400
+    frames = list(coded.frames())
+    assert len(frames) == 10 and all(frame.shape == (256, 256, 3) for frame in frames)
+
+
+def test_results_are_not_overwritten_unasked(tmp_path: Path) -> None:
+    (tmp_path / "demo.png").write_text("precious")
+    with pytest.raises(MediaError, match="exists already"):
+        demo.run_demo(tmp_path, seconds=0.04)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.png"]
+
+
+def test_demo_end_to_end(tmp_path: Path) -> None:
+    try:
+        load_pack()
+    except PackError:
+        pytest.skip("no bundled pack in this tree")
+    result = demo.run_demo(tmp_path / "out", seconds=0.4, device="cpu")
+    assert result.frames == 10 and result.provider
+    ours, theirs = result.rows
+    assert ours.kbps > 0 and theirs.kbps > 0
+    assert 12 < ours.psnr < 50 and 0.3 < ours.ms_ssim <= 1 and 15 < theirs.psnr < 50
+    assert {"send: motion", "receive: render"} <= result.stage_ms.keys()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["demo.mp4", "demo.ncv", "demo.png"]
+    with VideoReader(result.video) as film:
+        assert (film.width, film.height, film.frames) == (768, 280, 10)
+    with av.open(str(result.picture)) as picture:
+        assert (picture.streams.video[0].width, picture.streams.video[0].height) == (6 * 256, 3 * 280)

@@ -1,0 +1,297 @@
+"""Film to stream to film: same frames and times, and one clear error (and nothing half written) for everything else."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neuralcodec.container import ContainerReader, ContainerWriter
+from neuralcodec.errors import (
+    BitstreamError,
+    MediaError,
+    NeuralCodecError,
+    NoFaceError,
+    PackError,
+    PackMismatchError,
+    TruncatedError,
+)
+from neuralcodec.media import VideoReader, VideoWriter, read_frames
+from neuralcodec.motion import Array, View
+from neuralcodec.pack import load_pack
+from neuralcodec.packet import End, Motion, StreamHeader
+from neuralcodec.video import _Channel, decode_file, encode_file, list_packets, probe
+
+pytest.importorskip("skimage")
+from neuralcodec.demo import moving_portrait  # noqa: E402
+
+try:
+    load_pack()
+    HAS_PACK = True
+except PackError:
+    HAS_PACK = False
+needs_pack = pytest.mark.skipif(not HAS_PACK, reason="no bundled pack in this tree")
+
+STAMPS = [0, 40, 80, 160, 213, 240]  # ms: one frame missing, one late
+LENGTH = 0.28  # seconds, the last frame's 40 ms included
+
+
+def film(path: Path, images: list[Array], stamps: list[int], tick: Fraction = Fraction(1, 1000)) -> Path:
+    height, width = images[0].shape[:2]
+    with VideoWriter(path, width, height, tick, frame_duration=40) as writer:
+        for image, pts in zip(images, stamps, strict=True):
+            writer.write(image, pts)
+    return path
+
+
+def times(path: Path) -> list[Fraction]:
+    reader = VideoReader(path)
+    return [pts * reader.time_base for pts, _ in reader]
+
+
+@pytest.fixture(scope="module")
+def portrait() -> list[Array]:
+    return list(moving_portrait(len(STAMPS) / 25))
+
+
+@pytest.fixture(scope="module")
+def source(portrait: list[Array], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return film(tmp_path_factory.mktemp("film") / "source.mp4", portrait, STAMPS)
+
+
+@pytest.fixture(scope="module")
+def stream(source: Path) -> Path:
+    if not HAS_PACK:
+        pytest.skip("no bundled pack in this tree")
+    encode_file(source, source.with_suffix(".ncv"), device="cpu")
+    return source.with_suffix(".ncv")
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix == ".part" or path.name.startswith("."))
+
+
+def test_frames_and_times_survive_a_variable_rate(source: Path, stream: Path, tmp_path: Path) -> None:
+    stats = decode_file(stream, tmp_path / "out.mp4", device="cpu")
+    assert times(tmp_path / "out.mp4") == times(source) == [Fraction(t, 1000) for t in STAMPS]
+    assert (stats.frames, stats.concealed, stats.damaged) == (len(STAMPS), 0, 0)
+    assert stats.stage_ms and stats.provider
+    first = next(read_frames(tmp_path / "out.mp4"))[1]
+    assert first.shape == (256, 256, 3)
+
+
+def test_probe_adds_up(stream: Path) -> None:
+    found = probe(stream)
+    wanted = {"format_version", "pack", "width", "height", "fps", "frames", "duration_s", "bytes_total"}
+    assert wanted | {"bytes_reference", "bytes_motion", "bytes_overhead", "kbps"} <= found.keys()
+    assert found["bytes_total"] == stream.stat().st_size
+    assert found["bytes_total"] == found["bytes_reference"] + found["bytes_motion"] + found["bytes_overhead"]
+    assert (found["width"], found["height"], found["frames"]) == (256, 256, len(STAMPS))
+    assert found["duration_s"] == pytest.approx(LENGTH)
+    assert found["fps"] == pytest.approx(len(STAMPS) / LENGTH, abs=0.001)
+    assert found["kbps"] == pytest.approx(found["bytes_total"] * 8 / 1000 / LENGTH, abs=0.001)
+    assert found["complete"] and found["problem"] is None
+    assert found["pack"] == load_pack().id.hex()
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_listed_packets_are_those_of_the_file(stream: Path) -> None:
+    listed = list(list_packets(stream))
+    with open(stream, "rb") as file:
+        packets = list(ContainerReader(file))
+    assert [line["kind"] for line in listed] == [type(packet).__name__ for packet in packets]
+    assert [line["bytes"] for line in listed] == [len(bytes(packet)) for packet in packets]
+    tick = Fraction(*packets[0].time_base)  # type: ignore[attr-defined]
+    assert [line["pts"] * tick * 1000 for line in listed if line["kind"] == "Motion"] == STAMPS
+
+
+@pytest.mark.parametrize("missing", [1, 28, 600])
+def test_a_cut_stream_yields_every_whole_frame(stream: Path, tmp_path: Path, missing: int) -> None:
+    (tmp_path / "cut.ncv").write_bytes(stream.read_bytes()[:-missing])
+    whole = sum(line.get("frames", 0) for line in list_packets(tmp_path / "cut.ncv"))
+    if whole:
+        with pytest.raises(TruncatedError, match=f"cut short; the {whole} frames"):
+            decode_file(tmp_path / "cut.ncv", tmp_path / "out.mp4", device="cpu")
+        assert len(times(tmp_path / "out.mp4")) == whole
+    else:
+        with pytest.raises(TruncatedError):
+            decode_file(tmp_path / "cut.ncv", tmp_path / "out.mp4", device="cpu")
+        assert not (tmp_path / "out.mp4").exists()
+    assert leftovers(tmp_path) == []
+    assert probe(tmp_path / "cut.ncv")["frames"] == whole and not probe(tmp_path / "cut.ncv")["complete"]
+
+
+def test_a_damaged_packet_is_concealed_then_reported(stream: Path, tmp_path: Path) -> None:
+    with open(stream, "rb") as file:
+        packets = list(ContainerReader(file))
+    bad = next(index for index, packet in enumerate(packets) if isinstance(packet, Motion) and not packet.intra) + 2
+    with open(tmp_path / "bad.ncv", "wb") as file:
+        header, *rest = packets
+        assert isinstance(header, StreamHeader)
+        writer = ContainerWriter(file, header)
+        for index, packet in enumerate(rest, 1):
+            if index == bad:
+                assert isinstance(packet, Motion)
+                level, components, step = packet.level, packet.components, packet.pts_step
+                packet = Motion(packet.sequence, level, components, b"\xff" * 300, pts_step=step)
+            writer.write(packet)
+    with pytest.raises(BitstreamError, match=f"damaged.*the {len(STAMPS)} frames"):
+        decode_file(tmp_path / "bad.ncv", tmp_path / "out.mp4", device="cpu")
+    assert times(tmp_path / "out.mp4") == [Fraction(t, 1000) for t in STAMPS]
+
+
+def test_loss_keeps_every_frame_and_repeats_itself(stream: Path, tmp_path: Path) -> None:
+    films = []
+    for name in ("a", "b"):
+        stats = decode_file(stream, tmp_path / f"{name}.mp4", device="cpu", loss=0.4, burst=2, seed=0)
+        assert stats.concealed > 0 and stats.frames == len(times(tmp_path / f"{name}.mp4")) == len(STAMPS)
+        films.append([image for _, image in read_frames(tmp_path / f"{name}.mp4")])
+    assert all(np.array_equal(a, b) for a, b in zip(*films, strict=True))
+
+
+@pytest.mark.parametrize(("loss", "burst"), [(0.05, 1), (0.2, 3), (0.5, 10), (0.0, 1)])
+def test_channel_loses_what_was_asked_in_runs_as_asked(loss: float, burst: float) -> None:
+    channel = _Channel(loss, burst, seed=1)
+    packet = Motion(0, 0, 0, b"")
+    fate = [channel.delivers(packet) for _ in range(40_000)]
+    lost = fate.count(False)
+    runs = sum(1 for now, before in zip(fate, [True, *fate], strict=False) if not now and before)
+    assert lost / len(fate) == pytest.approx(loss, rel=0.15)
+    assert not lost or lost / runs == pytest.approx(max(burst, 1 / (1 - loss) if burst == 1 else burst), rel=0.15)
+    assert all(_Channel(0.99, 1, seed=1).delivers(End(1)) for _ in range(100))  # only motion is ever lost
+
+
+def test_turned_head_is_another_picture(stream: Path, tmp_path: Path) -> None:
+    decode_file(stream, tmp_path / "a.mp4", device="cpu")
+    decode_file(stream, tmp_path / "b.mp4", device="cpu", view=View(yaw=20))
+    first, turned = (next(read_frames(tmp_path / f"{name}.mp4"))[1] for name in "ab")
+    assert np.abs(first.astype(int) - turned).mean() > 0.5
+
+
+@needs_pack
+@pytest.mark.parametrize("shape", ["one frame", "odd", "large", "gray"])
+def test_other_shapes_of_film(portrait: list[Array], tmp_path: Path, shape: str) -> None:
+    images, crop = portrait[:3], "none"
+    if shape == "one frame":
+        images = images[:1]
+    elif shape == "odd":
+        images = [np.ascontiguousarray(image[:241, 3:]) for image in images]  # 253 x 241
+    elif shape == "large":
+        images = [np.pad(image, ((200, 264), (500, 524), (0, 0)), mode="edge") for image in images]  # 1280 x 720
+        crop = "500,200,256"
+    elif shape == "gray":
+        images = [image.mean(2, keepdims=True).astype(np.uint8).repeat(3, 2) for image in images]
+    film(tmp_path / "in.mp4", images, STAMPS[: len(images)])
+    encode_file(tmp_path / "in.mp4", tmp_path / "x.ncv", device="cpu", crop=crop)
+    decode_file(tmp_path / "x.ncv", tmp_path / "out.mp4", device="cpu")
+    assert times(tmp_path / "out.mp4") == times(tmp_path / "in.mp4")
+    shown = next(read_frames(tmp_path / "out.mp4"))[1]
+    assert shown.shape == ((256, 256, 3) if shape == "large" else images[0].shape)
+
+
+@needs_pack
+def test_full_frame_brings_the_surroundings_back(portrait: list[Array], tmp_path: Path) -> None:
+    images = [np.pad(image, ((20, 44), (150, 106), (0, 0)), mode="edge") for image in portrait[:3]]  # 512 x 320
+    film(tmp_path / "in.mp4", images, STAMPS[:3])
+    encode_file(tmp_path / "in.mp4", tmp_path / "x.ncv", device="cpu", crop="150,20,256", full_frame=True)
+    decode_file(tmp_path / "x.ncv", tmp_path / "full.mp4", device="cpu")
+    decode_file(tmp_path / "x.ncv", tmp_path / "face.mp4", device="cpu", full_frame=False)
+    assert next(read_frames(tmp_path / "full.mp4"))[1].shape == (320, 512, 3)
+    assert next(read_frames(tmp_path / "face.mp4"))[1].shape == (256, 256, 3)
+
+
+def test_full_frame_cannot_be_had_from_a_stream_without_it(stream: Path, tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="only the face"):
+        decode_file(stream, tmp_path / "out.mp4", full_frame=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_pack
+def test_no_face_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    film(tmp_path / "in.mp4", [np.full((128, 160, 3), 90, np.uint8)] * 3, STAMPS[:3])
+    with pytest.raises(NoFaceError, match="any of the 3 frames"):
+        encode_file(tmp_path / "in.mp4", tmp_path / "x.ncv", device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_another_pack_is_refused_before_anything_is_written(stream: Path, tmp_path: Path) -> None:
+    data = bytearray(stream.read_bytes())
+    place = bytes(data).index(load_pack().id)
+    data[place] ^= 1
+    (tmp_path / "x.ncv").write_bytes(bytes(data))
+    with pytest.raises(PackMismatchError):
+        decode_file(tmp_path / "x.ncv", tmp_path / "out.mp4", device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.ncv"]
+
+
+def header_for(pack_id: bytes) -> StreamHeader:
+    return StreamHeader(pack_id, 256, 256, (1, 25), 1, 256)
+
+
+@needs_pack
+def test_a_stream_without_frames_is_an_error(tmp_path: Path) -> None:
+    with open(tmp_path / "x.ncv", "wb") as file:
+        ContainerWriter(file, header_for(load_pack().id)).write(End(0))
+    assert probe(tmp_path / "x.ncv")["frames"] == 0 and probe(tmp_path / "x.ncv")["kbps"] == 0
+    with pytest.raises(MediaError, match="no frame that can be shown"):
+        decode_file(tmp_path / "x.ncv", tmp_path / "out.mp4", device="cpu")
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89NCV", b"no stream at all", bytes(5000)])
+def test_no_stream_is_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.ncv").write_bytes(content)
+    for act in (lambda: probe(tmp_path / "x.ncv"), lambda: decode_file(tmp_path / "x.ncv", tmp_path / "out.mp4")):
+        with pytest.raises(BitstreamError) as caught:
+            act()
+        assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.ncv"]
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    for act in (
+        lambda: probe(tmp_path / "no.ncv"),
+        lambda: probe(tmp_path),
+        lambda: decode_file(tmp_path / "no.ncv", tmp_path / "out.mp4"),
+        lambda: encode_file(tmp_path / "no.mp4", tmp_path / "out.ncv"),
+    ):
+        with pytest.raises(NeuralCodecError):
+            act()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_outputs_stay(source: Path, stream: Path, tmp_path: Path) -> None:
+    for name in ("out.ncv", "out.mp4"):
+        (tmp_path / name).write_text("precious")
+    with pytest.raises(MediaError, match="exists already"):
+        encode_file(source, tmp_path / "out.ncv")
+    with pytest.raises(MediaError, match="exists already"):
+        decode_file(stream, tmp_path / "out.mp4")
+    assert {(tmp_path / name).read_text() for name in ("out.ncv", "out.mp4")} == {"precious"}
+    with pytest.raises(MediaError, match="input itself"):
+        encode_file(source, source, overwrite=True)
+
+
+@needs_pack
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_job_leaves_nothing(
+    source: Path, stream: Path, tmp_path: Path, problem: type[BaseException]
+) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 3:
+            raise problem
+
+    with pytest.raises(problem):
+        encode_file(source, tmp_path / "out.ncv", device="cpu", progress=interrupt)
+    with pytest.raises(problem):
+        decode_file(stream, tmp_path / "out.mp4", device="cpu", progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_counts_to_the_end(stream: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    decode_file(stream, tmp_path / "out.mp4", device="cpu", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(index + 1, len(STAMPS)) for index in range(len(STAMPS))]
