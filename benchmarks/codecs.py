@@ -41,8 +41,9 @@ os.environ.setdefault("SVT_LOG", "-1")  # SVT-AV1 writes a banner to stderr, pas
 class Codec:
     """One encoder in one way of running it.
 
-    quality: the option that sets the quality; ladder: its useful values, coarsest first. binary: run through the ffmpeg
-    program of imageio-ffmpeg, because PyAV's wheels lack the encoder or cannot do two passes.
+    quality: the option that sets the quality ("a:b" is parameter b inside option a); ladder: its useful values,
+    coarsest first. binary: run through the ffmpeg program of imageio-ffmpeg, because PyAV's wheels lack the encoder or
+    cannot do two passes.
     """
 
     name: str
@@ -78,6 +79,8 @@ class Coded:
 
 X26_LADDER = (51, 48, 45, 42, 39, 36, 33, 30)
 AV1_LADDER = (63, 61, 58, 55, 50, 45, 40, 35)
+SVT_QUALITY = "svtav1-params:crf"  # its own parameter goes to 70, FFmpeg's -crf only to 63
+SVT_LADDER = (70, 67, 63, 59, 55, 50, 45, 38)
 X265_COMMON = "keyint=-1:scenecut=0:pools=none:frame-threads=1:log-level=error"
 X265_LOW_DELAY = "bframes=0:rc-lookahead=0:lookahead-slices=0:cutree=0"
 VPX_COMMON = {"b": "0", "g": "9999"}
@@ -93,7 +96,7 @@ CODECS: dict[str, Codec] = {
         # cpu-used 5 is what WebRTC takes for pictures this small.
         Codec("vp9-call", "libvpx-vp9", "vp9", "crf", AV1_LADDER,
               {"deadline": "realtime", "cpu-used": "5", "lag-in-frames": "0", "auto-alt-ref": "0", **VPX_COMMON}),
-        Codec("svt-av1-call", "libsvtav1", "libdav1d", "crf", AV1_LADDER,
+        Codec("svt-av1-call", "libsvtav1", "libdav1d", SVT_QUALITY, SVT_LADDER,
               {"preset": "7", "svtav1-params": "pred-struct=1:rtc=1:keyint=-1:scd=0:lp=1"}),
         Codec("x264-best", "libx264", "h264", "crf", X26_LADDER,
               {"preset": "veryslow", "tune": "psnr",
@@ -103,7 +106,7 @@ CODECS: dict[str, Codec] = {
         Codec("vp9-best", "libvpx-vp9", "vp9", "crf", AV1_LADDER,
               {"deadline": "good", "cpu-used": "0", "lag-in-frames": "25", "auto-alt-ref": "6", **VPX_COMMON},
               binary=True, passes=2),
-        Codec("svt-av1-best", "libsvtav1", "libdav1d", "crf", AV1_LADDER,
+        Codec("svt-av1-best", "libsvtav1", "libdav1d", SVT_QUALITY, SVT_LADDER,
               {"preset": "2", "svtav1-params": "keyint=-1:scd=0:tune=1:lp=1"}),
         Codec("aom-av1-call", "libaom-av1", "libdav1d", "crf", AV1_LADDER,
               {"usage": "realtime", "cpu-used": "7", "lag-in-frames": "0", **VPX_COMMON}, binary=True),
@@ -134,7 +137,9 @@ def code(codec: Codec, frames: Sequence[Array], quality: int, *, scale: float = 
     """
     height, width = frames[0].shape[:2]
     coded_size = tuple(max(64, round(side * scale / 2) * 2) for side in (width, height))
-    options = {**codec.options, codec.quality: str(quality)}
+    options = dict(codec.options)
+    key, _, inner = codec.quality.partition(":")
+    options[key] = f"{options[key]}:{inner}={quality}" if inner else str(quality)
     kept = frames[::hold]
     route = _encode_binary if codec.binary else _encode_pyav
     packets, encode_ms = route(codec, kept, coded_size, options, Fraction(FPS, hold))

@@ -97,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
           f"{options.cores} cores, load {machine['load_before']}.\n")  # fmt: skip
     print(report.markdown(("stage", "median, ms", "p95, ms"), rows))
     print(
-        f"\nOurs / {PEER}, medians: encode {ratios['encode']:.1f}, decode {ratios['decode']:.1f}. {report.busy(machine)}"
+        f"\nOurs / {PEER}, medians: encode {ratios['encode']:.1f}, decode {ratios['decode']:.1f}."
+        f" {report.busy(machine)}"
     )
 
 

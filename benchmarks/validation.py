@@ -255,7 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.save(options.json, {**whole, "table": rows, "clips": results})
     source = "render only: no bits" if options.render_only else f"target {options.kbps:g} kbit/s"
     print(
-        f"{len(results)} clips, {sum(r['frames'] for r in results)} frames at 25 fps, {source}. {report.busy(machine)}\n"
+        f"{len(results)} clips, {sum(r['frames'] for r in results)} frames at 25 fps, {source}."
+        f" {report.busy(machine)}\n"
     )
     print(report.markdown(("figure", "bar", "measured", ""), rows) + "\n")
     print(per_clip(results))

@@ -48,7 +48,7 @@ def test_each_codec_gives_every_frame_back_and_more_bits_buy_more_quality(name: 
     assert coarse.bytes < fine.bytes
     assert mean_psnr(coarse) + 3 < mean_psnr(fine)
     assert mean_psnr(fine) > 28
-    assert coarse.setting[codec.quality] == str(codec.ladder[0])
+    assert str(coarse.setting[codec.quality.partition(":")[0]]).endswith(str(codec.ladder[0]))
     assert "PyAV" in coarse.library or "ffmpeg" in coarse.library
 
 
