@@ -18,7 +18,7 @@ from .inference import Inference, ReferenceFeatures
 from .motion import Array, MotionParams, View
 from .pack import Pack, load_pack
 from .packet import Motion, ReferencePart, StreamHeader, parse_packet
-from .quantizer import Quantizer
+from .quantizer import Quantizer, start_state
 from .rate import REFERENCES_HELD
 from .reference import BACKDROP, PICTURE, decode_reference
 from .stats import DecoderStats, timed
@@ -178,9 +178,10 @@ class Decoder:
                 return [self.conceal(first + i * header.frame_duration) for i in range(packet.frames)]
             return []
         with self._timed("entropy"):
+            before = start_state(self.pack.tables) if packet.intra else self._quantizer.state
             group = self._coder.decode_group(
                 packet.payload, packet.frames, level=packet.level, components=packet.components, intra=packet.intra,
-                state=self._quantizer.state,
+                state=before,
             )  # fmt: skip
         self._active, self._broken, self._missing = reference, False, 0
         frames = []

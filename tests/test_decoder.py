@@ -44,6 +44,18 @@ def test_both_ends_hold_the_same_motion(coded: Coded) -> None:
     assert receiver._quantizer.state == coded[0]._quantizer.state
 
 
+def test_a_second_intra_frame_starts_anew_on_both_ends(portrait_clip: list[np.ndarray]) -> None:
+    sender, receiver = nc.Encoder(2, device="cpu", threads=1), decoder()
+    for pts, image in enumerate(portrait_clip[:6]):
+        if pts == 3:
+            sender.send_intra()
+        for packet in sender.encode(image, pts):
+            (*_, frame) = receiver.decode(bytes(packet)) or [None]
+        assert frame is not None and sender._quantizer.last is not None
+        assert np.array_equal(frame.motion.flat(), sender._quantizer.last.flat())
+    assert sender.stats.intra_frames == 2
+
+
 def test_a_second_process_decodes_the_same(coded: Coded, tmp_path: Path) -> None:
     """Same symbols in another process: the integer state after the stream is equal to the last digit."""
     file = tmp_path / "packets"
