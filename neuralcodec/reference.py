@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+PICTURE, BACKDROP = 1, 2  # codec numbers on the wire: the coded square; the whole source frame squeezed into that size
 ENCODER, DECODER = "libsvtav1", "libdav1d"
 PAYLOAD_MAX = 1 << 20  # bytes; a decoder refuses more (a 1024 x 1024 still at quality 100 is well under half)
 CRF_WORST, CRF_BEST = 70.0, 10.0  # SVT-AV1's coarsest; and one past which a 4:2:0 picture hardly gains
+CRF_WORST_V3 = 63.0  # SVT-AV1 before 4.0 (PyAV 15 to 17) goes no further
 CRF_STEP = 0.25  # what SVT-AV1 tells apart
 PRESET = 2  # of SVT-AV1; bytes at equal PSNR: preset 1 saves 3 % in 1.6 times the time, preset 0 4 % in 3.5 times
 PROBE_PRESET = 8  # 3 ms at 256 x 256: finds the neighbourhood of a byte budget almost for free
@@ -120,6 +122,16 @@ def _fit_budget(planes: list[Array], finest: int, preset: int, max_bytes: int) -
 
 
 def _encode_still(planes: list[Array], step: int, preset: int) -> bytes:
+    crf = CRF_BEST + step * CRF_STEP
+    try:
+        return _encode_at(planes, crf, preset)
+    except InferenceError:
+        if crf <= CRF_WORST_V3:
+            raise
+        return _encode_at(planes, CRF_WORST_V3, preset)
+
+
+def _encode_at(planes: list[Array], crf: float, preset: int) -> bytes:
     import av
 
     os.environ.setdefault("SVT_LOG", "-1")  # nothing else keeps the library's banner off stderr
@@ -128,7 +140,6 @@ def _encode_still(planes: list[Array], step: int, preset: int) -> bytes:
     context.width = context.height = size
     context.pix_fmt = "yuv420p"
     context.time_base, context.framerate = Fraction(1, 25), Fraction(25)  # required by the library, not coded
-    crf = CRF_BEST + step * CRF_STEP
     # avif=1 is SVT-AV1's name for one intra picture with the reduced still-picture header
     context.options = {"preset": str(preset), "svtav1-params": f"avif=1:tune=1:crf={crf:.2f}:lp=2"}
     frame = av.VideoFrame(size, size, "yuv420p")
@@ -166,7 +177,7 @@ def _codec(name: str, mode: str) -> av.VideoCodecContext:
     import av
 
     try:
-        return av.CodecContext.create(name, mode)  # type: ignore[no-any-return, call-overload]
+        return av.CodecContext.create(name, mode)  # type: ignore[call-overload]
     except av.codec.codec.UnknownCodecError as error:
         raise BackendUnavailableError(
             f"The installed PyAV has no {name}, which reference pictures need; install the wheel: pip install -U av"
