@@ -27,7 +27,6 @@ PICTURE, BACKDROP = 1, 2  # codec numbers on the wire: the coded square; the who
 ENCODER, DECODER = "libsvtav1", "libdav1d"
 PAYLOAD_MAX = 1 << 20  # bytes; a decoder refuses more (a 1024 x 1024 still at quality 100 is well under half)
 CRF_WORST, CRF_BEST = 70.0, 10.0  # SVT-AV1's coarsest; and one past which a 4:2:0 picture hardly gains
-CRF_WORST_V3 = 63.0  # SVT-AV1 before 4.0 (PyAV 15 to 17) goes no further
 CRF_STEP = 0.25  # what SVT-AV1 tells apart
 PRESET = 2  # of SVT-AV1; bytes at equal PSNR: preset 1 saves 3 % in 1.6 times the time, preset 0 4 % in 3.5 times
 PROBE_PRESET = 8  # 3 ms at 256 x 256: finds the neighbourhood of a byte budget almost for free
@@ -122,16 +121,6 @@ def _fit_budget(planes: list[Array], finest: int, preset: int, max_bytes: int) -
 
 
 def _encode_still(planes: list[Array], step: int, preset: int) -> bytes:
-    crf = CRF_BEST + step * CRF_STEP
-    try:
-        return _encode_at(planes, crf, preset)
-    except InferenceError:
-        if crf <= CRF_WORST_V3:
-            raise
-        return _encode_at(planes, CRF_WORST_V3, preset)
-
-
-def _encode_at(planes: list[Array], crf: float, preset: int) -> bytes:
     import av
 
     os.environ.setdefault("SVT_LOG", "-1")  # nothing else keeps the library's banner off stderr
@@ -140,6 +129,7 @@ def _encode_at(planes: list[Array], crf: float, preset: int) -> bytes:
     context.width = context.height = size
     context.pix_fmt = "yuv420p"
     context.time_base, context.framerate = Fraction(1, 25), Fraction(25)  # required by the library, not coded
+    crf = CRF_BEST + step * CRF_STEP
     # avif=1 is SVT-AV1's name for one intra picture with the reduced still-picture header
     context.options = {"preset": str(preset), "svtav1-params": f"avif=1:tune=1:crf={crf:.2f}:lp=2"}
     frame = av.VideoFrame(size, size, "yuv420p")
@@ -151,7 +141,11 @@ def _encode_at(planes: list[Array], crf: float, preset: int) -> bytes:
     try:
         packets = [*context.encode(frame), *context.encode(None)]
     except av.FFmpegError as error:
-        raise InferenceError(f"The AV1 encoder {ENCODER} failed on a {size} x {size} picture: {error}.") from error
+        # before PyAV 18 the library codes one still picture in a process and then no more
+        raise InferenceError(
+            f"The AV1 encoder {ENCODER} failed on a {size} x {size} picture ({error}); PyAV {av.__version__} is "
+            "installed and 18 or later is needed: pip install -U av"
+        ) from error
     return _strip(b"".join(bytes(packet) for packet in packets), size)
 
 
@@ -197,7 +191,7 @@ def _strip(stream: bytes, size: int) -> bytes:
             return bytes([flags]) + frame
     raise InferenceError(
         f"This PyAV's {ENCODER} wrote an AV1 sequence header ({sequence.hex()}) that a reference picture cannot use; "
-        "install the version of PyAV that neuralcodec was tested with (see pyproject.toml)."
+        "neuralcodec was tested with PyAV 18.1."
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -177,3 +179,10 @@ def test_encoder_and_decoder_say_nothing_on_the_terminal(capfd: pytest.CaptureFi
     with pytest.raises(BitstreamError):
         decode_reference(b"\x7f" + b"\xff" * 40, 64)
     assert capfd.readouterr() == ("", "")
+
+
+def test_several_encoders_may_run_at_once() -> None:
+    pictures = [smooth_picture(96, seed) for seed in range(8)]
+    alone = [encode_reference(picture) for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(encode_reference, pictures)) == alone
