@@ -18,7 +18,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -31,6 +30,7 @@ from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from benchmarks.clips import FPS
+from neuralcodec.reference import scheduling_kept
 
 Array = NDArray[Any]
 
@@ -195,8 +195,8 @@ def _encode_pyav(
     context.time_base, context.framerate = 1 / fps, fps
     context.thread_count = 1
     context.options = dict(options)
-    context.open()
-    normal_priority()
+    with scheduling_kept():
+        context.open()
     packets: list[bytes] = []
     spent: list[float] = []
     for index, frame in enumerate([*frames, None]):
@@ -209,18 +209,6 @@ def _encode_pyav(
         spent.append((time.perf_counter() - start) * 1000)
         packets += made
     return packets, tuple(spent)
-
-
-def normal_priority() -> None:
-    """Take every thread of this process back to ordinary scheduling. Run by root, SVT-AV1 makes its own threads and the
-    one that opens it real-time: that starves the machine, and would time this codec under other rules than the rest.
-    """
-    if not hasattr(os, "sched_getscheduler"):
-        return
-    for task in Path("/proc/self/task").glob("*"):
-        with suppress(ProcessLookupError):
-            if os.sched_getscheduler(int(task.name)) in (os.SCHED_FIFO, os.SCHED_RR):
-                os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 def _encode_binary(

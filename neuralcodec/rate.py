@@ -36,10 +36,10 @@ class MotionQuality:
 
 
 LADDER = (  # from this many kbit/s on; measured on validation tracks, see FORMAT.md's ladder
-    (6.0, MotionQuality(2, 6)),
-    (3.0, MotionQuality(3, 5)),
-    (1.8, MotionQuality(4, 4)),
-    (0.0, MotionQuality(5, 3)),
+    (6.0, MotionQuality(1, 7)),
+    (3.0, MotionQuality(2, 7)),
+    (1.8, MotionQuality(3, 6)),
+    (0.0, MotionQuality(4, 4)),
 )
 
 

@@ -9,6 +9,8 @@ the same bytes show the same pixels.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +141,8 @@ def _encode_still(planes: list[Array], step: int, preset: int) -> bytes:
         plane.update(padded.tobytes())
     frame.pts = 0
     try:
+        with scheduling_kept():
+            context.open()
         packets = [*context.encode(frame), *context.encode(None)]
     except av.FFmpegError as error:
         # before PyAV 18 the library codes one still picture in a process and then no more
@@ -147,6 +151,26 @@ def _encode_still(planes: list[Array], step: int, preset: int) -> bytes:
             "installed and 18 or later is needed: pip install -U av"
         ) from error
     return _strip(b"".join(bytes(packet) for packet in packets), size)
+
+
+@contextmanager
+def scheduling_kept() -> Iterator[None]:
+    """Undo what opening SVT-AV1 does to threads. Run by root, as in many containers, it makes its own and its caller's
+    thread real-time (SCHED_FIFO 99), which starves everything else on the machine for as long as the process lives."""
+    before = set(_real_time_threads())
+    yield
+    for thread in set(_real_time_threads()) - before:
+        with suppress(OSError):  # it may have ended
+            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _real_time_threads() -> Iterator[int]:
+    if not hasattr(os, "sched_getscheduler") or not os.path.isdir("/proc/self/task"):
+        return  # not Linux: nothing to undo
+    for name in os.listdir("/proc/self/task"):
+        with suppress(OSError):
+            if os.sched_getscheduler(int(name)) in (os.SCHED_FIFO, os.SCHED_RR):
+                yield int(name)
 
 
 def _decode_still(stream: bytes, size: int) -> list[Array]:

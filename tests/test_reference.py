@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -186,3 +187,11 @@ def test_several_encoders_may_run_at_once() -> None:
     alone = [encode_reference(picture) for picture in pictures]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(encode_reference, pictures)) == alone
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="threads have no scheduling policy here")
+def test_coding_a_reference_makes_no_thread_real_time() -> None:
+    """Run by root, SVT-AV1 raises its caller to SCHED_FIFO; run by anybody else this cannot fail."""
+    encode_reference(smooth_picture(128))
+    policies = {os.sched_getscheduler(int(task)) for task in os.listdir("/proc/self/task")}
+    assert policies == {os.SCHED_OTHER}
