@@ -20,6 +20,9 @@ from torch import Tensor
 
 from neuralcodec.motion import MotionParams
 from neuralcodec.quantizer import MotionTables, Quantizer
+from neuralcodec.reference import decode_reference, encode_reference
+
+NEAR_FRAMES = 12
 
 # MediaPipe face-mesh numbers of the 30 portrait keypoints: right eye (outer, inner, upper, lower), left eye, irises,
 # brows,
@@ -192,18 +195,30 @@ def similarity(frames: Frames, size: int, centre: Tensor, half: Tensor, angle: T
 
 
 def random_pairs(
-    clips: list[Clip], count: int, random: torch.Generator, *, hard: float = 0.5, tables: MotionTables | None = None
+    clips: list[Clip],
+    count: int,
+    random: torch.Generator,
+    *,
+    hard: float = 0.35,
+    near: float = 0.3,
+    coded: float = 0.0,
+    tables: MotionTables | None = None,
 ) -> tuple[Frames, Frames]:
     """``count`` pairs (source, driving) of one clip each under one camera.
 
-    A share ``hard`` takes the most different of four candidate driving frames; half of the pairs are moved, scaled and
-    turned a little, half mirrored. With ``tables`` the driving motion is what a decoder would see of it.
+    A share ``hard`` takes the most different of four candidate driving frames, a share ``near`` one at most half a
+    second away (a codec that renews its references lives there); half of the pairs are moved, scaled and turned a
+    little, half mirrored. A share ``coded`` of the sources has gone through the reference codec, and with ``tables`` the
+    driving motion through the quantizer, so that the renderer sees what a decoder has.
     """
     sources, drivings = [], []
     for _ in range(count):
         clip = clips[int(torch.randint(len(clips), (1,), generator=random))]
         i, *others = torch.randint(len(clip), (5,), generator=random).tolist()
-        if float(torch.rand(1, generator=random)) < hard:
+        kind = float(torch.rand(1, generator=random))
+        if kind > 1 - near:
+            others = [min(max(i + others[0] % (2 * NEAR_FRAMES + 1) - NEAR_FRAMES, 0), len(clip) - 1)]
+        elif kind < hard:
             apart = ((clip.keypoints[others] - clip.keypoints[i]) ** 2).sum((1, 2))
             others = [others[int(apart.argmax())]]
         sources.append((clip, i))
@@ -220,7 +235,16 @@ def random_pairs(
     gain = torch.empty(count, 3, 1, 1).uniform_(0.75, 1.25, generator=random).repeat(2, 1, 1, 1)
     moved.image = (moved.image * gain).clamp(0, 1)
     source, driving = _split(moved, slice(0, count)), _split(moved, slice(count, None))
+    for i in torch.nonzero(torch.rand(count, generator=random) < coded).view(-1).tolist():
+        source.image[i] = as_received(source.image[i], int(torch.randint(25, 80, (1,), generator=random)))
     return source, driving if tables is None else as_decoded(driving, tables, random)
+
+
+def as_received(picture: Tensor, quality: int) -> Tensor:
+    """A picture (3, S, S) in 0..1 after the reference codec at ``quality`` (its fast preset)."""
+    array = (picture * 255 + 0.5).clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+    decoded = decode_reference(encode_reference(array, quality=quality, preset=8), array.shape[0])
+    return torch.from_numpy(decoded).permute(2, 0, 1).float() / 255
 
 
 def as_decoded(frames: Frames, tables: MotionTables, random: torch.Generator) -> Frames:

@@ -216,7 +216,7 @@ class Canvases:
         boxes = torch.zeros(size, 2, 3)
         bars = self._bars(size)
         for turn in range(2):
-            present = rng.random(size) < (0.75, 0.25)[turn]
+            present = rng.random(size) < (0.65, 0.25)[turn]
             boxes[:, turn] = self._paste(picture, bars, boxes[:, 0] if turn else None, present)
         picture = spoil(picture, rng)
         for n, (across, along) in enumerate(bars):
@@ -396,6 +396,12 @@ def label_stills(model: Detector, folder: Path) -> Faces | None:
     return Faces(torch.stack(pictures), torch.from_numpy(np.stack(boxes))) if pictures else None
 
 
+def hard_negatives(model: Detector, pictures: Tensor) -> Tensor:
+    """Those faceless pictures (N, 3, 160, 160) uint8 in which the network half believes to see a face."""
+    found = find(model, pictures.float() / 255, 0.15)
+    return pictures[torch.tensor([len(faces) > 0 for faces in found])]
+
+
 def overlap(a: Array, b: Array) -> float:
     """Intersection over union of two squares (x, y, half side)."""
     sides = [max(0.0, min(a[k] + a[2], b[k] + b[2]) - max(a[k] - a[2], b[k] - b[2])) for k in (0, 1)]
@@ -475,6 +481,9 @@ def train(options: argparse.Namespace) -> Detector:
                 for more in (extra for extra in sure if extra is not None):
                     canvases.faces = canvases.faces.plus(Faces(more.pictures.repeat(4, 1, 1, 1), more.box.repeat(4, 1)))
                     console.print(f"{len(more)} photographs joined")
+                wrong = hard_negatives(averaged(mean), backgrounds(faces, names, 1500, rng))
+                canvases.background = torch.cat([canvases.background, *[wrong] * 4])
+                console.print(f"{len(wrong)} backgrounds that looked like faces joined")
             for group in optimizer.param_groups:
                 slope = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
                 group["lr"] = options.rate * min(1.0, (steps + 1) / 100) * slope

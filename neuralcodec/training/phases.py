@@ -62,9 +62,15 @@ class Phase:
     """One phase over one set of networks. ``trained`` are its modules, ``critic`` the discriminator if it has one."""
 
     def __init__(
-        self, name: str, nets: Networks, perceive: Perception, tables: MotionTables | None = None, device: Any = "cpu"
+        self,
+        name: str,
+        nets: Networks,
+        perceive: Perception,
+        tables: MotionTables | None = None,
+        coded: float = 0.0,
+        device: Any = "cpu",
     ) -> None:
-        self.name, self.nets, self.perceive, self.tables = name, nets, perceive, tables
+        self.name, self.nets, self.perceive, self.tables, self.coded = name, nets, perceive, tables, coded
         self.trained: list[nn.Module] = {
             "motion": [nets.motion],
             "joint": [nets.motion, nets.reference, nets.render],
@@ -75,7 +81,7 @@ class Phase:
     def batch(self, clips: list[Clip], count: int, random: torch.Generator) -> tuple[Any, Any]:
         if self.name == "motion":
             return random_patches(clips, count, PATCH, random, PATCH_GROW, PATCH_DOWN)
-        return random_pairs(clips, count, random, tables=self.tables)
+        return random_pairs(clips, count, random, coded=self.coded, tables=self.tables)
 
     def terms(self, a: Any, b: Any) -> Terms:
         """Loss terms of the trained modules; "psnr" among them is for the log."""
