@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from time import perf_counter
@@ -170,19 +170,21 @@ def decode_file(
 
 
 def _shown(decoder: Decoder, packet: Packet, times: list[int], *, delivered: bool) -> tuple[list[DecodedFrame], bool]:
-    """One frame for each of ``times``, concealed where the packet is lost or of no use; whether it was damaged."""
-    frames: dict[int, DecodedFrame] = {}
+    """A frame for each of ``times``, concealed where the packet is lost or of no use; and whether it was damaged.
+
+    The file knows every frame's time; a decoder that missed a packet has to guess the times after it, so ours win.
+    """
+    frames: list[DecodedFrame] = []
     broken = False
     if delivered:
         try:
-            frames = {frame.pts: frame for frame in decoder.decode(bytes(packet))}
+            frames = decoder.decode(bytes(packet))
         except BitstreamError:
             broken = True
-    for pts in times:
-        if pts not in frames:
-            with contextlib.suppress(MissingReferenceError):  # nothing shown yet: the film starts later
-                frames[pts] = decoder.conceal(pts)
-    return [frames[pts] for pts in sorted(frames)], broken
+    if len(frames) != len(times):
+        with contextlib.suppress(MissingReferenceError):  # nothing shown yet: the film starts later
+            frames = [decoder.conceal(pts) for pts in times]
+    return [replace(frame, pts=pts) for frame, pts in zip(frames, times, strict=False)], broken
 
 
 def _raise_late(src: str | Path, dst: str | Path, frames: int, problem: BitstreamError | None, damaged: int) -> None:
