@@ -160,8 +160,12 @@ class Frames:
 def gather(picks: list[tuple[Clip, int]]) -> Frames:
     """Frames by (clip, row)."""
     stack = torch.from_numpy(np.stack([clip.frames[i] for clip, i in picks])).permute(0, 3, 1, 2).float() / 255
-    rows = [[getattr(clip, key)[i] for clip, i in picks] for key in ("keypoints", "rotation", "scale", "translation")]
-    return Frames(stack, *(torch.stack(r) for r in rows), torch.stack([clip.shape for clip, _ in picks]))
+
+    def label(key: str) -> Tensor:
+        return torch.stack([getattr(clip, key)[i] for clip, i in picks])
+
+    shape = torch.stack([clip.shape for clip, _ in picks])
+    return Frames(stack, label("keypoints"), label("rotation"), label("scale"), label("translation"), shape)
 
 
 def similarity(frames: Frames, size: int, centre: Tensor, half: Tensor, angle: Tensor, mirror: Tensor) -> Frames:
@@ -208,7 +212,7 @@ def random_pairs(
 
     A share ``hard`` takes the most different of four candidate driving frames, a share ``near`` one at most half a
     second away (a codec that renews its references lives there); half of the pairs are moved, scaled and turned a
-    little, half mirrored. A share ``coded`` of the sources has gone through the reference codec, and with ``tables`` the
+    little, half mirrored. A share ``coded`` of the sources went through the reference codec, and with ``tables`` the
     driving motion through the quantizer, so that the renderer sees what a decoder has.
     """
     sources, drivings = [], []

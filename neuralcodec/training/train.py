@@ -127,7 +127,7 @@ class Run:
         loss = torch.stack([v.float() for k, v in terms.items() if k not in NOT_LOSSES]).sum()
         if not torch.isfinite(loss):
             raise SystemExit(
-                f"The loss became {float(loss)} at step {self.step}; the last checkpoint in {self.options.out} is good, "
+                f"The loss is {float(loss)} at step {self.step}; the last checkpoint in {self.options.out} is good: "
                 "lower --rate and start the command again."
             )
         self.optimizer.zero_grad(set_to_none=True)
