@@ -24,7 +24,7 @@ CLOSE, FAR = (
     6.0,
 )  # pixels: drift below CLOSE never asks for a reference; at FAR one is wanted as soon as it can be paid
 SWITCH = 0.7  # another held reference is taken when its distance is below this share of the present one's
-PERIOD = 10.0  # seconds between intra frames, so that a late joiner waits no longer
+PERIOD = 2.0  # seconds between intra frames: how long a late joiner waits, and how long a lost packet is felt
 
 
 @dataclass(frozen=True)
