@@ -26,6 +26,9 @@ WHOLE_OFFSET = 0.40
 SMALLEST_SIDE = 8  # swscale is not safe below this
 DETECTOR_SIZE = 160
 THRESHOLD = 0.5
+PROPOSAL = 0.7  # of the threshold: the first look may be less sure than the second
+PROPOSALS = 4  # the second look is taken at so many faces at most
+ZOOM_SCALE = 0.6  # how big the second look shows the face, as a half side in [-1, 1] units
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,10 @@ def resize(image: Array, width: int, height: int) -> Array:
 
 
 class FaceDetector:
-    """Frontal to half-profile faces by the pack's small network: ``image`` in, ``heatmap`` and ``box`` out."""
+    """Frontal to half-profile faces by the pack's small network: ``image`` in, ``heatmap`` and ``box`` out.
+
+    A first look over the whole picture proposes; a second, zoomed look at each proposal decides and places it finely.
+    """
 
     def __init__(self, session: Session, threshold: float = THRESHOLD) -> None:
         self._session = session
@@ -151,17 +157,24 @@ class FaceDetector:
         self._size = side if isinstance(side, int) else DETECTOR_SIZE
 
     def detect(self, image: Array, near: Square | None = None) -> list[Face]:
-        """Faces found in ``image``, or only inside ``near`` (finer, for following), the largest and surest first."""
-        height, width = _checked(image).shape[:2]
+        """Faces found in ``image``, or only inside ``near`` (one look), the largest and surest first."""
+        _checked(image)
         if near is not None:
-            picture, area = crop(image, near, self._size), near
-        else:
-            picture, area = self._letterbox(image), Square.covering((width, height))
+            return self._look(crop(image, near, self._size), near, self.threshold)
+        whole = Square.covering((image.shape[1], image.shape[0]))
+        sure: list[Face] = []
+        for face in self._look(self._letterbox(image), whole, PROPOSAL * self.threshold)[:PROPOSALS]:
+            area = Square.around(face.center_x, face.center_y, 2 * face.half_side / ZOOM_SCALE)
+            closer = self._look(crop(image, area, self._size), area, self.threshold)
+            sure += [c for c in closer if _same(c, face) and not any(_same(c, s) for s in sure)][:1]
+        return sorted(sure, key=_weight)
+
+    def _look(self, picture: Array, area: Square, threshold: float) -> list[Face]:
+        """Faces in one network-sized picture of ``area``."""
         feed = np.ascontiguousarray(picture.transpose(2, 0, 1)[None]).astype(np.float32) / 255
         result = self._session.run({"image": feed})
-        faces = decode_faces(result["heatmap"][0, 0], result["box"][0], self.threshold)
-        found = [Face.from_box(area, face[:3], float(face[3])) for face in faces]
-        return sorted(found, key=lambda face: -face.score * face.half_side)
+        found = decode_faces(result["heatmap"][0, 0], result["box"][0], threshold)
+        return sorted((Face.from_box(area, face[:3], float(face[3])) for face in found), key=_weight)
 
     def _letterbox(self, image: Array) -> Array:
         height, width = image.shape[:2]
@@ -342,6 +355,16 @@ class CropFollower:
         square = Square.around(place[0], place[1], math.exp(place[2]))
         width, height = self._size
         return Square(_inside(square.x, square.side, width), _inside(square.y, square.side, height), square.side)
+
+
+def _weight(face: Face) -> float:
+    return -face.score * face.half_side
+
+
+def _same(a: Face, b: Face) -> bool:
+    """Whether two boxes are of one face."""
+    apart = max(abs(a.center_x - b.center_x), abs(a.center_y - b.center_y))
+    return apart < 0.7 * max(a.half_side, b.half_side) and 0.5 < a.half_side / b.half_side < 2
 
 
 def _distance(a: Array, b: Array) -> tuple[float, float]:

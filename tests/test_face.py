@@ -203,43 +203,68 @@ def test_decode_keeps_one_face_per_place_and_drops_the_weak():
     assert decode_faces(heat, box, 0.5)[:, 3] == pytest.approx([0.9, 0.7])
 
 
-class FixedSession:
-    """A session that answers fixed maps and remembers what it was fed."""
+class Script:
+    """A session that answers one prepared list of faces after the other and remembers what it was fed."""
 
     input_shapes: Mapping[str, tuple[int | str, ...]] = {"image": ("B", 3, 160, 160)}
     output_names = ("heatmap", "box")
-    provider = "test"
+    provider = "script"
 
-    def __init__(self, *faces: tuple[int, int, float, float]) -> None:
-        heat, box = maps(*faces)
-        self._answer: dict[str, Any] = {"heatmap": heat[None, None], "box": box[None]}
-        self.fed = np.zeros(0)
+    def __init__(self, *answers: list[tuple[int, int, float, float]]) -> None:
+        self._answers = list(answers)
+        self.fed: list[np.ndarray] = []
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        self.fed = feeds["image"]
-        return self._answer
+        self.fed.append(feeds["image"])
+        heat, box = maps(*self._answers[min(len(self.fed), len(self._answers)) - 1])
+        return {"heatmap": heat[None, None], "box": box[None]}
+
+    def place(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(arrays)
+
+
+CLOSER = (9, 9, 6.0, 0.9)  # how the second look sees a face that the first saw right
 
 
 @pytest.mark.parametrize("size", [(16, 16), (720, 1280), (1281, 721), (2160, 3840), (5, 300), (1, 1)])
 def test_detector_letterboxes_any_size(size):
-    session = FixedSession((9, 9, 4.0, 0.9))
+    session = Script([(9, 9, 4.0, 0.9)], [CLOSER])
     height, width = size
     faces = FaceDetector(session).detect(np.full((height, width, 3), 255, np.uint8))
-    assert session.fed.shape == (1, 3, 160, 160) and session.fed.dtype == np.float32
-    assert session.fed[0, :, 80, 80] == pytest.approx(1.0)
-    assert faces[0].half_side == pytest.approx(0.4 * max(size) / 2)
-    assert faces[0].center_x == pytest.approx(width / 2, abs=max(size) * 0.02 + 1)
+    assert all(fed.shape == (1, 3, 160, 160) and fed.dtype == np.float32 for fed in session.fed)
+    assert session.fed[0][0, :, 80, 80] == pytest.approx(1.0)
+    shown = (session.fed[0][0, 0] > 0.9).sum(axis=(0, 1)) / 160**2
+    assert shown == pytest.approx(min(size) / max(size), abs=0.01)
+    if max(size) > 8:
+        assert faces[0].half_side == pytest.approx(0.4 * max(size) / 2, rel=0.1)
+        assert faces[0].center_x == pytest.approx(width / 2, abs=max(size) * 0.05)
+
+
+def test_the_second_look_is_zoomed_on_the_first():
+    image = np.zeros((720, 1280, 3), np.uint8)
+    image[300:340, 700:740] = 255
+    session = Script([(10, 11, 0.5, 0.4)], [CLOSER])
+    face = FaceDetector(session).detect(image)[0]
+    assert (session.fed[1][0, 0] > 0.9).sum() > 1000 > (session.fed[0][0, 0] > 0.9).sum()
+    assert face.score == pytest.approx(0.9)
+
+
+def test_a_face_that_the_second_look_denies_is_none():
+    assert FaceDetector(Script([(9, 9, 4.0, 0.9)], [])).detect(noise(160, 160)) == []
+    assert FaceDetector(Script([(9, 9, 4.0, 0.9)], [(2, 2, 6.0, 0.9)])).detect(noise(160, 160)) == []
+    assert FaceDetector(Script([(9, 9, 4.0, 0.9)], [(9, 9, 1.5, 0.9)])).detect(noise(160, 160)) == []
 
 
 def test_detector_sorts_by_score_times_size():
-    faces = FaceDetector(FixedSession((3, 3, 1.0, 0.95), (14, 14, 4.0, 0.6))).detect(noise(160, 160))
-    assert [round(face.score, 2) for face in faces] == [0.6, 0.95]
+    session = Script([(3, 3, 1.0, 0.95), (14, 14, 4.0, 0.6)], [(9, 9, 6.0, 0.55)], [(9, 9, 6.0, 0.99)])
+    assert [round(face.score, 2) for face in FaceDetector(session).detect(noise(320, 320))] == [0.55, 0.99]
 
 
-def test_detector_near_looks_only_there():
-    session = FixedSession((9, 9, 5.0, 0.9))
+def test_detector_near_looks_once_and_only_there():
+    session = Script([(9, 9, 5.0, 0.9)])
     face = FaceDetector(session).detect(noise(720, 1280), near=Square(200, 100, 320))[0]
     assert face.half_side == pytest.approx(80) and face.center_x == pytest.approx(200 + 9.75 / 20 * 320)
+    assert len(session.fed) == 1
 
 
 # -- the following crop --------------------------------------------------------------------------------------
@@ -382,7 +407,7 @@ def detector() -> FaceDetector:
     return FaceDetector(runtime.open_session(PACK, device="cpu", threads=1))
 
 
-@pytest.mark.parametrize(("top", "left", "side"), [(0, 0, 0), (100, 300, 400), (350, 900, 256)])
+@pytest.mark.parametrize(("top", "left", "side"), [(0, 0, 0), (100, 300, 400), (300, 850, 400)])
 def test_finds_the_astronaut_wherever_it_is(detector, top, left, side):
     data = pytest.importorskip("skimage.data")
     astronaut = data.astronaut()

@@ -410,7 +410,7 @@ def overlap(a: Array, b: Array) -> float:
 
 
 def measure(model: Detector, faces: Faces, threshold: float, seed: int = 1) -> dict[str, float]:
-    """Recall at IoU 0.5 on validation people, whole and pasted by face size; false positives per picture."""
+    """Of one look, at IoU 0.5: recall on validation people, whole and pasted by size; false positives per picture."""
     model.eval()
     rng = np.random.default_rng(seed)
     out: dict[str, float] = {}
