@@ -230,11 +230,18 @@ def _check(name: str, model: onnx.ModelProto) -> None:
 
 
 def _fold_parametrizations(networks: nn.Module) -> None:
-    """Spectral norm is a rule for training; at rest each weight is a constant."""
+    """Spectral norm is a rule for training; at rest each weight is a constant.
+
+    Not torch's remove_parametrizations: that edits the class, which the networks we were copied from still use.
+    """
     for module in list(networks.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            names = list(module.parametrizations)  # type: ignore[arg-type]
+            weights = {name: getattr(module, name).detach().clone() for name in names}
+            module.__class__ = type(module).__mro__[1]
+            del module.parametrizations
+            for name, weight in weights.items():
+                module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.nn.utils.parametrizations import spectral_norm  # noqa: E402
 
 from export import build_pack, int8, to_onnx, verify  # noqa: E402
 from export.to_onnx import example_inputs, export_graphs, graph_modules, load_networks, store_half  # noqa: E402
@@ -135,6 +137,18 @@ def test_half_storage_halves_the_file_and_keeps_float32_arithmetic(
         for output in ours:
             np.testing.assert_allclose(ours[output], same[output], atol=1e-5, rtol=1e-4)
     assert all(f.passed for f in verify.verify(networks, tmp_path, rounds=1, bounds=BOUNDS))
+
+
+def test_spectral_norm_becomes_plain_weights_in_the_copy_only() -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(spectral_norm(nn.Conv2d(3, 5, 3)), nn.ReLU(), spectral_norm(nn.Conv2d(5, 2, 1))).eval()
+    x = torch.rand(1, 3, 8, 8)
+    before = net(x)
+    plain = copy.deepcopy(net)
+    to_onnx._fold_parametrizations(plain)
+    assert [type(m) for m in plain] == [nn.Conv2d, nn.ReLU, nn.Conv2d]
+    assert torch.equal(plain(x), before) and torch.equal(net(x), before)
+    assert sorted(plain.state_dict()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
 
 
 def test_verify_notices_other_weights(networks: Networks, exported: Path, tmp_path: Path) -> None:
