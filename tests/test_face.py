@@ -60,6 +60,14 @@ def test_outside_repeats_the_edge():
     assert np.array_equal(out[20:60, :10], np.broadcast_to(image[:, :1], (40, 10, 3)))
 
 
+@settings(deadline=None)
+@given(st.integers(-70, 70), st.integers(-70, 70), st.integers(1, 90))
+def test_every_pixel_outside_is_the_nearest_inside(x, y, side):
+    image = noise(30, 40)
+    rows, columns = np.arange(y, y + side).clip(0, 29), np.arange(x, x + side).clip(0, 39)
+    assert np.array_equal(crop(image, Square(x, y, side), side), image[rows[:, None], columns])
+
+
 @pytest.mark.parametrize("color", [(200, 30, 77), (0, 0, 0), (255, 255, 255), (255, 0, 0), (3, 250, 128)])
 def test_flat_colors_survive_resampling_exactly(color):
     image = np.empty((719, 1279, 3), np.uint8)
