@@ -248,7 +248,11 @@ def test_interrupting_leaves_nothing(portrait: Path, tmp_path: Path, number: sig
         for pts in range(200):
             writer.write(images[pts % len(images)], pts)
     command = [sys.executable, "-m", "neuralcodec", "encode", str(long), str(tmp_path / "a.ncv"), "--device", "cpu"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        # a shell that runs the suite in the background makes its children ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)  # until its temporary file is there
