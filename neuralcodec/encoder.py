@@ -165,7 +165,9 @@ class Encoder:
     ) -> list[Packet]:
         """Choose the reference for this frame; send a new one where it is due."""
         keypoints = estimate.motion.keypoints(estimate.canonical)
-        near = {key: distance(held.keypoints, keypoints) for key, held in self._held.items() if held.crop == square}
+        # while the square eases to a new place no reference was cut there: the nearest in the picture has to do
+        placed = {key: held for key, held in self._held.items() if held.crop == square} or self._held
+        near = {key: distance(held.keypoints, keypoints) for key, held in placed.items()}
         best = min(near, key=near.__getitem__, default=-1)
         drift = near.get(best, float("inf"))
         due = self._wants_reference or self._follower.moved or not self._held

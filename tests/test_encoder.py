@@ -102,3 +102,15 @@ def test_time_must_rise(portrait_clip: list[np.ndarray]) -> None:
     encoder.encode(portrait_clip[0], 5)
     with pytest.raises(ValueError, match="pts 5 does not follow 5"):
         encoder.encode(portrait_clip[1], 5)
+
+
+def test_a_moving_crop_does_not_send_a_reference_for_every_frame(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(4, device="cpu", threads=1)
+    height, width = 300, 700
+    for pts in range(40):  # the portrait slides across a wide picture
+        scene = np.full((height, width, 3), 128, np.uint8)
+        left = 10 + 10 * pts
+        scene[22:278, left : left + 256] = portrait_clip[pts // 2 % len(portrait_clip)]
+        encoder.encode(scene, pts)
+    assert encoder.stats.face_lost_frames <= 2
+    assert 1 <= encoder.stats.references <= 6
