@@ -21,22 +21,28 @@ if TYPE_CHECKING:
     from .video import FileStats, Progress
 
 
+INTERRUPTED = "Interrupted: nothing was written."
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = make_parser().parse_args(arguments)
-    with _terminated_like_interrupted():
+    with _terminated_like_interrupted() as interrupts:
         try:
             code: int = options.run(options)
             sys.stdout.flush()
             return code
-        except NeuralCodecError as error:
-            return _fail(str(error))
         except KeyboardInterrupt:
-            return _fail("Interrupted: nothing was written.")
+            return _fail(INTERRUPTED)
+        except NeuralCodecError as error:
+            # a signal that falls into the loading of a C extension comes out of it as an ImportError
+            return _fail(INTERRUPTED if interrupts else str(error))
         except BrokenPipeError:  # `neuralcodec info | head`: the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except (Exception, MemoryError) as error:
+            if interrupts:
+                return _fail(INTERRUPTED)
             if os.environ.get("NEURALCODEC_DEBUG"):
                 raise
             text = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -290,18 +296,22 @@ def _progress(title: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """A polite kill cleans up as Ctrl-C does."""
+def _terminated_like_interrupted() -> Iterator[list[int]]:
+    """A polite kill cleans up as Ctrl-C does; yields the signals that came, in order."""
+    came: list[int] = []
 
     def interrupt(number: int, frame: Any) -> None:
+        came.append(number)
         raise KeyboardInterrupt
 
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+        before = [(number, signal.signal(number, interrupt)) for number in heard]
     except ValueError:  # not the main thread
-        yield
+        yield came
         return
     try:
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
