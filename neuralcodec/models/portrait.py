@@ -118,7 +118,7 @@ class PortraitMotion(nn.Module):
     def on_patch(self, patch: Tensor) -> tuple[Tensor, ...]:
         """The network proper on (B, 3, 128, 128), in the patch's own coordinates; confidence as a logit."""
         x = self.trunk((patch - 0.5) * 4).float()
-        pose = self.pose.float()(x)
+        pose = self.pose(x)
         identity = torch.tensor([1.0, 0, 0, 0, 1, 0], device=x.device)
         k = self.keypoints
         return (
