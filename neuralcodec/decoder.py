@@ -28,8 +28,8 @@ LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
 
 @dataclass(frozen=True)
 class DecodedFrame:
-    """image: uint8 RGB (H, W, 3), never a view of the decoder's memory. pts: in the stream's time base. state: how
-    the motion of this frame was found."""
+    """A shown frame. image: uint8 RGB (H, W, 3), never a view of the decoder's memory. pts: in the stream's time base.
+    state: how its motion was found. reference: id of the picture it was made from."""
 
     image: Array
     pts: int

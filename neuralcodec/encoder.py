@@ -40,10 +40,9 @@ class Encoder:
     target_kbps: everything counted, headers and references too, averaged over seconds; a quiet head takes less.
     pack: folder or name of a model pack, None for the bundled one. device: "auto", "cpu", "cuda" or "tensorrt".
     crop: "auto" follows the face, "none" codes the whole frame, or (x, y, side) in pixels.
-    time_base: seconds per pts unit. frame_duration: the usual pts step. full_frame: also send the surroundings, so
-    that the
-    receiver can paste the face back. repeat_header: repeat the stream header with each reference (a live stream
-    needs it, a file does not).
+    time_base: seconds per pts unit. frame_duration: the usual pts step.
+    full_frame: also send the surroundings, so that the receiver can paste the face back. gray: the source is grey.
+    repeat_header: send the stream header again with each reference (a live stream needs it, a file does not).
     """
 
     def __init__(

@@ -22,8 +22,7 @@ LOOKS = 3  # times the motion network looks at a reference, each look centring t
 
 @dataclass(frozen=True)
 class MotionEstimate:
-    """What the motion network saw: motion, the identity's canonical keypoints (K, 3), and how surely it is a face,
-    0..1."""
+    """What the motion network saw: motion, the identity's canonical keypoints (K, 3), how sure it is (0..1)."""
 
     motion: MotionParams
     canonical: Array

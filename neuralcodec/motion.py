@@ -1,9 +1,8 @@
 """Head pose and expression of one frame, and the geometry that turns them into keypoints. Knows no network and no bits.
 
 Coordinates: the coded square picture spans [-1, 1] in x (to the right) and y (down); z has the same unit and is
-negative
-toward the camera. Points are row vectors. The paper's Eq. 1-2, with expression in the head's own frame so that it
-does not change when only the pose does:
+negative toward the camera. Points are row vectors. The paper's Eq. 1-2, with expression in the head's own frame so that
+it does not change when only the pose does:
 
     x = scale * (canonical + delta) @ rotation + translation
 """

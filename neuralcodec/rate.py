@@ -1,9 +1,8 @@
 """How the bits of a target rate are spent: how fine motion is coded, and when a reference picture is worth sending.
 
-Knows no bytes of packets and no networks; time is an argument. A reference costs as much as 100 to 300 motion frames
-and buys
-more than they do (measured: see benchmarks/README.md), so whatever motion leaves of the rate is saved up for references
-and spent when the head has moved away from all that are held.
+Knows no bytes of packets and no networks; time is an argument. A reference costs as much as 100 motion frames or more,
+so whatever motion leaves of the rate is saved up for references and spent when the head has moved away from all that
+are held. The constants were chosen on seven of the twenty validation clips.
 """
 
 from __future__ import annotations

@@ -3,12 +3,10 @@
 Shapes: B batch, K keypoints, S picture side, h = S / 8, D = 8 depth slices. Coordinates as in `neuralcodec.motion`.
 Knows nothing of training or files; every module can be exported to ONNX without control flow.
 
-What makes it cheap, measured against the paper's layout: all K flows share one rotation (paper Eq. 4 with R_s R_d^-1
-common to
-every keypoint), so composing them is two small matrix products and no warped copies of the volume exist; one coarse
-warp from
-Gaussian keypoint weights feeds a 2-D U-Net (depth folded into channels) that refines the masks; the composed flow
-also warps 2-D skip features and the reference picture itself, so that fine texture is copied instead of imagined.
+What makes it cheaper than the paper's layout: all K flows share one rotation (Eq. 4, R_s R_d^-1 is common to every
+keypoint), so composing them is two small matrix products and no warped copies of the volume exist; one coarse warp from
+Gaussian keypoint weights feeds a 2-D U-Net (depth folded into channels) that refines the masks; the composed flow also
+warps 2-D skip features and the reference picture itself, so that fine texture is copied instead of imagined.
 """
 
 from __future__ import annotations
