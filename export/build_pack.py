@@ -15,6 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import onnx
+
+from export.to_onnx import strip_traces
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.pack import Pack, load_pack, write_manifest
 from neuralcodec.runtime.session import Session, open_session
@@ -56,6 +59,10 @@ def build_pack(
         folder.mkdir()
         for file, path in sources.items():
             shutil.copyfile(path, folder / file)
+            if path.suffix == ".onnx":
+                graph = onnx.load(folder / file)
+                strip_traces(graph)
+                onnx.save(graph, folder / file)
         write_manifest(folder, name=name, version=version, size=size, keypoints=keypoints)
         old = Path(scratch) / "old"
         if out.exists():

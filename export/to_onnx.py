@@ -203,7 +203,12 @@ def _to_model(
         )  # fmt: skip
     assert program is not None
     model = program.model_proto
-    # The exporter notes the Python stack of every node, which is our build machine's paths and half of the small files.
+    strip_traces(model)
+    return model
+
+
+def strip_traces(model: onnx.ModelProto) -> None:
+    """Remove the Python stack that the exporter notes at every node: paths of the exporting machine."""
     for node in model.graph.node:
         node.doc_string = ""
     for part in (
@@ -217,7 +222,6 @@ def _to_model(
         del part.metadata_props[:]
     del model.graph.value_info[:]
     model.doc_string = model.graph.doc_string = ""
-    return model
 
 
 def _check(name: str, model: onnx.ModelProto) -> None:

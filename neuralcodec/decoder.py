@@ -20,9 +20,10 @@ from .pack import Pack, load_pack
 from .packet import Motion, ReferencePart, StreamHeader, parse_packet
 from .quantizer import Quantizer, start_state
 from .rate import REFERENCES_HELD
-from .reference import BACKDROP, PICTURE, decode_reference
+from .reference import BACKDROP, PAYLOAD_MAX, PICTURE, decode_reference
 from .stats import DecoderStats, timed
 
+ARRIVING_MAX = 4  # pictures in pieces at a time
 LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
 
 
@@ -42,6 +43,7 @@ class DecodedFrame:
 class _Held:
     features: ReferenceFeatures
     crop: Square
+    hash: bytes
 
 
 class Decoder:
@@ -71,7 +73,9 @@ class Decoder:
         self._held: dict[int, _Held] = {}
         self._arriving: dict[tuple[int, int, bytes], dict[int, bytes]] = {}
         self._backdrop: Array | None = None
-        self._active: int | None = None
+        self._active = 0  # id that motion refers to
+        self._shows: _Held | None = None  # what it named when it was named; a new picture may have taken the id since
+        self._lacks_reference = True
         self._sequence: int | None = None  # of the last frame decoded or concealed
         self._pts = 0
         self._broken = True  # predicted frames cannot be followed until the next intra frame
@@ -84,8 +88,8 @@ class Decoder:
     def decode(self, data: bytes) -> list[DecodedFrame]:
         """Frames that this packet completes: none for a header or a reference, one or more for motion.
 
-        Raises BitstreamError for bytes that are no packet, PackMismatchError for a stream of another pack; both
-        leave the decoder as it was.
+        Raises BitstreamError for bytes that are no packet, PackMismatchError for a stream of another pack. After motion
+        that cannot be decoded the decoder waits for an intra frame.
         """
         packet = parse_packet(bytes(data))
         if isinstance(packet, StreamHeader):
@@ -98,8 +102,13 @@ class Decoder:
 
     @property
     def wants_reference(self) -> bool:
-        """True while nothing can be shown or followed: ask the sender for a reference or an intra frame."""
-        return self.header is None or not self._held or self._broken
+        """True while the picture that motion refers to is not here: ask the sender for one, once a round trip."""
+        return self.header is None or self._lacks_reference
+
+    @property
+    def wants_intra(self) -> bool:
+        """True while motion cannot be followed because some of it was lost: ask the sender for an intra frame."""
+        return self._broken
 
     @property
     def time_base(self) -> Fraction:
@@ -110,7 +119,7 @@ class Decoder:
 
         Raises MissingReferenceError before the first frame was decoded.
         """
-        if self._last is None or self._active is None:
+        if self._last is None or self._shows is None:
             raise MissingReferenceError(
                 "No frame has been decoded yet, so there is nothing to conceal with; wait for a reference."
             )
@@ -135,11 +144,22 @@ class Decoder:
     def _on_part(self, part: ReferencePart) -> None:
         if self.header is None or part.codec not in (PICTURE, BACKDROP) or part.reference >= REFERENCES_HELD:
             return
+        if part.crop[2] > 2 * max(self.header.width, self.header.height, self.pack.size):
+            return  # a square far larger than the source has no use but to fill the memory
+        held = self._held.get(part.reference)
+        if part.codec == PICTURE and held is not None:
+            if held.hash == part.hash:
+                return  # a doubled packet
+            del self._held[part.reference]  # its id is taken; motion that names it must not show the old picture
         key = (part.reference, part.codec, part.hash)
         pieces = self._arriving.setdefault(key, {})
         pieces[part.index] = part.payload
+        if sum(map(len, pieces.values())) > PAYLOAD_MAX:
+            self._arriving.pop(key)
+            self.stats.damaged_references += 1
+            return
         if len(pieces) < part.count:
-            while len(self._arriving) > 2 * REFERENCES_HELD:  # a hostile sender must not fill the memory
+            while len(self._arriving) > ARRIVING_MAX:  # pictures that never become whole must not fill it either
                 self._arriving.pop(next(iter(self._arriving)))
             return
         self._arriving.pop(key)
@@ -152,7 +172,8 @@ class Decoder:
             if part.codec == BACKDROP:
                 self._backdrop = resize(picture, self.header.width, self.header.height)
                 return
-            self._held[part.reference] = _Held(self._networks.reference(picture), Square(*part.crop))
+            self._held[part.reference] = _Held(self._networks.reference(picture), Square(*part.crop), part.hash)
+        self._lacks_reference = False
         self.stats.references += 1
         self.stats.provider = self._networks.provider
 
@@ -168,22 +189,25 @@ class Decoder:
         step = header.frame_duration if packet.pts_step is None else packet.pts_step
         first = packet.pts if packet.pts is not None else self._pts + lost * header.frame_duration + step
         self._pts = first + (packet.frames - 1) * header.frame_duration
-        reference = self._active if packet.reference is None else packet.reference
-        if reference not in self._held or (self._broken and not packet.intra):
+        if packet.reference is not None:
+            self._lacks_reference = packet.reference not in self._held
+            if not self._lacks_reference:
+                self._active, self._shows = packet.reference, self._held[packet.reference]
+        if self._shows is None or self._lacks_reference or (self._broken and not packet.intra):
             self._broken = True
             self.stats.waiting_packets += 1
-            if (
-                reference in self._held and self._last is not None
-            ):  # something came: keep the picture moving until an intra frame
-                return [self.conceal(first + i * header.frame_duration) for i in range(packet.frames)]
-            return []
+            if self._last is None:
+                return []
+            # something came: keep the picture moving until an intra frame
+            return [self.conceal(first + i * header.frame_duration) for i in range(packet.frames)]
+        self._broken = True  # until the payload has proved good
         with self._timed("entropy"):
             before = start_state(self.pack.tables) if packet.intra else self._quantizer.state
             group = self._coder.decode_group(
                 packet.payload, packet.frames, level=packet.level, components=packet.components, intra=packet.intra,
                 state=before,
             )  # fmt: skip
-        self._active, self._broken, self._missing = reference, False, 0
+        self._broken, self._missing = False, 0
         frames = []
         for i, symbols in enumerate(group):
             self._before, self._last = (None if packet.intra else self._last), self._quantizer.inverse(symbols)
@@ -193,8 +217,8 @@ class Decoder:
     # --- showing ---
 
     def _shown(self, motion: MotionParams, pts: int, state: Concealment) -> DecodedFrame:
-        assert self._active is not None
-        held = self._held[self._active]
+        held = self._shows
+        assert held is not None
         seen = motion if self.view == View() else motion.turned(self.view)
         with self._timed("render"):
             picture = self._networks.render(held.features, seen)

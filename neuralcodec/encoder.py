@@ -24,6 +24,7 @@ from .reference import BACKDROP, PICTURE, decode_reference, encode_reference
 from .stats import EncoderStats, timed
 
 PART_BYTES = 1150  # of a reference in one packet, so that it fits a datagram with room for headers
+WAITING_LIVE = 25  # frames before the first face that a live stream still sends
 SURE = 0.5  # confidence below which the motion network does not see a face
 
 
@@ -78,6 +79,7 @@ class Encoder:
         self._pts: int | None = None
         self._intra_at = 0.0
         self._backdrop_due = full_frame
+        self._measured = 0  # frames in the mean of keypoint_error_px
         self._waiting: list[int] = []  # pts of frames before the first face
 
     # --- the facade ---
@@ -118,14 +120,16 @@ class Encoder:
             self.stats.face_lost_frames += 1
             if not self._held:
                 self._waiting.append(pts)
+                if self.repeat_header:  # live: what is long past is shown to nobody
+                    del self._waiting[:-WAITING_LIVE]
                 self._pts = pts
                 return self._sent(packets) if packets else []
         else:
             packets += self._refresh(picture, tile, square, estimate, seconds)
         for late in self._waiting:
-            packets.append(self._motion(estimate, late, seconds))
+            packets.append(self._motion(estimate, square, late, seconds))
         self._waiting.clear()
-        packets.append(self._motion(estimate, pts, seconds))
+        packets.append(self._motion(estimate, square, pts, seconds))
         return self._sent(packets)
 
     def send_reference(self) -> None:
@@ -150,7 +154,8 @@ class Encoder:
         )
 
     def _find(self, picture: Array) -> Face | None:
-        faces = self._networks.detector.detect(picture)
+        # a fixed square is about the person in it, whoever else is in the picture
+        faces = self._networks.detector.detect(picture, near=self._follower.fixed)
         return faces[0] if faces else None
 
     def _look(self, tile: Array, square: Square, face: Face | None) -> MotionEstimate | None:
@@ -163,10 +168,10 @@ class Encoder:
         self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate, seconds: float
     ) -> list[Packet]:
         """Choose the reference for this frame; send a new one where it is due."""
-        keypoints = estimate.motion.keypoints(estimate.canonical)
-        # while the square eases to a new place no reference was cut there: the nearest in the picture has to do
-        placed = {key: held for key, held in self._held.items() if held.crop == square} or self._held
-        near = {key: distance(held.keypoints, keypoints) for key, held in placed.items()}
+        near = {
+            key: distance(held.keypoints, estimate.placed(square, held.crop).keypoints)
+            for key, held in self._held.items()
+        }
         best = min(near, key=near.__getitem__, default=-1)
         drift = near.get(best, float("inf"))
         due = self._wants_reference or self._follower.moved or not self._held
@@ -189,7 +194,7 @@ class Encoder:
             coded = encode_reference(tile, max_bytes=budget)
             features = self._networks.reference(decode_reference(coded, self.pack.size))
         packets += self._parts(coded, PICTURE, square)
-        self._held[self._next_id] = _Held(features, features.estimate.motion.keypoints(features.canonical), square)
+        self._held[self._next_id] = _Held(features, features.estimate.keypoints, square)
         self._active, self._next_id = self._next_id, (self._next_id + 1) % REFERENCES_HELD
         self._wants_reference, self._wants_intra = False, True
         self.stats.references += 1
@@ -203,17 +208,19 @@ class Encoder:
             ReferencePart(self._next_id, i, len(pieces), codec, digest, place, piece) for i, piece in enumerate(pieces)
         ]
 
-    def _motion(self, estimate: MotionEstimate | None, pts: int, seconds: float) -> Motion:
+    def _motion(self, estimate: MotionEstimate | None, square: Square, pts: int, seconds: float) -> Motion:
+        """``estimate`` was made in ``square``; what is sent is in the square that the reference was cut from."""
         with self._timed("entropy"):
-            reference = self._held[self._active].features
-            before = self._quantizer.last
-            true = estimate.relative_to(reference.canonical) if estimate else before
+            held, before = self._held[self._active], self._quantizer.last
+            reference = held.features
+            true = estimate.placed(square, held.crop).relative_to(reference.canonical) if estimate else before
             assert true is not None
             intra = self._wants_intra or before is None or seconds - self._intra_at >= PERIOD
             quality = self._rate.quality
             symbols = self._quantizer.forward(true, level=quality.level, components=quality.components, intra=intra)
             payload = self._coder.encode(symbols)
-        self._note_error(true, reference)
+        if estimate is not None:
+            self._note_error(true, reference)
         step = None if self._pts is None else pts - self._pts
         packet = Motion(
             self._sequence, quality.level, quality.components, payload, intra,
@@ -232,7 +239,8 @@ class Encoder:
         seen = self._quantizer.last
         assert seen is not None
         error = distance(true.keypoints(reference.canonical), seen.keypoints(reference.canonical))
-        self.stats.keypoint_error_px += (error - self.stats.keypoint_error_px) / self.stats.frames
+        self._measured += 1
+        self.stats.keypoint_error_px += (error - self.stats.keypoint_error_px) / self._measured
 
     def _sent(self, packets: list[Packet]) -> list[Packet]:
         for packet in packets:

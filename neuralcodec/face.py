@@ -23,6 +23,7 @@ LARGEST_SCALE = 1.0  # above this the square reaches out of the picture rather t
 WHOLE_SCALES = (0.45, 1.0)  # a square picture with the face this big, and this near to its place, is coded as it is
 WHOLE_OFFSET = 0.55
 
+CROP_MAX = 8192  # pixels: what a stream can say
 SMALLEST_SIDE = 8  # swscale is not safe below this
 DETECTOR_SIZE = 160
 THRESHOLD = 0.5
@@ -259,6 +260,12 @@ class CropFollower:
     def __init__(self, mode: str = "auto", fixed: Square | None = None) -> None:
         if mode not in ("auto", "none", "fixed") or (mode == "fixed") != (fixed is not None):
             raise ValueError(f"crop mode {mode!r} with {fixed}: expected 'auto', 'none', or 'fixed' with a square")
+        if fixed and not (
+            SMALLEST_SIDE <= fixed.side <= CROP_MAX and abs(fixed.x) <= CROP_MAX and abs(fixed.y) <= CROP_MAX
+        ):
+            raise ValueError(
+                f"crop {fixed.x},{fixed.y},{fixed.side} is out of range: {SMALLEST_SIDE} to {CROP_MAX} pixels"
+            )
         self.mode = mode
         self.fixed = fixed
         self.moved = False

@@ -5,14 +5,14 @@ Knows no packets and no frames per second.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from .errors import InferenceError
-from .face import HEAD_SCALE, HEAD_Y, FaceDetector, Square
+from .face import HEAD_SCALE, HEAD_Y, Face, FaceDetector, Square
 from .motion import Array, MotionParams
 from .pack import Pack
 from .runtime.session import Session, open_session
@@ -32,6 +32,20 @@ class MotionEstimate:
     def box(self) -> Array:
         """Where to look in the next frame, float32 (3,): centre x, y and half side, in coded-picture units."""
         return np.array([*self.motion.translation[:2], self.motion.scale], np.float32)
+
+    @property
+    def keypoints(self) -> Array:
+        """Its keypoints in the picture, float32 (K, 3)."""
+        return self.motion.keypoints(self.canonical)
+
+    def placed(self, here: Square, there: Square) -> MotionEstimate:
+        """The same face in the coordinates of another square of the source picture."""
+        if here == there:
+            return self
+        x, y, half = Face.from_box(here, self.box).box_in(there).tolist()
+        depth = self.motion.translation[2] * np.float32(here.side / there.side)
+        place = np.array([x, y, depth], np.float32)
+        return replace(self, motion=replace(self.motion, translation=place, scale=half))
 
     def relative_to(self, canonical: Array) -> MotionParams:
         """The same keypoints expressed on another identity estimate, so that its error is not seen twice."""
@@ -110,11 +124,10 @@ class Inference:
             estimate = self._look(image, box)
             box = estimate.box
         features = self._reference.run({"image": image})
-        keypoints = estimate.motion.keypoints(estimate.canonical)
         shared = {
             "image": image,
             **features,
-            "source_keypoints": keypoints[None],
+            "source_keypoints": estimate.keypoints[None],
             "source_rotation": estimate.motion.rotation[None],
         }
         wanted = {name: value for name, value in shared.items() if name in self._render.input_shapes}

@@ -160,7 +160,9 @@ class VideoReader:
                 yield from self._stream.decode(packet)
             except av.FFmpegError:
                 self.damaged += 1
-            if packet is None or packet.size == 0:  # an empty packet is the demuxer's own flush
+            if packet is None or (
+                packet.size == 0 and packet.pts is None and packet.dts is None
+            ):  # the demuxer's flush
                 return
 
     def _picture(self, frame: av.VideoFrame) -> Array:

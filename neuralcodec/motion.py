@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 POSE_SIZE = 7  # yaw, pitch, roll, tx, ty, tz, log scale: the first numbers of the flat layout
-MAX_ANGLE = 90.0  # degrees; Euler angles are unique inside it
+LOG_SCALE_MAX = 3.0  # a face twenty times the picture or a twentieth of it: garbage must not overflow
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class MotionParams:
             pitch=float(v[1]),
             roll=float(v[2]),
             translation=v[3:6].astype(np.float32),
-            scale=float(np.exp(v[6])),
+            scale=float(np.exp(np.clip(v[6], -LOG_SCALE_MAX, LOG_SCALE_MAX))),
             delta=v[POSE_SIZE:].reshape(-1, 3).astype(np.float32),
         )
 

@@ -139,6 +139,7 @@ def decode_file(
     started = perf_counter()
     check_output(dst, overwrite=overwrite)
     counted = _Counted.of_file(src)
+    _refuse_same_file(src, dst)
     header = counted.header
     if full_frame and not header.full_frame:
         raise MediaError(f"{src} carries only the face; encode it with --full-frame (full_frame=True) first.")
@@ -275,8 +276,12 @@ class _Counted:
                 self.header = ContainerReader(file).header
         except OSError as error:
             raise MediaError(f"Cannot read {path}: {reason(error)}.") from error
+        except BitstreamError as error:
+            raise type(error)(f"{path}: {error}.", rule=error.rule, offset=error.offset) from error
         for packet, times in self.packets():
             self._count(packet, times)
+        if not self.complete and self.problem is None:
+            self.problem = TruncatedError("the end mark is missing", rule="R23", offset=self.total)
 
     @classmethod
     def of_file(cls, path: str | Path) -> _Counted:

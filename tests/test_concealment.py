@@ -18,8 +18,12 @@ def pose(yaw: float, x: float = 0.0) -> MotionParams:
 def test_states_in_order() -> None:
     names = [state_after(n) for n in (-1, 0, 1, COAST_FRAMES, COAST_FRAMES + 1, 10**9)]
     assert names == [
-        Concealment.RECEIVED, Concealment.RECEIVED, Concealment.COASTING,
-        Concealment.COASTING, Concealment.RESTING, Concealment.RESTING,
+        Concealment.RECEIVED,
+        Concealment.RECEIVED,
+        Concealment.COASTING,
+        Concealment.COASTING,
+        Concealment.RESTING,
+        Concealment.RESTING,
     ]
 
 

@@ -78,12 +78,12 @@ def read_all(data: bytes) -> list[object]:
         ("R22", TruncatedError, FILE_MAGIC),
         ("R22", BitstreamError, FILE_MAGIC + b"\x02" + bytes(End(1))),
         ("R23", BitstreamError, written() + b"\x02" + bytes(End(1))),
-        ("R1", LimitError, written()[: -3] + b"\x00"),
-        ("R1", LimitError, written()[: -3] + varint(PACKET_MAX + 1) + b"abc"),
-        ("R1", LimitError, written()[: -3] + b"\xff" * 12),
-        ("R4", BitstreamError, written()[: -3] + b"\x82\x00" + bytes(End(1))),
-        ("R24", TruncatedError, written()[: -3] + b"\x82"),
-        ("R2", BitstreamError, written()[: -3] + b"\x01\x00"),
+        ("R1", LimitError, written()[:-3] + b"\x00"),
+        ("R1", LimitError, written()[:-3] + varint(PACKET_MAX + 1) + b"abc"),
+        ("R1", LimitError, written()[:-3] + b"\xff" * 12),
+        ("R4", BitstreamError, written()[:-3] + b"\x82\x00" + bytes(End(1))),
+        ("R24", TruncatedError, written()[:-3] + b"\x82"),
+        ("R2", BitstreamError, written()[:-3] + b"\x01\x00"),
     ],
 )
 def test_damage_names_rule_and_place(rule: str, kind: type[BitstreamError], data: bytes) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import neuralcodec as nc
 from neuralcodec.concealment import Concealment
 from neuralcodec.errors import BitstreamError, MissingReferenceError, PackMismatchError
-from neuralcodec.packet import Motion, StreamHeader
+from neuralcodec.packet import Motion, ReferencePart, StreamHeader
 from neuralcodec.quality import psnr
 
 Coded = tuple[nc.Encoder, list[list[object]]]
@@ -106,10 +106,50 @@ def test_a_gap_is_concealed_until_an_intra_frame(coded: Coded, portrait_clip: li
     sender.encode(portrait_clip[3], 3)  # lost
     (shown,) = [f for p in sender.encode(portrait_clip[4], 4) for f in receiver.decode(bytes(p))]
     assert shown.state is Concealment.COASTING and shown.pts == 4
-    assert receiver.wants_reference and receiver.stats.lost_frames == 1
+    assert receiver.wants_intra and not receiver.wants_reference and receiver.stats.lost_frames == 1
     sender.send_intra()
     (shown,) = [f for p in sender.encode(portrait_clip[5], 5) for f in receiver.decode(bytes(p))]
-    assert shown.state is Concealment.RECEIVED and shown.pts == 5 and not receiver.wants_reference
+    assert shown.state is Concealment.RECEIVED and shown.pts == 5 and not receiver.wants_intra
+
+
+def test_a_payload_that_cannot_be_decoded_is_not_built_upon(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, receiver = nc.Encoder(2, device="cpu", threads=1), decoder()
+    packets = [bytes(p) for pts in range(4) for p in sender.encode(portrait_clip[pts], pts)]
+    for packet in packets[:-2]:
+        receiver.decode(packet)
+    tried = (packets[-2][:2] + bytes([n, 255, n]) for n in range(1, 256))
+    for packet in tried:  # about one in 300 is no code word; none may be followed silently
+        before = receiver._quantizer.state
+        try:
+            monkeypatch.setattr(receiver, "_sequence", 1)
+            receiver.decode(packet)
+        except BitstreamError:
+            assert receiver.wants_intra and receiver._quantizer.state == before
+            (shown,) = receiver.decode(packets[-1])
+            assert shown.state is not Concealment.RECEIVED
+            return
+        monkeypatch.setattr(receiver, "_broken", False)
+    pytest.skip("every payload tried was a code word of this pack's tables")
+
+
+def test_an_id_that_is_being_replaced_does_not_show_its_old_picture(portrait_clip: list[np.ndarray]) -> None:
+    sender, receiver = nc.Encoder(12, device="cpu", threads=1), decoder()
+    for pts in range(2):
+        for packet in sender.encode(portrait_clip[pts], pts):
+            receiver.decode(bytes(packet))
+    sender._next_id = 0  # as after eight references
+    sender.send_reference()
+    packets = sender.encode(portrait_clip[2], 2)
+    parts = [p for p in packets if isinstance(p, ReferencePart)]
+    assert len(parts) > 1 and isinstance(packets[-1], Motion) and packets[-1].reference == 0
+    receiver.decode(bytes(parts[0]))  # the others are lost
+    shown = receiver.decode(bytes(packets[-1]))
+    assert receiver.wants_reference and all(f.state is not Concealment.RECEIVED for f in shown)
+    for part in parts[1:]:
+        receiver.decode(bytes(part))
+    assert not receiver.wants_reference and receiver.wants_intra
 
 
 def test_doubled_and_late_packets_are_ignored(coded: Coded) -> None:

@@ -3,6 +3,7 @@ import pytest
 
 import neuralcodec as nc
 from neuralcodec.encoder import PART_BYTES
+from neuralcodec.face import Square, crop
 from neuralcodec.packet import End, Motion, ReferencePart, StreamHeader, parse_packet
 
 Coded = tuple[nc.Encoder, list[list[object]]]
@@ -114,3 +115,33 @@ def test_a_moving_crop_does_not_send_a_reference_for_every_frame(portrait_clip: 
         encoder.encode(scene, pts)
     assert encoder.stats.face_lost_frames <= 2
     assert 1 <= encoder.stats.references <= 6
+
+
+def test_a_fixed_crop_is_about_the_person_in_it(portrait_clip: list[np.ndarray]) -> None:
+    """A larger face elsewhere in the picture must not be looked for inside the square."""
+    scene = np.full((512, 900, 3), 100, np.uint8)
+    scene[:, :512] = portrait_clip[0].repeat(2, 0).repeat(2, 1)
+    scene[200:456, 600:856] = portrait_clip[0]
+    encoder = nc.Encoder(4, device="cpu", threads=1, crop=(600, 200, 256))
+    assert encoder.encode(scene, 0) and encoder.stats.references == 1
+
+
+@pytest.mark.parametrize("square", [(9000, 0, 256), (0, 0, 20000), (0, 0, 2)])
+def test_a_crop_that_no_stream_can_carry_is_refused(square: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="is out of range: 8 to 8192 pixels"):
+        nc.Encoder(4, device="cpu", crop=square)
+
+
+def test_motion_keeps_its_place_when_the_square_moves(portrait_clip: list[np.ndarray]) -> None:
+    """The same face seen in two squares of the source lands on the same source pixels."""
+    encoder = nc.Encoder(4, device="cpu", threads=1)
+    scene = np.full((300, 400, 3), 128, np.uint8)
+    scene[20:276, 60:316] = portrait_clip[0]
+    here, there = Square(60, 20, 256), Square(40, 10, 280)
+    seen = encoder._networks.motion(crop(scene, here, 256), np.array([0, -0.1, 0.7], np.float32))
+    moved = seen.placed(here, there)
+    for square, estimate in ((here, seen), (there, moved)):
+        place = np.array(square.center) + estimate.keypoints[:, :2] * square.side / 2
+        if square is here:
+            wanted = place
+    assert np.allclose(place, wanted, atol=1e-3)

@@ -72,8 +72,13 @@ def test_round_trip_of_a_track_with_every_level_and_count() -> None:
         payload = CODER.encode(symbols)
         sizes.append(len(payload))
         intra = symbols.intra
-        got = CODER.decode(payload, level=level, components=components, intra=intra,
-                           state=start_state(TABLES) if intra else receiver.state)
+        got = CODER.decode(
+            payload,
+            level=level,
+            components=components,
+            intra=intra,
+            state=start_state(TABLES) if intra else receiver.state,
+        )
         assert got == symbols
         receiver.inverse(got)
         assert receiver.state == sender.state

@@ -122,9 +122,7 @@ def test_pixel_formats(tmp_path: Path, codec: str, pixels: str, suffix: str) -> 
 @pytest.mark.parametrize(("degrees", "turns"), [(90, 1), (180, 2), (-90, 3)])
 def test_rotation_metadata_is_honoured(tmp_path: Path, degrees: int, turns: int) -> None:
     image = picture(96, 64)
-    write_film(
-        tmp_path / "a.mp4", [image] * 2, [0, 1], Fraction(1, 25), turn=lambda s: s.set_display_rotation(degrees)
-    )
+    write_film(tmp_path / "a.mp4", [image] * 2, [0, 1], Fraction(1, 25), turn=lambda s: s.set_display_rotation(degrees))
     reader = VideoReader(tmp_path / "a.mp4")
     (_, first), _ = reader
     wanted = np.rot90(image, turns)

@@ -77,3 +77,9 @@ def test_no_pack_there(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("{", "utf-8")
     with pytest.raises(PackError, match="is not JSON"):
         load_pack(tmp_path)
+
+
+def test_no_shipped_graph_tells_whose_machine_wrote_it() -> None:
+    for path in (BUNDLED / "portrait").glob("*.onnx"):
+        content = path.read_bytes()
+        assert b'.py", line' not in content and b"site-packages" not in content, path.name

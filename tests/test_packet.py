@@ -177,8 +177,13 @@ def test_mutated_packets(packet: object, data: st.DataObject) -> None:
 
 
 @given(
-    st.integers(0, 255), st.integers(0, 7), st.integers(0, 7), st.binary(max_size=40).filter(lambda b: b[-1:] != b"\0"),
-    st.none() | st.integers(0, 255), st.none() | st.integers(1, (1 << 31) - 1), st.integers(1, 64),
+    st.integers(0, 255),
+    st.integers(0, 7),
+    st.integers(0, 7),
+    st.binary(max_size=40).filter(lambda b: b[-1:] != b"\0"),
+    st.none() | st.integers(0, 255),
+    st.none() | st.integers(1, (1 << 31) - 1),
+    st.integers(1, 64),
 )
 def test_predicted_round_trip(q: int, l: int, c: int, p: bytes, r: int | None, s: int | None, n: int) -> None:  # noqa: E741
     packet = Motion(q, l, c, p, reference=r, pts_step=s, frames=n)
