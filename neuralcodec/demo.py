@@ -225,6 +225,7 @@ class _X264:
         coder.width = coder.height = SIZE
         coder.pix_fmt, coder.time_base, coder.framerate = "yuv420p", Fraction(1, FPS), Fraction(FPS)
         coder.options = self.OPTIONS
+        coder.thread_count = 1  # more threads cut each picture into slices, which costs x264 a third more bits here
         self.packets: list[bytes] = []
         for index, image in enumerate(images):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
