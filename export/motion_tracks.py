@@ -18,18 +18,10 @@ from rich.progress import track
 
 from neuralcodec.face import HEAD_SCALE, HEAD_Y
 from neuralcodec.inference import LOOKS, MotionEstimate, as_tensor
-from neuralcodec.motion import Array, MotionParams
+from neuralcodec.motion import Array
 from neuralcodec.runtime.session import Session, open_session
 
 SURE = 0.5
-
-
-def look(session: Session, picture: Array, box: Array) -> MotionEstimate:
-    out = session.run({"image": as_tensor(picture), "box": box[None]})
-    motion = MotionParams.from_matrix(
-        out["rotation"][0], out["translation"][0], float(out["scale"][0, 0]), out["delta"][0]
-    )
-    return MotionEstimate(motion, out["canonical"][0], float(out["confidence"][0, 0]))
 
 
 def follow(session: Session, path: Path) -> tuple[Array, Array] | None:
@@ -42,7 +34,7 @@ def follow(session: Session, path: Path) -> tuple[Array, Array] | None:
             picture = frame.to_ndarray(format="rgb24")
             looks = LOOKS if canonical is None else 1
             for _ in range(looks):
-                seen = look(session, picture, box)
+                seen = MotionEstimate.from_outputs(session.run({"image": as_tensor(picture), "box": box[None]}))
                 box = seen.box
             if seen.confidence < SURE:
                 canonical, box = None if not rows else canonical, np.array([0, HEAD_Y, HEAD_SCALE], np.float32)

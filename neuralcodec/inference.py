@@ -5,6 +5,7 @@ Knows no packets and no frames per second.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -27,6 +28,17 @@ class MotionEstimate:
     motion: MotionParams
     canonical: Array
     confidence: float
+
+    @classmethod
+    def from_outputs(cls, out: Mapping[str, Array]) -> MotionEstimate:
+        """The first picture of a motion graph's outputs."""
+        scale = float(out["scale"][0, 0])
+        if not np.isfinite(scale) or scale <= 0 or not np.isfinite(out["delta"]).all():
+            raise InferenceError(
+                "The motion network gave NaN or a face of no size; check the pack with 'neuralcodec doctor'."
+            )
+        motion = MotionParams.from_matrix(out["rotation"][0], out["translation"][0], scale, out["delta"][0])
+        return cls(motion, out["canonical"][0], float(out["confidence"][0, 0]))
 
     @property
     def box(self) -> Array:
@@ -105,14 +117,7 @@ class Inference:
 
     def _look(self, image: Array, box: Array) -> MotionEstimate:
         feeds = {"image": image, "box": np.asarray(box, np.float32)[None]}
-        out = self._motion.run({name: feeds[name] for name in self._motion.input_shapes})
-        scale = float(out["scale"][0, 0])
-        if not np.isfinite(scale) or scale <= 0 or not np.isfinite(out["delta"]).all():
-            raise InferenceError(
-                "The motion network gave NaN or a face of no size; check the pack with 'neuralcodec doctor'."
-            )
-        motion = MotionParams.from_matrix(out["rotation"][0], out["translation"][0], scale, out["delta"][0])
-        return MotionEstimate(motion, out["canonical"][0], float(out["confidence"][0, 0]))
+        return MotionEstimate.from_outputs(self._motion.run({name: feeds[name] for name in self._motion.input_shapes}))
 
     def reference(self, picture: Array) -> ReferenceFeatures:
         """Features of a decoded reference picture, uint8 RGB (S, S, 3). Both ends run this on the same pixels."""

@@ -23,7 +23,8 @@ from neuralcodec.training.data import (  # noqa: E402
     random_pairs,
     similarity,
 )
-from neuralcodec.training.phases import Perception, Phase, face_weight, gradient_pyramid, psnr  # noqa: E402
+from neuralcodec.training.losses import gradient_loss  # noqa: E402
+from neuralcodec.training.phases import Perception, Phase, face_weight, psnr  # noqa: E402
 from neuralcodec.training.train import Options, train  # noqa: E402
 
 
@@ -120,10 +121,11 @@ def test_losses_know_their_values() -> None:
     a, b = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.1)
     assert float(psnr(a, b)) == pytest.approx(20.0, abs=1e-4)
     weight = torch.ones(1, 1, 16, 16)
-    assert float(gradient_pyramid(a, b, weight)) == 0  # a constant offset has no edges
+    assert float(gradient_loss(a, b, 3, weight)) == 0  # a constant offset has no edges
     step = a.clone()
     step[..., 8:] = 1
-    assert float(gradient_pyramid(step, a, weight, levels=1)) == pytest.approx(1 / 15)
+    assert float(gradient_loss(step, a, 1, weight)) == pytest.approx(1 / 30)
+    assert float(gradient_loss(step, a, 1, 3 * weight)) == pytest.approx(1 / 10)
     points = torch.zeros(1, 30, 3)
     points[0, 4, 0] = 0.5
     points[0, 16:26, 1] = 0.5

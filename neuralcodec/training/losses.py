@@ -84,14 +84,19 @@ class PerceptualLoss(nn.Module):
         return total
 
 
-def gradient_loss(prediction: Tensor, target: Tensor, scales: int = 4) -> Tensor:
-    """L1 between horizontal and vertical differences at several scales: sharpness without any network's weights."""
+def gradient_loss(prediction: Tensor, target: Tensor, scales: int = 4, weight: Tensor | None = None) -> Tensor:
+    """L1 between horizontal and vertical differences at several scales: sharpness without any network's weights.
+
+    ``weight``: (B, 1, S, S), of each pixel; None for 1 everywhere.
+    """
     error = prediction - target
+    weight = torch.ones_like(error[:, :1]) if weight is None else weight
     terms = []
     for scale in range(scales):
         if scale:
-            error = F.avg_pool2d(error, 2)
-        terms += [error.diff(dim=-1).abs().mean(), error.diff(dim=-2).abs().mean()]
+            error, weight = F.avg_pool2d(error, 2), F.avg_pool2d(weight, 2)
+        terms += [(error.diff(dim=-1).abs() * weight[..., 1:]).mean()]
+        terms += [(error.diff(dim=-2).abs() * weight[..., 1:, :]).mean()]
     return torch.stack(terms).mean()
 
 

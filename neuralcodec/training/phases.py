@@ -28,6 +28,7 @@ from neuralcodec.training.losses import (
     expression_loss,
     feature_matching,
     generator_hinge,
+    gradient_loss,
     head_pose_loss,
     keypoint_prior,
     landmark_loss,
@@ -137,7 +138,7 @@ def render_terms(
     return {
         "picture": 5 * ((picture - driving.image).abs() * weight).mean(),
         "copied": 1.5 * ((copied - driving.image).abs() * weight).mean(),
-        "edges": 2 * gradient_pyramid(picture, driving.image, weight),
+        "edges": 12 * gradient_loss(picture, driving.image, 3, weight),
         **perceive(picture, driving.image, driving.keypoints),
         **(judged(critic, picture, driving.image, driving.keypoints) if critic else {}),
         "psnr": psnr(picture.detach(), driving.image),
@@ -165,7 +166,7 @@ def joint_terms(
         "equivariance": WEIGHTS.equivariance * equivariance_loss(found_d.keypoints(), found_w.keypoints(), warp),
         "pose": WEIGHTS.head_pose / 20 * head_pose_loss(found_d.rotation, driving.rotation),
         "expression": WEIGHTS.expression * expression_loss(found_d.delta),
-        "edges": 2 * gradient_pyramid(out, driving.image, face_weight(driving.keypoints, out.shape[-1])),
+        "edges": 12 * gradient_loss(out, driving.image, 3, face_weight(driving.keypoints, out.shape[-1])),
         **perceive(out, driving.image, driving.keypoints),
         **(judged(critic, out, driving.image, xd) if critic else {}),
         "psnr": psnr(out.detach(), driving.image),
@@ -197,17 +198,6 @@ def face_weight(points: Tensor, size: int) -> Tensor:
     bells = torch.exp(-((plane - centres[:, :, None, None]) ** 2).sum(-1) / (2 * reach**2))
     bells = bells * torch.tensor([4.0, 4.0, 6.0], device=points.device)[:, None, None]
     return 1 + F.interpolate(bells.amax(1, keepdim=True), size=(size, size), mode="bilinear")
-
-
-def gradient_pyramid(a: Tensor, b: Tensor, weight: Tensor, levels: int = 3) -> Tensor:
-    """L1 between the horizontal and vertical differences of both pictures over a pyramid: edges in place, no blur."""
-    total = a.new_zeros(())
-    for _ in range(levels):
-        for dim in (2, 3):
-            w = weight.narrow(dim, 1, weight.shape[dim] - 1)
-            total = total + ((torch.diff(a, dim=dim) - torch.diff(b, dim=dim)).abs() * w).mean()
-        a, b, weight = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2), F.avg_pool2d(weight, 2)
-    return total
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
