@@ -167,7 +167,7 @@ class Decoder:
         if hashlib.sha256(coded).digest()[:4] != part.hash or sorted(pieces) != list(range(part.count)):
             self.stats.damaged_references += 1
             return
-        with timed(self.stats.stage_seconds, "reference"):
+        with self._timed("reference"):
             picture = decode_reference(coded, self.pack.size)
             if part.codec == BACKDROP:
                 self._backdrop = resize(picture, self.header.width, self.header.height)

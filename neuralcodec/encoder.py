@@ -123,7 +123,7 @@ class Encoder:
                 if self.repeat_header:  # live: what is long past is shown to nobody
                     del self._waiting[:-WAITING_LIVE]
                 self._pts = pts
-                return self._sent(packets) if packets else []
+                return self._sent(packets)
         else:
             packets += self._refresh(picture, tile, square, estimate, seconds)
         for late in self._waiting:

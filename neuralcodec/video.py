@@ -281,7 +281,7 @@ class _Counted:
         for packet, times in self.packets():
             self._count(packet, times)
         if not self.complete and self.problem is None:
-            self.problem = TruncatedError("the end mark is missing", rule="R23", offset=self.total)
+            self.problem = TruncatedError("the end mark is missing", offset=self.total)
 
     @classmethod
     def of_file(cls, path: str | Path) -> _Counted:

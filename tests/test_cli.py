@@ -17,18 +17,11 @@ import pytest
 from neuralcodec import __version__
 from neuralcodec.cli import main, make_parser
 from neuralcodec.container import ContainerWriter
-from neuralcodec.errors import PackError
 from neuralcodec.media import VideoReader, VideoWriter
 from neuralcodec.pack import load_pack
 from neuralcodec.packet import End, Motion, StreamHeader
 
 ROOT = Path(__file__).parents[1]
-try:
-    load_pack()
-    HAS_PACK = True
-except PackError:
-    HAS_PACK = False
-needs_pack = pytest.mark.skipif(not HAS_PACK, reason="no bundled pack in this tree")
 
 
 def failed_with_one_sentence(capsys: pytest.CaptureFixture[str], words: str) -> bool:
@@ -61,7 +54,6 @@ def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@needs_pack
 def test_round_trip(portrait: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     coded, shown = str(tmp_path / "a.ncv"), str(tmp_path / "a.mp4")
     assert main(["encode", str(portrait), coded, "--kbps", "6", "--device", "cpu", "--threads", "1"]) == 0
@@ -134,7 +126,6 @@ def test_failures_are_one_sentence_and_leave_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.ncv", "text.mp4"]
 
 
-@needs_pack
 def test_no_face_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with VideoWriter(tmp_path / "grey.mp4", 160, 120, Fraction(1, 25)) as writer:
         for pts in range(3):
@@ -197,11 +188,9 @@ def test_doctor_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert any("libsvtav1" in line for line in lines) and any("TensorRT" in line for line in lines)
     assert "has not been run on hardware by us" in out
     assert (err == "") == (code == 0)
-    if HAS_PACK:
-        assert load_pack().id.hex() in out
+    assert load_pack().id.hex() in out
 
 
-@needs_pack
 def test_packs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pack", "list"]) == 0
     assert load_pack().id.hex() in capsys.readouterr().out
@@ -239,7 +228,6 @@ def test_as_a_program(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@needs_pack
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_leaves_nothing(portrait: Path, tmp_path: Path, number: signal.Signals) -> None:
     long = tmp_path / "long.mp4"

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from neuralcodec import demo
-from neuralcodec.errors import BackendUnavailableError, MediaError, PackError
+from neuralcodec.errors import BackendUnavailableError, MediaError
 from neuralcodec.media import VideoReader
 from neuralcodec.motion import Array
-from neuralcodec.pack import load_pack
 
 pytest.importorskip("skimage")
 
@@ -82,10 +81,6 @@ def test_results_are_not_overwritten_unasked(tmp_path: Path) -> None:
 
 
 def test_demo_end_to_end(tmp_path: Path) -> None:
-    try:
-        load_pack()
-    except PackError:
-        pytest.skip("no bundled pack in this tree")
     result = demo.run_demo(tmp_path / "out", seconds=0.4, device="cpu")
     assert result.frames == 10 and result.provider
     ours, theirs = result.rows

@@ -15,7 +15,6 @@ from neuralcodec.errors import (
     MediaError,
     NeuralCodecError,
     NoFaceError,
-    PackError,
     PackMismatchError,
     TruncatedError,
 )
@@ -27,13 +26,6 @@ from neuralcodec.video import _Channel, decode_file, encode_file, list_packets, 
 
 pytest.importorskip("skimage")
 from neuralcodec.demo import moving_portrait  # noqa: E402
-
-try:
-    load_pack()
-    HAS_PACK = True
-except PackError:
-    HAS_PACK = False
-needs_pack = pytest.mark.skipif(not HAS_PACK, reason="no bundled pack in this tree")
 
 STAMPS = [0, 40, 80, 160, 213, 240]  # ms: one frame missing, one late
 LENGTH = 0.28  # seconds, the last frame's 40 ms included
@@ -64,8 +56,6 @@ def source(portrait: list[Array], tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def stream(source: Path) -> Path:
-    if not HAS_PACK:
-        pytest.skip("no bundled pack in this tree")
     encode_file(source, source.with_suffix(".ncv"), device="cpu")
     return source.with_suffix(".ncv")
 
@@ -175,7 +165,6 @@ def test_turned_head_is_another_picture(stream: Path, tmp_path: Path) -> None:
     assert np.abs(first.astype(int) - turned).mean() > 0.5
 
 
-@needs_pack
 @pytest.mark.parametrize("shape", ["one frame", "odd", "large", "gray"])
 def test_other_shapes_of_film(portrait: list[Array], tmp_path: Path, shape: str) -> None:
     images, crop = portrait[:3], "none"
@@ -196,7 +185,6 @@ def test_other_shapes_of_film(portrait: list[Array], tmp_path: Path, shape: str)
     assert shown.shape == ((256, 256, 3) if shape == "large" else images[0].shape)
 
 
-@needs_pack
 def test_full_frame_brings_the_surroundings_back(portrait: list[Array], tmp_path: Path) -> None:
     images = [np.pad(image, ((20, 44), (150, 106), (0, 0)), mode="edge") for image in portrait[:3]]  # 512 x 320
     film(tmp_path / "in.mp4", images, STAMPS[:3])
@@ -213,7 +201,6 @@ def test_full_frame_cannot_be_had_from_a_stream_without_it(stream: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_pack
 def test_no_face_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     film(tmp_path / "in.mp4", [np.full((128, 160, 3), 90, np.uint8)] * 3, STAMPS[:3])
     with pytest.raises(NoFaceError, match="any of the 3 frames"):
@@ -235,7 +222,6 @@ def header_for(pack_id: bytes) -> StreamHeader:
     return StreamHeader(pack_id, 256, 256, (1, 25), 1, 256)
 
 
-@needs_pack
 def test_a_stream_without_frames_is_an_error(tmp_path: Path) -> None:
     with open(tmp_path / "x.ncv", "wb") as file:
         ContainerWriter(file, header_for(load_pack().id)).write(End(0))
@@ -279,7 +265,6 @@ def test_existing_outputs_stay(source: Path, stream: Path, tmp_path: Path) -> No
         encode_file(source, source, overwrite=True)
 
 
-@needs_pack
 @pytest.mark.parametrize("problem", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_job_leaves_nothing(
     source: Path, stream: Path, tmp_path: Path, problem: type[BaseException]
