@@ -70,9 +70,11 @@ class Phase:
         perceive: Perception,
         tables: MotionTables | None = None,
         coded: float = 0.0,
+        near: float = 0.3,
         device: Any = "cpu",
     ) -> None:
-        self.name, self.nets, self.perceive, self.tables, self.coded = name, nets, perceive, tables, coded
+        self.name, self.nets, self.perceive, self.tables = name, nets, perceive, tables
+        self.coded, self.near = coded, near  # shares of the pairs, see random_pairs
         self.trained: list[nn.Module] = {
             "motion": [nets.motion],
             "joint": [nets.motion, nets.reference, nets.render],
@@ -83,7 +85,7 @@ class Phase:
     def batch(self, clips: list[Clip], count: int, random: torch.Generator) -> tuple[Any, Any]:
         if self.name == "motion":
             return random_patches(clips, count, PATCH, random, PATCH_GROW, PATCH_DOWN)
-        return random_pairs(clips, count, random, coded=self.coded, tables=self.tables)
+        return random_pairs(clips, count, random, near=self.near, coded=self.coded, tables=self.tables)
 
     def terms(self, a: Any, b: Any) -> Terms:
         """Loss terms of the trained modules; "psnr" among them is for the log."""

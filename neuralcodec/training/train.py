@@ -55,6 +55,7 @@ class Options:
     vgg: Path | None = None
     tables: Path | None = None
     coded: float = 0.0
+    near: float = 0.3
     seed: int = 0
     save_every: int = 500
     sample_every: int = 2000
@@ -111,7 +112,7 @@ class Run:
             PerceptualLoss(o.vgg).to(self.device) if o.vgg else None,
         )
         tables = MotionTables.load(o.tables) if o.tables else None
-        self.phase = Phase(o.phase, self.nets, perceive, tables, o.coded, self.device)
+        self.phase = Phase(o.phase, self.nets, perceive, tables, o.coded, o.near, self.device)
         self.trained = [p for part in self.phase.trained for p in part.parameters()]
         self.optimizer = torch.optim.AdamW(self.trained, lr=o.rate, betas=(0.9, 0.99), weight_decay=1e-4)
         self.memory = o.out / f"{o.phase}.safetensors"
@@ -327,6 +328,7 @@ def main() -> None:
     p.add_argument("--vgg", type=Path, help="torchvision's vgg19 state dict for the paper's perceptual loss")
     p.add_argument("--tables", type=Path, help="motion tables: the renderer then sees motion as the decoder will")
     p.add_argument("--coded", type=float, default=0.0, help="share of source pictures sent through the reference codec")
+    p.add_argument("--near", type=float, default=0.3, help="share of pairs at most half a second apart")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     p.add_argument("--sample-every", type=int, default=2000, help="steps between validations with a contact sheet")
