@@ -152,7 +152,7 @@ class Encoder:
         for late in self._waiting:
             packets += self._motion(estimate, square, late, seconds, as_is=False)
         self._waiting.clear()
-        as_is = self._as_is or estimate is None or bool(pictures and often)
+        as_is = self._as_is or estimate is None or bool(pictures and often and not self._wants_intra)
         packets += self._motion(estimate, square, pts, seconds, as_is=as_is)
         if estimate is not None:
             self._check(tile, square, estimate, seconds)
@@ -268,6 +268,7 @@ class Encoder:
         keypoints = None if estimate is None else estimate.keypoints
         self._held[self._next_id] = _Held(self._networks.reference(shown), keypoints, square, _error(tile, shown))
         self._active = self._newest = self._next_id
+        self._named = -1  # whatever was called so before is gone
         self._next_id = (self._next_id + 1) % REFERENCES_HELD
 
     def _parts(self, coded: bytes, codec: int, square: Square) -> list[Packet]:
