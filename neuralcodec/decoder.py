@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .chain import ChainDecoder
 from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
 from .errors import BitstreamError, MissingReferenceError, PackMismatchError
@@ -17,13 +18,14 @@ from .face import Square, paste, resize
 from .inference import Inference, ReferenceFeatures
 from .motion import Array, MotionParams, View
 from .pack import Pack, load_pack
-from .packet import Motion, ReferencePart, StreamHeader, parse_packet
+from .packet import Motion, ReferencePart, StreamHeader, Update, parse_packet
 from .quantizer import Quantizer, start_state
 from .rate import REFERENCES_HELD
-from .reference import BACKDROP, PAYLOAD_MAX, PICTURE, decode_reference
+from .reference import BACKDROP, KEY, PAYLOAD_MAX, PICTURE, decode_reference
 from .stats import DecoderStats, timed
 
 ARRIVING_MAX = 4  # pictures in pieces at a time
+EARLY_MAX = 4  # updates that came before the one they follow
 LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
 
 
@@ -72,6 +74,9 @@ class Decoder:
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._held: dict[int, _Held] = {}
         self._arriving: dict[tuple[int, int, bytes], dict[int, bytes]] = {}
+        self._chain: ChainDecoder | None = None
+        self._chain_crop = Square(0, 0, 1)  # of its last picture
+        self._early: dict[bytes, tuple[Update, bytes]] = {}
         self._backdrop: Array | None = None
         self._active = 0  # id that motion refers to
         self._shows: _Held | None = None  # what it named when it was named; a new picture may have taken the id since
@@ -82,6 +87,7 @@ class Decoder:
         self._last: MotionParams | None = None
         self._before: MotionParams | None = None
         self._missing = 0
+        self._as_is = False  # the last frame was a picture as it is
 
     # --- the facade ---
 
@@ -96,6 +102,8 @@ class Decoder:
             self._on_header(packet)
         elif isinstance(packet, ReferencePart):
             self._on_part(packet)
+        elif isinstance(packet, Update):
+            self._on_update(packet)
         elif isinstance(packet, Motion):
             return self._on_motion(packet)
         return []
@@ -142,39 +150,93 @@ class Decoder:
         self.header = header
 
     def _on_part(self, part: ReferencePart) -> None:
-        if self.header is None or part.codec not in (PICTURE, BACKDROP) or part.reference >= REFERENCES_HELD:
+        if self.header is None or part.codec not in (PICTURE, BACKDROP, KEY):
             return
-        if part.crop[2] > 2 * max(self.header.width, self.header.height, self.pack.size):
-            return  # a square far larger than the source has no use but to fill the memory
-        held = self._held.get(part.reference)
-        if part.codec == PICTURE and held is not None:
-            if held.hash == part.hash:
-                return  # a doubled packet
-            del self._held[part.reference]  # its id is taken; motion that names it must not show the old picture
-        key = (part.reference, part.codec, part.hash)
-        pieces = self._arriving.setdefault(key, {})
-        pieces[part.index] = part.payload
-        if sum(map(len, pieces.values())) > PAYLOAD_MAX:
-            self._arriving.pop(key)
-            self.stats.damaged_references += 1
+        if not self._fits(part.reference, part.crop):
             return
-        if len(pieces) < part.count:
-            while len(self._arriving) > ARRIVING_MAX:  # pictures that never become whole must not fill it either
-                self._arriving.pop(next(iter(self._arriving)))
+        if part.codec != BACKDROP and not self._makes_room(part.reference, part.hash):
             return
-        self._arriving.pop(key)
-        coded = b"".join(pieces[i] for i in sorted(pieces))
-        if hashlib.sha256(coded).digest()[:4] != part.hash or sorted(pieces) != list(range(part.count)):
+        coded = self._joined((part.reference, part.codec, part.hash), part.index, part.count, part.payload)
+        if coded is None:
+            return
+        if hashlib.sha256(coded).digest()[:4] != part.hash:
             self.stats.damaged_references += 1
             return
         with self._timed("reference"):
-            picture = decode_reference(coded, self.pack.size)
             if part.codec == BACKDROP:
+                picture = decode_reference(coded, self.pack.size)
                 self._backdrop = resize(picture, self.header.width, self.header.height)
                 return
-            self._held[part.reference] = _Held(self._networks.reference(picture), Square(*part.crop), part.hash)
-        self._lacks_reference = False
+            if part.codec == PICTURE:
+                picture = decode_reference(coded, self.pack.size)
+            else:
+                self._chain, self._chain_crop = ChainDecoder(self.pack.size), Square(*part.crop)
+                picture = self._chain.key(coded, part.hash)
+            self._hold(part.reference, picture, Square(*part.crop), part.hash)
         self.stats.references += 1
+        self._catch_up()
+
+    def _on_update(self, part: Update) -> None:
+        if self.header is None or not self._fits(part.reference, part.crop):
+            return
+        if not self._makes_room(part.reference, part.hash) or part.hash in self._early:
+            return
+        coded = self._joined((part.reference, 0, part.hash), part.index, part.count, part.payload)
+        if coded is None:
+            return
+        self._early[part.hash] = part, coded
+        self._catch_up()
+        while len(self._early) > EARLY_MAX:
+            self._early.pop(next(iter(self._early)))
+
+    def _catch_up(self) -> None:
+        """Decode the updates that are here and follow the last picture of the chain."""
+        while self._chain and (
+            found := next((e for e in self._early.values() if self._chain.follows(e[1], e[0].hash)), None)
+        ):
+            part, coded = found
+            del self._early[part.hash]
+            with self._timed("reference"):
+                picture = self._chain.update(coded, part.hash)
+            self._chain_crop = Square(*part.crop) if part.crop else self._chain_crop
+            self._hold(part.reference, picture, self._chain_crop, part.hash)
+            self.stats.updates += 1
+
+    def _fits(self, reference: int, crop: tuple[int, int, int] | None) -> bool:
+        """Whether a decoder has use for such a picture: a square far larger than the source only fills the memory."""
+        header = self._known_header()
+        largest = 2 * max(header.width, header.height, self.pack.size)
+        return reference < REFERENCES_HELD and (crop is None or crop[2] <= largest)
+
+    def _makes_room(self, reference: int, digest: bytes) -> bool:
+        """False for a picture that is held already. Its id is taken: motion that names it must not show the old one."""
+        held = self._held.get(reference)
+        if held is not None and held.hash == digest:
+            return False
+        self._held.pop(reference, None)
+        return True
+
+    def _joined(self, key: tuple[int, int, bytes], index: int, count: int, payload: bytes) -> bytes | None:
+        """The whole coded picture once all its fragments are here."""
+        pieces = self._arriving.setdefault(key, {})
+        pieces[index] = payload
+        if sum(map(len, pieces.values())) > PAYLOAD_MAX:
+            self._arriving.pop(key)
+            self.stats.damaged_references += 1
+            return None
+        if len(pieces) < count:
+            while len(self._arriving) > ARRIVING_MAX:  # pictures that never become whole must not fill it either
+                self._arriving.pop(next(iter(self._arriving)))
+            return None
+        self._arriving.pop(key)
+        if sorted(pieces) != list(range(count)):
+            self.stats.damaged_references += 1
+            return None
+        return b"".join(pieces[i] for i in range(count))
+
+    def _hold(self, reference: int, picture: Array, square: Square, digest: bytes) -> None:
+        self._held[reference] = _Held(self._networks.reference(picture), square, digest)
+        self._lacks_reference = False
         self.stats.provider = self._networks.provider
 
     def _on_motion(self, packet: Motion) -> list[DecodedFrame]:
@@ -193,6 +255,7 @@ class Decoder:
             self._lacks_reference = packet.reference not in self._held
             if not self._lacks_reference:
                 self._active, self._shows = packet.reference, self._held[packet.reference]
+        self._as_is = packet.as_is
         if self._shows is None or self._lacks_reference or (self._broken and not packet.intra):
             self._broken = True
             self.stats.waiting_packets += 1
@@ -219,9 +282,16 @@ class Decoder:
     def _shown(self, motion: MotionParams, pts: int, state: Concealment) -> DecodedFrame:
         held = self._shows
         assert held is not None
-        seen = motion if self.view == View() else motion.turned(self.view)
-        with self._timed("render"):
-            picture = self._networks.render(held.features, seen)
+        if self._as_is and self.view == View():
+            picture = held.features.picture.copy()
+            self.stats.as_is_frames += 1
+        else:
+            with self._timed("reference"):
+                held.features.feeds  # noqa: B018  computed when first asked for
+            with self._timed("render"):
+                picture = self._networks.render(
+                    held.features, motion if self.view == View() else motion.turned(self.view)
+                )
         with self._timed("paste"):
             picture = self._composed(picture, held.crop)
         self.stats.frames += 1

@@ -18,6 +18,7 @@ KIND_HEADER = 0x01
 KIND_REFERENCE = 0x02
 KIND_PIXELS = 0x03
 KIND_END = 0x04
+KIND_UPDATE = 0x05
 KIND_EXTENSION = 0x20  # to 0x3f: for later minor versions; a decoder that does not know one ignores it
 KIND_INTRA = 0x40
 KIND_PREDICTED = 0x80
@@ -28,6 +29,7 @@ DIMENSION_MAX = 8192  # pixels, each side
 SIZE_MIN, SIZE_MAX, SIZE_STEP = 64, 1024, 16  # side of the coded square
 TIME_MAX = (1 << 31) - 1  # time base terms, frame duration, pts steps
 FRAGMENTS_MAX = 64
+UPDATE_FRAGMENTS_MAX = 8
 GROUP_MAX = 64  # motion frames in one packet
 MOTION_MAX = 512  # payload bytes per motion frame; the tables cannot need more
 VARINT_MAX = 9  # bytes: 63 bits
@@ -113,11 +115,49 @@ class ReferencePart:
 
 
 @dataclass(frozen=True)
+class Update:
+    """One fragment of a reference picture that is predicted from the one before it in its chain (section 3.7)."""
+
+    reference: int  # id it is held under
+    index: int  # fragment number
+    count: int  # 1..8
+    hash: bytes  # first 4 bytes of the SHA-256 over the hash of the picture before and the whole coded picture
+    payload: bytes
+    crop: tuple[int, int, int] | None = None  # as a reference's; None: as the picture before
+
+    CROP_FLAG: ClassVar[int] = 0x40
+
+    def __bytes__(self) -> bytes:
+        part = self.index | (self.count - 1) << 3 | (self.CROP_FLAG if self.crop else 0)
+        head = bytes((KIND_UPDATE, self.reference, part)) + self.hash
+        if self.crop:
+            left, top, side = self.crop
+            head += signed_varint(left) + signed_varint(top) + varint(side)
+        return head + self.payload
+
+    @classmethod
+    def _parse(cls, read: _Reader) -> Update:
+        reference, part = read.byte("the reference id"), read.byte("the fragment")
+        index, count, crop = part & 7, (part >> 3 & 7) + 1, None
+        if index >= count:
+            raise read.error(f"fragment {index} of {count} does not exist", 11)
+        if part & 0x80:
+            raise read.error(f"update flags {part:#04x} set reserved bits", 10)
+        digest = read.take(4, "the hash")
+        if part & cls.CROP_FLAG:
+            left = read.signed("crop left", DIMENSION_MAX, 13)
+            top = read.signed("crop top", DIMENSION_MAX, 13)
+            crop = left, top, read.limited("crop side", 1, 2 * DIMENSION_MAX, 13)
+        return cls(reference, index, count, digest, read.payload(), crop)
+
+
+@dataclass(frozen=True)
 class Motion:
     """One or more consecutive motion frames. Two bytes in front of the payload when nothing unusual is said.
 
     intra: needs no earlier packet but its reference; carries reference and pts. Predicted frames continue the frame
     before them; ``reference`` and ``pts_step`` are None when they are the last reference and the nominal duration.
+    as_is: the reference picture is shown as it is; motion is followed but does not move it.
     """
 
     sequence: int  # 0..255, counts frames (not packets) modulo 256
@@ -129,10 +169,12 @@ class Motion:
     pts: int | None = None  # intra only: absolute
     pts_step: int | None = None  # predicted only: pts of the first frame minus pts of the frame before
     frames: int = 1  # predicted only; the further ones follow at the nominal duration
+    as_is: bool = False  # predicted only
 
     REFERENCE_FLAG: ClassVar[int] = 1
     STEP_FLAG: ClassVar[int] = 2
     FRAMES_FLAG: ClassVar[int] = 4
+    AS_IS_FLAG: ClassVar[int] = 8
 
     def __bytes__(self) -> bytes:
         scale = self.level << 3 | self.components
@@ -148,6 +190,7 @@ class Motion:
             flags, extra = flags | self.STEP_FLAG, extra + varint(self.pts_step)
         if self.frames != 1:
             flags, extra = flags | self.FRAMES_FLAG, extra + varint(self.frames)
+        flags |= self.AS_IS_FLAG * self.as_is
         head = bytes((KIND_PREDICTED | scale << 1 | bool(flags), self.sequence))
         return head + (bytes((flags,)) + extra if flags else b"") + self.payload
 
@@ -161,10 +204,10 @@ class Motion:
     @classmethod
     def _parse_predicted(cls, read: _Reader, kind: int) -> Motion:
         level, components = kind >> 4 & 7, kind >> 1 & 7
-        sequence, reference, step, frames = read.byte("the sequence number"), None, None, 1
+        sequence, reference, step, frames, flags = read.byte("the sequence number"), None, None, 1, 0
         if kind & 1:
             flags = read.byte("the motion flags")
-            if not 0 < flags < 8:
+            if not 0 < flags < 16:
                 raise read.error(f"motion flags {flags:#04x} are empty or set reserved bits", 14)
             if flags & cls.REFERENCE_FLAG:
                 reference = read.byte("the reference id")
@@ -172,7 +215,8 @@ class Motion:
                 step = read.limited("pts step", 1, TIME_MAX, 15)
             if flags & cls.FRAMES_FLAG:
                 frames = read.limited("frame count", 2, GROUP_MAX, 16)
-        return cls(sequence, level, components, read.motion(frames), False, reference, None, step, frames)
+        payload, as_is = read.motion(frames), bool(flags & cls.AS_IS_FLAG)
+        return cls(sequence, level, components, payload, False, reference, None, step, frames, as_is)
 
 
 @dataclass(frozen=True)
@@ -229,7 +273,7 @@ class Extension:
         return bytes((self.kind,)) + self.payload
 
 
-def parse_packet(data: bytes) -> StreamHeader | ReferencePart | Motion | Pixels | End | Extension:
+def parse_packet(data: bytes) -> StreamHeader | ReferencePart | Update | Motion | Pixels | End | Extension:
     """One packet from the bytes of one datagram or one container record."""
     if not data:
         raise TruncatedError("an empty packet; a packet has at least its kind byte", rule="R1")
@@ -250,6 +294,8 @@ def parse_packet(data: bytes) -> StreamHeader | ReferencePart | Motion | Pixels 
         return Pixels._parse(read)
     if kind == KIND_END:
         return End._parse(read)
+    if kind == KIND_UPDATE:
+        return Update._parse(read)
     raise BitstreamError(f"packet kind {kind:#04x} does not exist; drop the packet", rule="R2")
 
 
