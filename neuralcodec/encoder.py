@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,18 +12,33 @@ from typing import Any
 import numpy as np
 
 from .entropy import EntropyCoder
+from .errors import BitstreamError
 from .face import CropFollower, Face, Square, crop, resize
+from .fragments import split
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .motion import Array, MotionParams
 from .pack import Pack, load_pack
-from .packet import End, Motion, Packet, ReferencePart, StreamHeader
+from .packet import (
+    SIGNED,
+    Bundle,
+    End,
+    Feedback,
+    Motion,
+    Packet,
+    Parity,
+    ReferencePart,
+    StreamHeader,
+    parse_packet,
+)
+from .protection import Repeater, believed, protection
 from .quantizer import Quantizer
-from .rate import PERIOD, REFERENCES_HELD, SWITCH, RateControl, distance
+from .rate import REFERENCES_HELD, SWITCH, RateControl, distance
 from .reference import BACKDROP, PICTURE, decode_reference, encode_reference
+from .signing import SIGNATURE_BYTES, private_key, sign, statement
 from .stats import EncoderStats, timed
 
-PART_BYTES = 1150  # of a reference in one packet, so that it fits a datagram with room for headers
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
+ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
 SURE = 0.5  # confidence below which the motion network does not see a face
 
 
@@ -33,6 +47,7 @@ class _Held:
     features: ReferenceFeatures
     keypoints: Array
     crop: Square
+    since: int  # sequence number of the first frame after it
 
 
 class Encoder:
@@ -44,6 +59,11 @@ class Encoder:
     time_base: seconds per pts unit. frame_duration: the usual pts step.
     full_frame: also send the surroundings, so that the receiver can paste the face back. gray: the source is grey.
     repeat_header: send the stream header again with each reference (a live stream needs it, a file does not).
+    loss: share of packets expected to be lost, 0..1: frames and pictures are sent with as much redundancy as that
+        takes. Reports given to on_feedback add to it.
+    signing_key: an Ed25519 private key or its file (see signing.py): every reference is signed, for 64 bytes each.
+    signing_context: what both ends know of this call (at most 255 bytes), so that a picture signed in another call
+        is not accepted in this one.
     """
 
     def __init__(
@@ -59,7 +79,12 @@ class Encoder:
         gray: bool = False,
         threads: int | None = None,
         repeat_header: bool = True,
+        loss: float = 0.0,
+        signing_key: Any = None,
+        signing_context: bytes = b"",
     ) -> None:
+        if not 0 <= loss < 1:
+            raise ValueError(f"loss is {loss}; expected a share of packets, 0 <= loss < 1.")
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.time_base = Fraction(time_base).limit_denominator(1 << 30)
         self.frame_duration = frame_duration
@@ -79,6 +104,12 @@ class Encoder:
         self._pts: int | None = None
         self._intra_at = 0.0
         self._backdrop_due = full_frame
+        self._key = None if signing_key is None else private_key(signing_key)
+        self._context = signing_context
+        self._expected_loss = self._loss = loss
+        self._repeater = Repeater(self._coder)
+        self._asked_at = float("-inf")  # seconds, of the last reference sent because a receiver asked
+        self._now = 0.0
         self._measured = 0  # frames in the mean of keypoint_error_px
         self._waiting: list[int] = []  # pts of frames before the first face
 
@@ -93,6 +124,7 @@ class Encoder:
         picture = as_picture(image)
         self._check_pts(pts)
         seconds = float(pts * self.time_base)
+        self._now = seconds
         self._rate.advance(seconds)
         self.stats.frames += 1
         packets: list[Packet] = []
@@ -140,6 +172,27 @@ class Encoder:
         """Make the next motion frame decodable without the ones before it."""
         self._wants_intra = True
 
+    def on_feedback(self, feedback: Feedback | bytes) -> None:
+        """React to what a receiver reports: go on from a picture it holds, send a new one or an intra frame with the
+        next frame, and protect the stream as the loss it sees demands. Bytes that are no feedback: BitstreamError."""
+        packet = parse_packet(feedback) if isinstance(feedback, bytes) else feedback
+        if not isinstance(packet, Feedback):
+            raise BitstreamError(f"a {type(packet).__name__} where feedback is expected; drop the packet")
+        self._wants_intra |= packet.need_intra
+        if packet.sequence is not None:
+            self._loss = max(self._expected_loss, believed(self._loss, packet.lost / 256))
+        if not packet.need_reference:
+            return
+        for key, held in list(self._held.items()):
+            # it was sent before a frame that has arrived, so it is not on its way but lost
+            if packet.sequence is not None and key not in packet.held and (packet.sequence - held.since) % 256 < 128:
+                del self._held[key]
+                self._wants_intra = True
+        if self._held and self._active not in self._held:
+            self._active = next(reversed(self._held))
+        if packet.sequence is None and self._now - self._asked_at >= ASKED_AGAIN:
+            self._wants_reference, self._asked_at = True, self._now
+
     def flush(self) -> list[Packet]:
         """The packet that ends the stream."""
         return self._sent([End(self.stats.frames)])
@@ -184,6 +237,7 @@ class Encoder:
 
     def _send_reference(self, picture: Array, tile: Array, square: Square) -> list[Packet]:
         budget = self._rate.reference_bytes if self._held else self._rate.first_bytes
+        budget -= SIGNATURE_BYTES if self._key else 0
         packets: list[Packet] = [self._header()] if self.repeat_header and self._held else []
         if self._backdrop_due or (self.full_frame and self._follower.moved):
             packets += self._parts(
@@ -194,28 +248,29 @@ class Encoder:
             coded = encode_reference(tile, max_bytes=budget)
             features = self._networks.reference(decode_reference(coded, self.pack.size))
         packets += self._parts(coded, PICTURE, square)
-        self._held[self._next_id] = _Held(features, features.estimate.keypoints, square)
-        self._active, self._next_id = self._next_id, (self._next_id + 1) % REFERENCES_HELD
+        self._held.pop((self._next_id - REFERENCES_HELD) % 256, None)
+        self._held[self._next_id] = _Held(features, features.estimate.keypoints, square, self._sequence)
+        self._active, self._next_id = self._next_id, (self._next_id + 1) % 256
         self._wants_reference, self._wants_intra = False, True
         self.stats.references += 1
         return packets
 
     def _parts(self, coded: bytes, codec: int, square: Square) -> list[Packet]:
-        pieces = [coded[i : i + PART_BYTES] for i in range(0, len(coded), PART_BYTES)]
-        digest = hashlib.sha256(coded).digest()[:4]
-        place = (square.x, square.y, square.side)
-        return [
-            ReferencePart(self._next_id, i, len(pieces), codec, digest, place, piece) for i, piece in enumerate(pieces)
-        ]
+        place, key = (square.x, square.y, square.side), self._next_id
+        if self._key is not None:
+            assert self._size is not None
+            said = statement(self.pack.id, self._size, key, codec, place, coded, self._context)
+            coded, codec = sign(self._key, said) + coded, codec | SIGNED
+        return [*split(coded, reference=key, codec=codec, crop=place, parity=protection(self._loss).parity)]
 
-    def _motion(self, estimate: MotionEstimate | None, square: Square, pts: int, seconds: float) -> Motion:
+    def _motion(self, estimate: MotionEstimate | None, square: Square, pts: int, seconds: float) -> Packet:
         """``estimate`` was made in ``square``; what is sent is in the square that the reference was cut from."""
         with self._timed("entropy"):
-            held, before = self._held[self._active], self._quantizer.last
+            held, before, period = self._held[self._active], self._quantizer.last, protection(self._loss).period
             reference = held.features
             true = estimate.placed(square, held.crop).relative_to(reference.canonical) if estimate else before
             assert true is not None
-            intra = self._wants_intra or before is None or seconds - self._intra_at >= PERIOD
+            intra = self._wants_intra or before is None or seconds - self._intra_at >= period
             quality = self._rate.quality
             symbols = self._quantizer.forward(true, level=quality.level, components=quality.components, intra=intra)
             payload = self._coder.encode(symbols)
@@ -231,7 +286,7 @@ class Encoder:
         if intra:
             self._wants_intra, self._intra_at = False, seconds
             self.stats.intra_frames += 1
-        return packet
+        return self._repeater.wrap(packet, symbols, protection(self._loss).again)
 
     # --- bookkeeping ---
 
@@ -245,10 +300,12 @@ class Encoder:
     def _sent(self, packets: list[Packet]) -> list[Packet]:
         for packet in packets:
             size = len(bytes(packet))
-            payload = len(packet.payload) if isinstance(packet, Motion | ReferencePart) else 0
-            self.stats.bytes_motion += payload if isinstance(packet, Motion) else 0
-            self.stats.bytes_reference += payload if isinstance(packet, ReferencePart) else 0
-            self.stats.bytes_overhead += size - payload
+            inside = packet.packets if isinstance(packet, Bundle) else (packet,)
+            motion = sum(len(p.payload) for p in inside if isinstance(p, Motion))
+            pictures = sum(len(p.payload) for p in inside if isinstance(p, ReferencePart | Parity))
+            self.stats.bytes_motion += motion
+            self.stats.bytes_reference += pictures
+            self.stats.bytes_overhead += size - motion - pictures
             self._rate.spend(size)
         self.stats.packets += len(packets)
         self.stats.provider = self._networks.provider if self._held else ""
