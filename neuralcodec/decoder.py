@@ -204,7 +204,7 @@ class Decoder:
         damaged = self._assembler.damaged
         coded = self._assembler.add(part)
         self.stats.damaged_references += self._assembler.damaged - damaged
-        if held is not None and held.id == part.reference and codec == PICTURE:
+        if self._trusted is None and codec == PICTURE and held is not None and held.id == part.reference:
             del self._held[place]  # its id is taken; motion that names it must not show the old picture
         if coded is None:
             return
