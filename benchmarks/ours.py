@@ -157,7 +157,7 @@ def first_reference(file: bytes, size: int) -> Array:
             if packet.index == packet.count - 1:
                 coded = b"".join(parts)
                 if packet.codec == KEY:
-                    return ChainDecoder(size).key(coded, packet.hash)
+                    return ChainDecoder(size).key(coded)
                 return decode_reference(coded, size)
     raise ValueError("The stream holds no reference picture.")
 

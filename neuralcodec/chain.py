@@ -1,7 +1,7 @@
 """References as pictures of one slow AV1 stream: each is predicted from those before it and costs a tenth of a still.
 
 Both ends keep the state of the AV1 decoder. The first picture is a key; every further one is an *update*, which follows
-only the picture it was made after, and a hash over the whole chain says whether it does (FORMAT.md section 7.1).
+only the picture it was made after, and a digest over the whole chain says whether it does (FORMAT.md section 7.1).
 SVT-AV1 runs at constant quality, one picture in and one out: it cannot be told a byte budget in the middle of a stream,
 so a rate is kept by how often pictures are taken, not by how well. Knows no networks, packets or when to send.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-HASH_BYTES = 4
+HASH_BYTES = 4  # of a digest that an update carries
 CRF_WORST, CRF_BEST = 70, 20  # of SVT-AV1: its coarsest; and one past which renders gain nothing
 PROBE_PRESET = 8  # finds the quality for a byte budget; keys of slower presets are a tenth smaller
 PROBE_RATIO = 0.9
@@ -53,16 +53,16 @@ _FLAG_BITS = _TAIL.count("x")
 
 
 class ChainDecoder:
-    """The receiving end. ``hash`` names the picture that the next update must follow; empty before a key."""
+    """The receiving end. ``digest`` names the last picture, which the next update must follow; empty before a key."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.hash = b""
+        self.digest = b""
         self._context: Any = None
 
-    def key(self, coded: bytes, digest: bytes) -> Array:
-        """Start a chain: uint8 RGB (S, S, 3) of a coded key picture with this hash."""
-        self.hash = b""
+    def key(self, coded: bytes) -> Array:
+        """Start a chain: uint8 RGB (S, S, 3) of a coded key picture."""
+        self.digest = b""
         if len(coded) < 3:
             raise TruncatedError(f"A coded key picture has at least 3 bytes; {len(coded)} found.", offset=len(coded))
         flags = int.from_bytes(coded[:2], "big")
@@ -72,20 +72,20 @@ class ChainDecoder:
         self._context.thread_count = 1  # with more, a picture would come out only when the next one goes in
         sequence = obu(_OBU_SEQUENCE, sequence_header(self.size, flags))
         picture = self._decode(sequence + obu(_OBU_FRAME, coded[2:]))
-        self.hash = digest
+        self.digest = chain_digest(b"", coded)
         return picture
 
-    def follows(self, coded: bytes, digest: bytes) -> bool:
-        """Whether these are the bytes of the next picture of this chain."""
-        return bool(self.hash) and chain_hash(self.hash, coded) == digest
+    def follows(self, coded: bytes, hash: bytes) -> bool:
+        """Whether these are the bytes of the next picture of this chain; ``hash``: the start of its digest."""
+        return bool(self.digest) and chain_digest(self.digest, coded)[:HASH_BYTES] == hash
 
-    def update(self, coded: bytes, digest: bytes) -> Array:
+    def update(self, coded: bytes, hash: bytes) -> Array:
         """The next picture, uint8 RGB (S, S, 3). Bad bytes raise BitstreamError and end the chain."""
-        if not self.follows(coded, digest):
+        if not self.follows(coded, hash):
             raise BitstreamError("The update does not follow the last picture of its chain.")
-        self.hash = b""  # until it has proved good
+        digest, self.digest = chain_digest(self.digest, coded), b""  # until it has proved good
         picture = self._decode(obu(_OBU_FRAME, coded))
-        self.hash = digest
+        self.digest = digest
         return picture
 
     def _decode(self, units: bytes) -> Array:
@@ -112,9 +112,9 @@ class ChainEncoder:
         self._pictures = 0
 
     @property
-    def hash(self) -> bytes:
+    def digest(self) -> bytes:
         """Of the last picture coded."""
-        return self._receiver.hash
+        return self._receiver.digest
 
     def code(self, image: Array) -> tuple[bytes, Array]:
         """Code the next uint8 RGB (S, S, 3) picture; the first is the key."""
@@ -122,8 +122,8 @@ class ChainEncoder:
         self._pictures += 1
         if self._pictures == 1:
             coded = _flags(sequence, self.size).to_bytes(2, "big") + coded
-            return coded, self._receiver.key(coded, hashlib.sha256(coded).digest()[:HASH_BYTES])
-        return coded, self._receiver.update(coded, chain_hash(self.hash, coded))
+            return coded, self._receiver.key(coded)
+        return coded, self._receiver.update(coded, chain_digest(self.digest, coded)[:HASH_BYTES])
 
 
 def start_chain(image: Array, *, max_bytes: int, preset: int) -> tuple[ChainEncoder, bytes, Array]:
@@ -141,9 +141,9 @@ def start_chain(image: Array, *, max_bytes: int, preset: int) -> tuple[ChainEnco
     return chain, *chain.code(image)
 
 
-def chain_hash(before: bytes, coded: bytes) -> bytes:
-    """Of an update: names its bytes and, through the hash before it, every picture it was built on."""
-    return hashlib.sha256(before + coded).digest()[:HASH_BYTES]
+def chain_digest(before: bytes, coded: bytes) -> bytes:
+    """32 bytes that name a picture and, through the digest before it (empty for a key), all it was built on."""
+    return hashlib.sha256(before + coded).digest()
 
 
 # --- AV1 through PyAV ------------------------------------------------------------------------------------------------

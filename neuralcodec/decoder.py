@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .chain import ChainDecoder
 from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
 from .errors import BitstreamError, MissingReferenceError, PackMismatchError
 from .face import Square, paste, resize
-from .inference import Inference, ReferenceFeatures
+from .inference import Inference
 from .motion import Array, MotionParams, View
 from .pack import Pack, load_pack
-from .packet import Motion, ReferencePart, StreamHeader, Update, parse_packet
-from .quantizer import Quantizer, start_state
-from .rate import REFERENCES_HELD
-from .reference import BACKDROP, KEY, PAYLOAD_MAX, PICTURE, decode_reference
+from .packet import Bundle, Feedback, Motion, Packet, Parity, ReferencePart, StreamHeader, Update, parse_packet
+from .pictures import HeldPicture, Pictures
+from .quantizer import Quantizer, State, start_state
 from .stats import DecoderStats, timed
 
-ARRIVING_MAX = 4  # pictures in pieces at a time
-EARLY_MAX = 4  # updates that came before the one they follow
+REORDER = 32  # frames: motion that comes out of order within so many still finds its place
+SILENT = 2  # frames concealed in a row after which an intra frame is wanted although nothing came that shows a gap
+JUMP = 0.15  # coded-picture units, or of log scale, from one frame to the next: more is another crop, not the head
+FORGET = 128  # frames missing after which the 8-bit sequence numbers may have gone round
 LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
 
 
@@ -41,19 +41,15 @@ class DecodedFrame:
     reference: int
 
 
-@dataclass(frozen=True)
-class _Held:
-    features: ReferenceFeatures
-    crop: Square
-    hash: bytes
-
-
 class Decoder:
     """Decodes one stream. Packets may be lost, doubled or come late; what cannot be shown yet gives no frame.
 
     pack: folder or name of a model pack, None for the bundled one. device: "auto", "cpu", "cuda" or "tensorrt".
     full_frame: paste the face into the last full picture sent, where the stream carries one; None follows the stream.
     view: turn the head at the receiver; assign `decoder.view` at any time.
+    trusted_sender: an Ed25519 public key, its file or its 64 hexadecimal digits: pictures that this key did not sign
+        for this pack, place and `signing_context` are never shown nor built upon (`.stats.rejected_references` counts
+        them).
     """
 
     def __init__(
@@ -64,6 +60,8 @@ class Decoder:
         full_frame: bool | None = None,
         view: View | None = None,
         threads: int | None = None,
+        trusted_sender: Any = None,
+        signing_context: bytes = b"",
     ) -> None:
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.view = view or View()
@@ -72,22 +70,22 @@ class Decoder:
         self.stats = DecoderStats()
         self._networks = Inference(self.pack, device=device, threads=threads)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
-        self._held: dict[int, _Held] = {}
-        self._arriving: dict[tuple[int, int, bytes], dict[int, bytes]] = {}
-        self._chain: ChainDecoder | None = None
-        self._chain_crop = Square(0, 0, 1)  # of its last picture
-        self._early: dict[bytes, tuple[Update, bytes]] = {}
-        self._backdrop: Array | None = None
-        self._active = 0  # id that motion refers to
-        self._shows: _Held | None = None  # what it named when it was named; a new picture may have taken the id since
+        self._pictures = Pictures(self.pack, self._networks, self.stats, trusted_sender, signing_context)
+        self._active = 0  # id of the picture that motion refers to
+        self._named_ago = 0  # frames from the one that said so to the newest
+        self._shows: HeldPicture | None = None  # it, or the one before while it is not here
         self._lacks_reference = True
-        self._sequence: int | None = None  # of the last frame decoded or concealed
+        self._as_is = False  # the last frame was a picture as it is
+        self._sequence: int | None = None  # newest frame seen
         self._pts = 0
-        self._broken = True  # predicted frames cannot be followed until the next intra frame
+        self._broken = True  # the newest frame could not be followed
+        self._followed: int | None = None  # newest frame whose motion is known exactly
+        self._past: dict[int, tuple[State, int]] = {}  # state after and pts of such frames, the last REORDER
+        self._ahead: dict[int, Motion] = {}  # motion that came before the frames it continues
+        self._reported = [0, 0]  # frames expected and received since the last feedback
         self._last: MotionParams | None = None
         self._before: MotionParams | None = None
         self._missing = 0
-        self._as_is = False  # the last frame was a picture as it is
 
     # --- the facade ---
 
@@ -98,15 +96,18 @@ class Decoder:
         that cannot be decoded the decoder waits for an intra frame.
         """
         packet = parse_packet(bytes(data))
-        if isinstance(packet, StreamHeader):
-            self._on_header(packet)
-        elif isinstance(packet, ReferencePart):
-            self._on_part(packet)
-        elif isinstance(packet, Update):
-            self._on_update(packet)
-        elif isinstance(packet, Motion):
-            return self._on_motion(packet)
-        return []
+        if not isinstance(packet, Bundle):
+            return self._on_packet(packet)
+        frames: list[DecodedFrame] = []
+        problem: BitstreamError | None = None
+        for inside in packet.packets:  # one that cannot be used does not cost the others
+            try:
+                frames += self._on_packet(inside)
+            except BitstreamError as error:
+                problem = error
+        if problem is not None and not frames:
+            raise problem
+        return frames
 
     @property
     def wants_reference(self) -> bool:
@@ -116,7 +117,21 @@ class Decoder:
     @property
     def wants_intra(self) -> bool:
         """True while motion cannot be followed because some of it was lost: ask the sender for an intra frame."""
-        return self._broken
+        return self._broken or self._missing >= SILENT
+
+    def feedback(self, lost: float | None = None) -> Feedback:
+        """What to tell the sender, once a round trip: its ``Encoder.on_feedback`` takes it, as it is or as bytes.
+
+        lost: share of datagrams that did not come since the last call, when the transport knows it (0..1); otherwise
+        it is estimated from the frame numbers.
+        """
+        if self._sequence is None:
+            return Feedback(need_reference=self.wants_reference, need_intra=self.wants_intra)
+        expected, received = self._reported
+        self._reported = [0, 0]
+        share = lost if lost is not None else (expected - received) / expected if expected else 0.0
+        loss, held = min(255, max(0, round(256 * share))), self._pictures.ids
+        return Feedback(self._sequence, loss, held, self.wants_reference, self.wants_intra)
 
     @property
     def time_base(self) -> Fraction:
@@ -132,10 +147,21 @@ class Decoder:
                 "No frame has been decoded yet, so there is nothing to conceal with; wait for a reference."
             )
         self._missing += 1
+        if self._missing >= FORGET:
+            self._forget()
         self.stats.concealed_frames += 1
         return self._shown(conceal(self._last, self._before, self._missing), pts, state_after(self._missing))
 
     # --- one method a packet kind ---
+
+    def _on_packet(self, packet: Packet) -> list[DecodedFrame]:
+        if isinstance(packet, StreamHeader):
+            self._on_header(packet)
+        elif isinstance(packet, ReferencePart | Parity | Update):
+            self._on_part(packet)
+        elif isinstance(packet, Motion):
+            return self._on_motion(packet)
+        return []
 
     def _on_header(self, header: StreamHeader) -> None:
         if header.pack_id != self.pack.id:
@@ -149,135 +175,149 @@ class Decoder:
             )
         self.header = header
 
-    def _on_part(self, part: ReferencePart) -> None:
-        if self.header is None or part.codec not in (PICTURE, BACKDROP, KEY):
+    def _on_part(self, part: ReferencePart | Parity | Update) -> None:
+        if self.header is None:
             return
-        if not self._fits(part.reference, part.crop):
-            return
-        if part.codec != BACKDROP and not self._makes_room(part.reference, part.hash):
-            return
-        coded = self._joined((part.reference, part.codec, part.hash), part.index, part.count, part.payload)
-        if coded is None:
-            return
-        if hashlib.sha256(coded).digest()[:4] != part.hash:
-            self.stats.damaged_references += 1
-            return
-        with self._timed("reference"):
-            if part.codec == BACKDROP:
-                picture = decode_reference(coded, self.pack.size)
-                self._backdrop = resize(picture, self.header.width, self.header.height)
-                return
-            if part.codec == PICTURE:
-                picture = decode_reference(coded, self.pack.size)
-            else:
-                self._chain, self._chain_crop = ChainDecoder(self.pack.size), Square(*part.crop)
-                picture = self._chain.key(coded, part.hash)
-            self._hold(part.reference, picture, Square(*part.crop), part.hash)
-        self.stats.references += 1
-        self._catch_up()
-
-    def _on_update(self, part: Update) -> None:
-        if self.header is None or not self._fits(part.reference, part.crop):
-            return
-        if not self._makes_room(part.reference, part.hash) or part.hash in self._early:
-            return
-        coded = self._joined((part.reference, 0, part.hash), part.index, part.count, part.payload)
-        if coded is None:
-            return
-        self._early[part.hash] = part, coded
-        self._catch_up()
-        while len(self._early) > EARLY_MAX:
-            self._early.pop(next(iter(self._early)))
-
-    def _catch_up(self) -> None:
-        """Decode the updates that are here and follow the last picture of the chain."""
-        while self._chain and (
-            found := next((e for e in self._early.values() if self._chain.follows(e[1], e[0].hash)), None)
-        ):
-            part, coded = found
-            del self._early[part.hash]
-            with self._timed("reference"):
-                picture = self._chain.update(coded, part.hash)
-            self._chain_crop = Square(*part.crop) if part.crop else self._chain_crop
-            self._hold(part.reference, picture, self._chain_crop, part.hash)
-            self.stats.updates += 1
-
-    def _fits(self, reference: int, crop: tuple[int, int, int] | None) -> bool:
-        """Whether a decoder has use for such a picture: a square far larger than the source only fills the memory."""
-        header = self._known_header()
-        largest = 2 * max(header.width, header.height, self.pack.size)
-        return reference < REFERENCES_HELD and (crop is None or crop[2] <= largest)
-
-    def _makes_room(self, reference: int, digest: bytes) -> bool:
-        """False for a picture that is held already. Its id is taken: motion that names it must not show the old one."""
-        held = self._held.get(reference)
-        if held is not None and held.hash == digest:
-            return False
-        self._held.pop(reference, None)
-        return True
-
-    def _joined(self, key: tuple[int, int, bytes], index: int, count: int, payload: bytes) -> bytes | None:
-        """The whole coded picture once all its fragments are here."""
-        pieces = self._arriving.setdefault(key, {})
-        pieces[index] = payload
-        if sum(map(len, pieces.values())) > PAYLOAD_MAX:
-            self._arriving.pop(key)
-            self.stats.damaged_references += 1
-            return None
-        if len(pieces) < count:
-            while len(self._arriving) > ARRIVING_MAX:  # pictures that never become whole must not fill it either
-                self._arriving.pop(next(iter(self._arriving)))
-            return None
-        self._arriving.pop(key)
-        if sorted(pieces) != list(range(count)):
-            self.stats.damaged_references += 1
-            return None
-        return b"".join(pieces[i] for i in range(count))
-
-    def _hold(self, reference: int, picture: Array, square: Square, digest: bytes) -> None:
-        self._held[reference] = _Held(self._networks.reference(picture), square, digest)
-        self._lacks_reference = False
-        self.stats.provider = self._networks.provider
+        self._pictures.add(part, self.header)
+        if self._lacks_reference:
+            self._look_for_reference()
 
     def _on_motion(self, packet: Motion) -> list[DecodedFrame]:
         header = self.header
-        if header is None or self._is_late(packet):
+        if header is None:
             return []
-        lost = 0 if self._sequence is None else (packet.sequence - self._sequence - 1) % 256
-        if lost:
-            self.stats.lost_frames += lost
-            self._broken = True
-        self._sequence = (packet.sequence + packet.frames - 1) % 256
+        end = (packet.sequence + packet.frames - 1) % 256
+        steps = packet.frames if self._sequence is None else (end - self._sequence) % 256
+        if self._sequence is not None and (steps == 0 or steps >= 192):
+            if packet.pts is not None and packet.pts > self._pts:  # after a long silence
+                steps = steps or 256
+            elif self._followed is None or 0 < (end - self._followed) % 256 < 128:
+                steps = 0  # its time has passed, but it may fill a gap
+            else:
+                return []  # a double, or older than what is known
+        fresh, lost = min(steps, packet.frames), max(0, steps - packet.frames)
+        known = self._past.get((packet.sequence - 1) % 256)
         step = header.frame_duration if packet.pts_step is None else packet.pts_step
-        first = packet.pts if packet.pts is not None else self._pts + lost * header.frame_duration + step
-        self._pts = first + (packet.frames - 1) * header.frame_duration
-        if packet.reference is not None:
-            self._lacks_reference = packet.reference not in self._held
-            if not self._lacks_reference:
-                self._active, self._shows = packet.reference, self._held[packet.reference]
-        self._as_is = packet.as_is
-        if self._shows is None or self._lacks_reference or (self._broken and not packet.intra):
-            self._broken = True
-            self.stats.waiting_packets += 1
-            if self._last is None:
-                return []
-            # something came: keep the picture moving until an intra frame
-            return [self.conceal(first + i * header.frame_duration) for i in range(packet.frames)]
+        rest = (packet.frames - 1) * header.frame_duration
+        first = self._pts + (steps - packet.frames) * header.frame_duration + step  # a guess, unless it says or we know
+        if packet.pts is not None:
+            first = packet.pts
+        elif known is not None:
+            first = known[1] + step
+        if steps:
+            self._reported[0] += steps
+            self._reported[1] += fresh if packet.sequence not in self._past else 1
+            self.stats.lost_frames += lost
+            self._sequence, self._pts = end, first + rest
+            self._named_ago += steps
+            self._as_is = packet.as_is
         self._broken = True  # until the payload has proved good
+        if packet.reference is not None:
+            self._name(packet.reference, packet.sequence)
+        if packet.intra:
+            if steps:
+                self._ahead.clear()
+            known = start_state(self.pack.tables), first
+        if known is None:
+            self._ahead[packet.sequence] = packet
+            while len(self._ahead) > REORDER:
+                del self._ahead[next(iter(self._ahead))]
+            times = [first + i * header.frame_duration for i in range(packet.frames - fresh, packet.frames)]
+            return self._without_motion(times) if packet.as_is else self._held_over(times)
+        motions = self._follow(packet, known[0], first)
+        if packet.intra:  # nothing older is of use, and after a long silence its numbers would mislead
+            self._past = {end: self._past[end]}
+        if not steps:
+            self.stats.lost_frames -= min(packet.frames, self.stats.lost_frames)
+        self._catch_up()
+        self._broken = self._followed != self._sequence
+        if not steps and not self._broken:  # the gap was filled: go on from what is known now
+            self._pts = next(reversed(self._past.values()))[1]
+        return self._show_news(motions[packet.frames - fresh :], intra=packet.intra)
+
+    def _name(self, reference: int, sequence: int) -> None:
+        """Motion from that frame on is relative to this reference, unless a later frame has named another."""
+        assert self._sequence is not None
+        ago = (self._sequence - sequence) % 256
+        if ago <= self._named_ago or self._shows is None:
+            self._active, self._named_ago = reference, ago
+            self._look_for_reference()
+
+    def _look_for_reference(self) -> None:
+        held = self._pictures.get(self._active)
+        self._lacks_reference, self._shows = held is None, held or self._shows
+
+    def _follow(self, packet: Motion, state: State, first: int) -> list[tuple[MotionParams, int]]:
+        """Motion and pts of every frame of a packet whose earlier frames are known; remembers their states."""
         with self._timed("entropy"):
-            before = start_state(self.pack.tables) if packet.intra else self._quantizer.state
             group = self._coder.decode_group(
                 packet.payload, packet.frames, level=packet.level, components=packet.components, intra=packet.intra,
-                state=before,
+                state=state,
             )  # fmt: skip
-        self._broken, self._missing = False, 0
-        frames = []
+        found = []
         for i, symbols in enumerate(group):
-            self._before, self._last = (None if packet.intra else self._last), self._quantizer.inverse(symbols)
-            frames.append(self._shown(self._last, first + i * header.frame_duration, Concealment.RECEIVED))
-        return frames
+            self._followed = (packet.sequence + i) % 256
+            pts = first + i * self._known_header().frame_duration
+            found.append((self._quantizer.inverse(symbols), pts))
+            self._past.pop(self._followed, None)
+            self._past[self._followed] = self._quantizer.state, pts
+        while len(self._past) > REORDER:
+            del self._past[next(iter(self._past))]
+        return found
+
+    def _catch_up(self) -> None:
+        """Follow the packets that were ahead of a gap which has been filled."""
+        while ready := [p for p in self._ahead.values() if (p.sequence - 1) % 256 in self._past]:
+            for packet in ready:
+                del self._ahead[packet.sequence]
+                state, pts = self._past[(packet.sequence - 1) % 256]
+                end = (packet.sequence + packet.frames - 1) % 256
+                if end not in self._past and (end - (self._followed or 0)) % 256 < 128:
+                    step = self._known_header().frame_duration if packet.pts_step is None else packet.pts_step
+                    with suppress(BitstreamError):
+                        motions = self._follow(packet, state, pts + step)
+                        if not self._lacks_reference:
+                            self._before, self._last = None, motions[-1][0]
+
+    def _forget(self) -> None:
+        """So much is missing that frame numbers say nothing any more: only an intra frame can go on."""
+        self._past.clear()
+        self._ahead.clear()
+        self._followed, self._broken = None, True
 
     # --- showing ---
+
+    def _show_news(self, motions: list[tuple[MotionParams, int]], *, intra: bool) -> list[DecodedFrame]:
+        frames = []
+        for motion, pts in motions:
+            if self._shows is None or (self._lacks_reference and not self._near(motion)):
+                frames += self._held_over([pts])
+                continue
+            self._before, self._last, self._missing = (None if intra else self._last), motion, 0
+            borrowed = self._lacks_reference
+            self.stats.waiting_packets += borrowed
+            frames.append(self._shown(motion, pts, Concealment.BORROWED if borrowed else Concealment.RECEIVED))
+        return frames
+
+    def _without_motion(self, times: list[int]) -> list[DecodedFrame]:
+        """Frames that show a picture as it is need no motion."""
+        if self._lacks_reference or self.view != View():
+            return self._held_over(times)
+        self._missing, motion = 0, self._last or MotionParams.from_flat(self.pack.tables.mean)
+        return [self._shown(motion, pts, Concealment.RECEIVED) for pts in times]
+
+    def _held_over(self, times: list[int]) -> list[DecodedFrame]:
+        """Concealed frames for motion that cannot be used: something came, so the picture keeps moving."""
+        self.stats.waiting_packets += 1
+        return [self.conceal(pts) for pts in times] if self._last is not None else []
+
+    def _near(self, motion: MotionParams) -> bool:
+        """Whether motion meant for a reference that is not here can be shown on the one that is: both pictures were
+        then most likely cut from the same place. A jump says that they were not."""
+        if self._last is None:
+            return False
+        jump = np.abs(motion.translation - self._last.translation).max(), abs(np.log(motion.scale / self._last.scale))
+        return bool(max(jump) < JUMP)
 
     def _shown(self, motion: MotionParams, pts: int, state: Concealment) -> DecodedFrame:
         held = self._shows
@@ -288,14 +328,13 @@ class Decoder:
         else:
             with self._timed("reference"):
                 held.features.feeds  # noqa: B018  computed when first asked for
+            seen = motion if self.view == View() else motion.turned(self.view)
             with self._timed("render"):
-                picture = self._networks.render(
-                    held.features, motion if self.view == View() else motion.turned(self.view)
-                )
+                picture = self._networks.render(held.features, seen)
         with self._timed("paste"):
             picture = self._composed(picture, held.crop)
         self.stats.frames += 1
-        return DecodedFrame(picture, pts, state, motion, self._active)
+        return DecodedFrame(picture, pts, state, motion, held.id)
 
     def _composed(self, picture: Array, square: Square) -> Array:
         """At the source's size when it was coded whole or is to be pasted back, else the coded square as it is."""
@@ -304,20 +343,14 @@ class Decoder:
             luma = (picture.astype(np.uint16) @ LUMA >> 8).astype(np.uint8)
             picture = luma[..., None].repeat(3, axis=2)
         wanted = header.full_frame if self.full_frame is None else self.full_frame
-        if wanted and self._backdrop is not None:
-            return paste(self._backdrop, square, picture)
+        if wanted and self._pictures.backdrop is not None:
+            return paste(self._pictures.backdrop, square, picture)
         if square == Square.covering((header.width, header.height)):
             whole = resize(picture, square.side, square.side)
             return whole[-square.y : header.height - square.y, -square.x : header.width - square.x]
         return picture
 
     # --- bookkeeping ---
-
-    def _is_late(self, packet: Motion) -> bool:
-        """Whether the packet is older than the last one shown (or a double): its frame's time has passed."""
-        if self._sequence is None or (packet.pts is not None and packet.pts > self._pts):
-            return False
-        return (packet.sequence - self._sequence) % 256 == 0 or (packet.sequence - self._sequence) % 256 >= 192
 
     def _known_header(self) -> StreamHeader:
         if self.header is None:

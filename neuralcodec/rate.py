@@ -81,10 +81,14 @@ class RateControl:
     def spend(self, count: int) -> None:
         self._purse -= count
 
-    def sent_key(self, count: int) -> None:
-        """A chain was begun with so many bytes."""
-        self.picture_bytes = UPDATE_SHARE * count
+    def sent_key(self, count: int, extra: int = 0) -> None:
+        """A chain was begun with so many bytes. extra: bytes that each update takes besides its picture."""
+        self.picture_bytes = UPDATE_SHARE * count + extra
         self._picture_at = self._seconds or 0.0
+
+    def ended_chain(self) -> None:
+        """The next picture is a key again."""
+        self.picture_bytes = float(self.first_bytes)
 
     def sent_update(self, count: int) -> None:
         self.picture_bytes += MEMORY * (count - self.picture_bytes)

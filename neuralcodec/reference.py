@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-# Codec numbers on the wire: the coded square; the whole source frame squeezed into that size; the key of a chain.py
-PICTURE, BACKDROP, KEY = 1, 2, 3
+# Codec numbers on the wire: the coded square; the whole source frame squeezed into that size; the key of a chain.py;
+# and what an update's signature speaks of, which has a packet kind of its own.
+PICTURE, BACKDROP, KEY, UPDATE = 1, 2, 3, 4
 ENCODER, DECODER = "libsvtav1", "libdav1d"
 PAYLOAD_MAX = 1 << 20  # bytes; a decoder refuses more (a 1024 x 1024 still at quality 100 is well under half)
 CRF_WORST, CRF_BEST = 70.0, 10.0  # SVT-AV1's coarsest; and one past which a 4:2:0 picture hardly gains
