@@ -38,6 +38,7 @@ from neuralcodec.reference import encode_reference
 
 HANG_SECONDS = 2.0  # for a packet that shows nothing; showing may take this long a frame
 WARM_EVERY = 200  # hostile packets between two runs of the warm stream
+WARM = 40  # its packets
 GROWTH_MB = 48  # after the first tenth: what an allocator may keep for itself
 
 
@@ -185,6 +186,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     failures: list[Any] = []
     source, begin, level_mb, number = hostile(pool, dice), time.monotonic(), 0.0, 0
     depths = {"decode": (options.decode_every, checked(bits)), "render": (options.render_every, checked(whole))}
+    for depth, (every, call) in depths.items():
+        for good in pool[:WARM] if every else ():
+            attempt(call, good, counts, f"{depth}, warm stream", failures)
     for number in range(1, options.packets + 1):
         data = next(source)
         attempt(parse_and_back, data, counts, "parse", failures)
@@ -193,7 +197,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 continue
             attempt(call, data, counts, depth, failures)
             if number // every % WARM_EVERY == 0:
-                for good in pool[:40]:
+                for good in pool[:WARM]:
                     attempt(call, good, counts, f"{depth}, warm stream", failures)
         if number % 50_000 == 0 or number == options.packets // 10:
             if number <= options.packets // 10:
