@@ -1,13 +1,22 @@
 """A call over a bad network, both ends real: reordering, repeats, feedback, late joiners, pictures that never came."""
 
+import random
+
 import numpy as np
 import pytest
 
 import neuralcodec as nc
+from benchmarks.fuzz import Outputs
 from neuralcodec.concealment import Concealment
 from neuralcodec.decoder import FORGET
+from neuralcodec.entropy import EntropyCoder
 from neuralcodec.errors import BitstreamError, LimitError
+from neuralcodec.fragments import split
+from neuralcodec.motion import MotionParams
 from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, StreamHeader, parse_packet
+from neuralcodec.protection import Repeater
+from neuralcodec.quantizer import Quantizer
+from neuralcodec.reference import encode_reference
 
 Clip = list[np.ndarray]
 
@@ -169,3 +178,54 @@ def test_a_huge_picture_is_refused_before_it_takes_memory(coded: tuple[nc.Encode
     with pytest.raises(LimitError, match="8192 x 8192"):
         receiver.decode(bytes(StreamHeader(receiver.pack.id, 8192, 8192, (1, 25), 1, 256)))
     assert receiver.header is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_shown_as_received_is_what_was_sent(seed: int) -> None:
+    """Loss, doubles, changed places and long silences over 900 frames: motion is right, or it is called concealed."""
+    pack, dice = nc.load_pack(), random.Random(seed)
+    tables, noise = pack.tables, np.random.default_rng(seed)
+    quantizer, coder = Quantizer(tables), EntropyCoder(tables)
+    repeater, again, values = Repeater(coder), seed % 3, np.zeros(tables.size)
+    receiver = nc.Decoder(pack=pack, device="cpu", threads=1)
+    receiver._networks = Outputs(pack.size)  # type: ignore[assignment]
+    picture = encode_reference(np.full((pack.size, pack.size, 3), 90, np.uint8), max_bytes=900)
+    receiver.decode(bytes(StreamHeader(pack.id, 256, 256, (1, 25), 2, pack.size)))
+    for part in split(picture, reference=0, codec=1, crop=(0, 0, 256)):
+        receiver.decode(bytes(part))
+
+    truth: dict[int, np.ndarray] = {}
+    due: list[tuple[int, int, bytes]] = []  # frame at which it arrives, order, packet
+    newest, right, silent = -2, 0, 0
+    for frame in range(900):
+        values = 0.97 * values + noise.normal(0, 12, tables.size)
+        wants = receiver.wants_intra and dice.random() < 0.3
+        pts = 2 * frame + (1 if frame % 97 > 50 else 0)  # a step that is not the nominal one now and then
+        symbols = quantizer.forward(
+            MotionParams.from_flat(tables.mean + values @ tables.synthesis), level=frame // 31 % 8,
+            components=frame // 57 % 8, intra=wants or frame % 120 == 0,
+        )  # fmt: skip
+        step = pts - max(truth, default=-2)
+        packet = Motion(
+            frame % 256, symbols.level, symbols.components, coder.encode(symbols), symbols.intra,
+            *((0, pts) if symbols.intra else (None, None)), None if symbols.intra or step == 2 else step,
+        )  # fmt: skip
+        assert quantizer.last is not None
+        truth[pts] = quantizer.last.flat()
+        data = bytes(repeater.wrap(packet, symbols, again))
+        silent = silent - 1 if silent else dice.choice((0,) * 900 + (5, 9, 20, 40, 200, 256, 257))
+        if not silent and dice.random() > 0.15:
+            for _ in range(dice.choice((1, 1, 2))):
+                due.append((frame + dice.choice((0,) * 6 + (1, 2, 4)), dice.randrange(1 << 20), data))
+        shown = []
+        for _, _, arrived in sorted(d for d in due if d[0] <= frame):
+            shown += receiver.decode(arrived)
+        due = [d for d in due if d[0] > frame]
+        if not shown and receiver._last is not None:
+            receiver.conceal(pts)
+        for found in shown:
+            if found.state is Concealment.RECEIVED:
+                assert found.pts > newest, "times rise"
+                assert np.array_equal(found.motion.flat(), truth[found.pts]), f"frame {frame}, pts {found.pts}"
+                newest, right = found.pts, right + 1
+    assert right > 200
