@@ -12,7 +12,7 @@ import numpy as np
 
 from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
-from .errors import BitstreamError, MissingReferenceError, PackMismatchError
+from .errors import BitstreamError, LimitError, MissingReferenceError, PackMismatchError
 from .face import Square, paste, resize
 from .inference import Inference
 from .motion import Array, MotionParams, View
@@ -50,6 +50,7 @@ class Decoder:
     trusted_sender: an Ed25519 public key, its file or its 64 hexadecimal digits: pictures that this key did not sign
         for this pack, place and `signing_context` are never shown nor built upon (`.stats.rejected_references` counts
         them).
+    max_pixels: of the source picture; a stream that claims more is refused before memory is taken (default: past 4K).
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Decoder:
         threads: int | None = None,
         trusted_sender: Any = None,
         signing_context: bytes = b"",
+        max_pixels: int = 1 << 23,
     ) -> None:
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.view = view or View()
@@ -71,6 +73,7 @@ class Decoder:
         self._networks = Inference(self.pack, device=device, threads=threads)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._pictures = Pictures(self.pack, self._networks, self.stats, trusted_sender, signing_context)
+        self._max_pixels = max_pixels
         self._active = 0  # id of the picture that motion refers to
         self._named_ago = 0  # frames from the one that said so to the newest
         self._shows: HeldPicture | None = None  # it, or the one before while it is not here
@@ -172,6 +175,12 @@ class Decoder:
         if header.size != self.pack.size:
             raise BitstreamError(
                 f"The stream codes {header.size} pixels, its pack {self.pack.size}; drop the stream.", rule="R9"
+            )
+        if header.width * header.height > self._max_pixels:
+            raise LimitError(
+                f"The stream is {header.width} x {header.height}; this decoder takes {self._max_pixels} pixels. "
+                "Give it a larger max_pixels if you trust the sender.",
+                rule="R7",
             )
         self.header = header
 
