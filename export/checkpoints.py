@@ -61,15 +61,14 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = next((word.strip("`'\".,") for word in str(error).split() if "." in word.strip(".,`'\"")), "")
         text = str(error)
-        if "GLOBAL" in text:
-            reason = text.split("GLOBAL", 1)[1].split()[0].strip("`'\",.")
-            raise PackError(
-                f"{path} is refused: it asks to load the Python object {reason}, and a checkpoint may hold tensors only. "
-                "Nothing of it was executed; if you trust its author, convert it to safetensors elsewhere."
-            ) from error
-        raise PackError(f"{path} is not a checkpoint that can be read safely: {_first_line(error)}") from error
+        if "GLOBAL " not in text:
+            raise PackError(f"{path} is not a checkpoint that can be read safely: {_first_line(error)}") from error
+        wanted = text.split("GLOBAL ", 1)[1].split()[0].strip("`'\",.")
+        raise PackError(
+            f"{path} is refused: it asks to load the Python object {wanted}, and a checkpoint may hold tensors only. "
+            "Nothing in it was executed; if you trust its author, convert it to safetensors elsewhere."
+        ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise PackError(f"{path} is not a PyTorch checkpoint, or it is cut short: {_first_line(error)}") from error
 

@@ -201,39 +201,70 @@ _GENERATOR = {
 _SPADE_HEAD = _under("decoder.", _SPADE)
 _ZH_MASK = "generator.dense_motion_network.mask.weight"
 _NC = "CC BY-NC 4.0: no commercial use"
+_DETECTED = {**_GENERATOR, "kp_detector": "kp_detector.kp.weight"}
 FAMILIES: dict[str, Family] = {
     "zhanglonghao": Family(
-        "zhanglonghao1992's face-vid2vid, SPADE head", _NC,
-        {**_GENERATOR, "kp_detector": "kp_detector.kp.weight"}, _zhanglonghao("kp_detector.", _SPADE_HEAD), _ZH_MASK, _VOX,
+        title="zhanglonghao1992's face-vid2vid, SPADE head",
+        licence=_NC,
+        needs=_DETECTED,
+        rules=_zhanglonghao("kp_detector.", _SPADE_HEAD),
+        mask=_ZH_MASK,
+        crop=_VOX,
     ),
     "zhanglonghao-original": Family(
-        "zhanglonghao1992's face-vid2vid, original head", _NC,
-        {**_GENERATOR, "kp_detector": "kp_detector.kp.weight"}, _zhanglonghao("kp_detector.", _ORIGINAL), _ZH_MASK, _VOX,
+        title="zhanglonghao1992's face-vid2vid, original head",
+        licence=_NC,
+        needs=_DETECTED,
+        rules=_zhanglonghao("kp_detector.", _ORIGINAL),
+        mask=_ZH_MASK,
+        crop=_VOX,
     ),
     "zhanglonghao-beta": Family(
-        "zhanglonghao1992's first release, and GFVC's FV2V, which is the same network", _NC + " (GFVC: no licence given)",
-        {**_GENERATOR, "kp_detector": "kp_detector.kp.weight"}, _zhanglonghao("kp_detector.", _ORIGINAL), _ZH_MASK, _VOX,
+        title="zhanglonghao1992's first release or GFVC's FV2V, which is the same network",
+        licence=f"{_NC} (GFVC gives none)",
+        needs=_DETECTED,
+        rules=_zhanglonghao("kp_detector.", _ORIGINAL),
+        mask=_ZH_MASK,
+        crop=_VOX,
     ),
     "sadtalker": Family(
-        "SadTalker's renderer", "Apache-2.0",
-        {**_GENERATOR, "kp_extractor": "kp_extractor.kp.weight"}, _zhanglonghao("kp_extractor.", _SPADE_HEAD), _ZH_MASK,
-        "Its renderer ignores sideways and depth translation, so a head that moves across the crop stays where it is; "
-        "keep the face centred.",
+        title="SadTalker's renderer",
+        licence="Apache-2.0",
+        needs={**_GENERATOR, "kp_extractor": "kp_extractor.kp.weight"},
+        rules=_zhanglonghao("kp_extractor.", _SPADE_HEAD),
+        mask=_ZH_MASK,
+        crop="Its renderer ignores sideways and depth translation, so a head that moves across the crop stays where it "
+        "is; keep the face centred.",
     ),
     "zhengkw": Family(
-        "zhengkw18's face-vid2vid", "none given: ask the author",
-        {"afe": "afe.mid_conv.weight", "ckd": "ckd.out_conv.weight", "hpe_ede": "hpe_ede.fc_delta.weight",
-         "mfe": "mfe.mask_conv.weight", "generator": "generator.out_conv.weight"}, _zhengkw(), "mfe.mask_conv.weight", _VOX,
+        title="zhengkw18's face-vid2vid",
+        licence="none given: ask the author",
+        needs={
+            "afe": "afe.mid_conv.weight",
+            "ckd": "ckd.out_conv.weight",
+            "hpe_ede": "hpe_ede.fc_delta.weight",
+            "mfe": "mfe.mask_conv.weight",
+            "generator": "generator.out_conv.weight",
+        },
+        rules=_zhengkw(),
+        mask="mfe.mask_conv.weight",
+        crop=_VOX,
     ),
     "liveportrait": Family(
-        "LivePortrait", "MIT",
-        {"appearance_feature_extractor": "resblocks_3d.3dr0.conv1.weight", "motion_extractor": "detector.fc_kp.weight",
-         "warping_module": "dense_motion_network.mask.weight", "spade_generator": "G_middle_0.conv_0.weight"},
-        _LIVEPORTRAIT, "dense_motion_network.mask.weight",
-        "Trained on crops turned upright and 2.3 times as large as the face; the codec does not turn its crop, so a head "
-        "rolled by more than about 20 degrees comes out worse, and there is no stitching: paste-back shows a seam.",
+        title="LivePortrait",
+        licence="MIT",
+        needs={
+            "appearance_feature_extractor": "resblocks_3d.3dr0.conv1.weight",
+            "motion_extractor": "detector.fc_kp.weight",
+            "warping_module": "dense_motion_network.mask.weight",
+            "spade_generator": "G_middle_0.conv_0.weight",
+        },
+        rules=_LIVEPORTRAIT,
+        mask="dense_motion_network.mask.weight",
+        crop="Trained on crops turned upright and 2.3 times as large as the face; the codec does not turn its crop, so "
+        "a head rolled by more than about 20 degrees comes out worse, and without stitching paste-back shows a seam.",
     ),
-}  # fmt: skip
+}
 
 
 def detect(tensors: Mapping[str, Tensor], wanted: str | None = None) -> str:
@@ -249,7 +280,7 @@ def detect(tensors: Mapping[str, Tensor], wanted: str | None = None) -> str:
         if name == "sadtalker" and missing == ["he_estimator"]:
             hint = " SadTalker drives its renderer from audio; give a zhanglonghao1992 checkpoint as a second file."
         raise PackError(
-            f"The files look like {FAMILIES[name].title} without {', '.join(missing)}; give them all.{hint}"
+            f"The files look like {FAMILIES[name].title} without {', '.join(missing)}: give them all.{hint}"
         )
     return name
 
@@ -282,8 +313,8 @@ def configure(family: str, tensors: Mapping[str, Tensor], size: int = 256) -> Mo
     slots = mask.shape[0]
     if mask.dim() != 5 or slots < 2 or mask.shape[1] != 32 + 5 * slots:
         raise PackError(
-            f"{FAMILIES[family].mask} is {tuple(mask.shape)}; a motion field of K keypoints has (K + 1, 32 + 5 (K + 1), "
-            "7, 7, 7): other widths cannot be imported."
+            f"{FAMILIES[family].mask} is {tuple(mask.shape)}; a motion field of K keypoints has (K + 1, "
+            "32 + 5 (K + 1), 7, 7, 7): other widths cannot be imported."
         )
     changes["keypoints"] = slots - 1
     shrink = next((t for n, t in tensors.items() if re.fullmatch(r"kp_(detector|extractor)\.down\.weight", n)), None)
@@ -314,14 +345,14 @@ def rename(family: str, tensors: Mapping[str, Tensor], config: ModelConfig) -> t
             state[ours], source[ours] = tensor, name
     if family == "zhengkw":
         _reorder(state, config.keypoints)
-    for name, value in wanted.items():
+    for name in wanted:
         if name not in state and name.endswith("num_batches_tracked"):
             state[name] = torch.zeros((), dtype=torch.int64)
     missing = sorted(wanted.keys() - state.keys())
     if missing:
         raise PackError(
-            f"The files look like {FAMILIES[family].title} but lack {len(missing)} of {len(wanted)} tensors, first those "
-            f"that become {', '.join(missing[:3])}: another version of it, or a file cut short."
+            f"The files look like {FAMILIES[family].title} but lack {len(missing)} of {len(wanted)} tensors, first "
+            f"those that become {', '.join(missing[:3])}: another version of it, or a file cut short."
         )
     for name, value in wanted.items():
         if state[name].shape != value.shape and state[name].numel() == value.numel() and ".response." in name:

@@ -32,7 +32,7 @@ class ModelConfig:
 
     # H and Delta
     motion_trunk: Literal["shared", "split", "unified"] = "shared"  # unified: L, H, Delta in one ConvNeXt-V2 tiny
-    trunk_blocks: Literal["even", "projecting"] = "even"  # projecting: a stage's first bottleneck widens, as in ResNet-50
+    trunk_blocks: Literal["even", "projecting"] = "even"  # projecting: a stage's first bottleneck widens
     angle_bins: int = 66  # 3 degrees each
     angle_offset: float = 99.0  # degrees of bin 0, negated; 97.5 in LivePortrait
     pi: float = 3.141592653589793  # 3.14 in several checkpoints

@@ -64,7 +64,9 @@ class ConvNorm(nn.Module):
 class UpConvNorm(ConvNorm):
     """Up block of Fig. 13: x2 in height and width (nearest, or ``grow`` "trilinear"), convolution, batch norm, ReLU."""
 
-    def __init__(self, channels: int, out: int, *, dims: int = 2, grow: str = "nearest", spectral: bool = False) -> None:
+    def __init__(
+        self, channels: int, out: int, *, dims: int = 2, grow: str = "nearest", spectral: bool = False
+    ) -> None:
         super().__init__(channels, out, dims=dims, spectral=spectral)
         self.grow = grow
 

@@ -15,7 +15,7 @@ import numpy as np
 from neuralcodec.errors import BackendUnavailableError, InferenceError
 from neuralcodec.motion import Array
 
-DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+DEVICES = ("auto", "cpu", "cuda", "tensorrt", "ort-tensorrt")
 
 
 class Session(Protocol):
@@ -56,8 +56,9 @@ def open_session(
     """Load an ONNX graph onto a device.
 
     device: "cpu" and "cuda" run in ONNX Runtime, "tensorrt" builds (or finds) an engine for the GPU in this machine,
-    "auto" takes CUDA where it works and the CPU elsewhere. What was asked for is checked: a device that is not there
-    raises :class:`BackendUnavailableError`, nothing falls back in silence.
+    "ort-tensorrt" leaves that to ONNX Runtime's own TensorRT provider, "auto" takes CUDA where it works and the CPU
+    elsewhere. What was asked for is checked: a device that is not there, or a provider that leaves convolutions to the
+    CPU, raises :class:`BackendUnavailableError`; nothing falls back in silence.
     threads: CPU threads of this session, None for one per physical core. Ignored on a GPU.
     check_finite: raise :class:`InferenceError` when an output holds NaN or infinity. Costs a pass over the outputs.
     """
