@@ -7,6 +7,7 @@ tensors and plain containers and refuses everything else. A refused file has not
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from neuralcodec.errors import PackError
 
 Tensors = dict[str, Tensor]
+NEWER = ".parametrizations.weight.original"  # spectral norm as torch writes it since 1.9
 TRAINING_ONLY = ("optimizer", "discriminator")  # what training leaves in a file, by how its sections begin
 
 
@@ -59,14 +61,16 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle versions; what matters is raised
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        text = str(error)
-        if "GLOBAL " not in text:
-            raise PackError(f"{path} is not a checkpoint that can be read safely: {_first_line(error)}") from error
-        wanted = text.split("GLOBAL ", 1)[1].split()[0].strip("`'\",.")
+        asked = str(error).partition("GLOBAL ")[2].split()  # torch's own advice is to switch the protection off
+        what = (
+            f"asks to load the Python object {asked[0].strip('`,.')}" if asked else "holds more than tensors need"
+        )
         raise PackError(
-            f"{path} is refused: it asks to load the Python object {wanted}, and a checkpoint may hold tensors only. "
+            f"{path} is refused: it {what}, and a checkpoint may hold tensors only. "
             "Nothing in it was executed; if you trust its author, convert it to safetensors elsewhere."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
@@ -91,8 +95,8 @@ def fold_spectral_norms(tensors: Mapping[str, Tensor]) -> Tensors:
             plain[f"{base}.weight"] = _folded(
                 tensor, tensors.get(f"{base}.weight_u"), tensors.get(f"{base}.weight_v"), name
             )
-        elif name.endswith(".parametrizations.weight.original"):
-            base = name.removesuffix(".parametrizations.weight.original")
+        elif name.endswith(NEWER):
+            base = name.removesuffix(NEWER)
             at = f"{base}.parametrizations.weight.0"
             plain[f"{base}.weight"] = _folded(tensor, tensors.get(f"{at}._u"), tensors.get(f"{at}._v"), name)
         elif leaf not in ("weight_u", "weight_v", "_u", "_v"):
