@@ -66,9 +66,7 @@ def _read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = str(error).partition("GLOBAL ")[2].split()  # torch's own advice is to switch the protection off
-        what = (
-            f"asks to load the Python object {asked[0].strip('`,.')}" if asked else "holds more than tensors need"
-        )
+        what = f"asks to load the Python object {asked[0].strip('`,.')}" if asked else "holds more than tensors need"
         raise PackError(
             f"{path} is refused: it {what}, and a checkpoint may hold tensors only. "
             "Nothing in it was executed; if you trust its author, convert it to safetensors elsewhere."

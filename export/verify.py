@@ -13,7 +13,6 @@ batches of 1, 2 and 3. Bounds are the largest absolute difference, by how the gr
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import tempfile
@@ -38,8 +37,7 @@ from export.to_onnx import (
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.models import Networks
 from neuralcodec.motion import Array
-from neuralcodec.runtime.ort import cuda_usable
-from neuralcodec.runtime.session import open_session
+from neuralcodec.runtime.session import open_session, present_devices
 
 BOUNDS = Path(__file__).with_name("bounds.json")
 BATCHES = (1, 2, 3)
@@ -145,16 +143,6 @@ def fault(found: Array, wanted: Array, *, picture: bool) -> str:
             if one.std() < FLAT <= other.std():
                 return "black picture" if one.mean() < FLAT else "flat picture"
     return ""
-
-
-def present_devices() -> list[str]:
-    """The devices of this machine that networks can run on."""
-    devices = ["cpu"]
-    if cuda_usable():
-        devices.append("cuda")
-    if importlib.util.find_spec("tensorrt") is not None:
-        devices.append("tensorrt")
-    return devices
 
 
 def variant_kind(folder: Path) -> str:

@@ -235,6 +235,11 @@ def cuda_usable() -> bool:
     return True
 
 
+def provider_names() -> list[str]:
+    """Execution providers that the installed ONNX Runtime was built with."""
+    return list(_onnxruntime().get_available_providers())
+
+
 def _onnxruntime() -> Any:
     try:
         import onnxruntime

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,6 +76,18 @@ def open_session(
     if device == "auto":
         device = "cuda" if cuda_usable() else "cpu"
     return OrtSession(graph, device=device, threads=threads, check_finite=check_finite)
+
+
+def present_devices() -> list[str]:
+    """The devices of this machine that networks can run on, the CPU first."""
+    from neuralcodec.runtime.ort import PROVIDERS, cuda_usable, provider_names
+
+    devices = ["cpu"]
+    if cuda_usable():
+        devices.append("cuda")
+        devices += ["ort-tensorrt"] * (PROVIDERS["ort-tensorrt"] in provider_names())
+        devices += ["tensorrt"] * (find_spec("tensorrt") is not None)
+    return devices
 
 
 def check_feeds(
