@@ -24,7 +24,7 @@ import onnx
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.pack import Pack, load_pack
 
-TYPES = {
+TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
     onnx.TensorProto.INT64: "TYPE_INT64",

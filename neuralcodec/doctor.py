@@ -13,7 +13,7 @@ from . import __version__
 from .errors import NeuralCodecError
 
 GOOD, ABSENT, BAD = "ok", "--", "!!"
-UNTRIED = "not yet run on hardware by us"
+UNTRIED = "this path has not been run on hardware by us yet"
 Line = tuple[str, str]
 
 NEEDED = ("numpy", "av", "constriction", "rich")

@@ -20,7 +20,14 @@ from neuralcodec.runtime.ort import (
     placement,
     providers,
 )
-from neuralcodec.runtime.session import DEVICES, Port, check_feeds, check_outputs, open_session
+from neuralcodec.runtime.session import (
+    DEVICES,
+    Port,
+    check_feeds,
+    check_outputs,
+    open_session,
+    present_devices,
+)
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
@@ -140,6 +147,12 @@ def test_a_gpu_that_leaves_the_work_to_the_cpu_is_refused() -> None:
         check_placement("render", "CUDAExecutionProvider", found)
     check_placement("render", "CUDAExecutionProvider", {"CPUExecutionProvider": ["Shape", "Gather"]})
     check_placement("render", "CUDAExecutionProvider", {})
+
+
+def test_present_devices_are_those_that_open() -> None:
+    for device in present_devices():
+        assert open_session(GRAPH, device=device).provider
+    assert present_devices()[0] == "cpu"
 
 
 def test_providers_come_with_their_fallbacks_in_order() -> None:
