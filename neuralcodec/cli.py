@@ -236,7 +236,7 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int] 
 
 
 def _add_runtime(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", choices=("auto", "cpu", "cuda", "tensorrt"), default="auto")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda", "tensorrt", "ort-tensorrt"), default="auto")
     command.add_argument("--pack", help="folder or name of a model pack (default: the bundled one)")
     command.add_argument("--threads", type=_threads, help="CPU threads for the networks (default: one a core)")
 
