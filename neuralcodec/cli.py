@@ -76,6 +76,15 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, metavar="S", help="which packets are lost (default: 0)")
     for angle, sense in (("yaw", "to the right of the picture"), ("pitch", "down"), ("roll", "clockwise")):
         command.add_argument(f"--{angle}", type=_angle, default=0.0, metavar="DEG", help=f"turn the head {sense}")
+    for axis, sense in (("x", "to the right"), ("y", "down")):
+        text = f"move the head {sense}, as a share of the picture"
+        command.add_argument(f"--{axis}", type=_shift, default=0.0, metavar="SHARE", help=text)
+    command.add_argument(
+        "--frontal", action="store_true",
+        help="face the camera whatever the sender does; angles then count from there",
+    )  # fmt: skip
+    command.add_argument("--eye-contact", action="store_true", help="bring the eyes onto the lens as far as is natural")
+    command.add_argument("--smooth", action="store_true", help="calm the trembling of pose and expression")
     _add_runtime(command)
     _add_force(command)
 
@@ -128,12 +137,17 @@ def _decode(options: argparse.Namespace) -> int:
     with _progress("Decoding") as progress:
         stats = decode_file(
             options.input, options.output, pack=options.pack, device=options.device,
-            view=View(options.yaw, options.pitch, options.roll), full_frame=options.full_frame or None,
+            view=View(options.yaw, options.pitch, options.roll, options.x, options.y, options.frontal),
+            eye_contact=options.eye_contact, smooth=options.smooth, full_frame=options.full_frame or None,
             loss=options.loss, burst=options.burst, seed=options.seed, threads=options.threads,
             overwrite=options.force, progress=progress,
         )  # fmt: skip
     concealed = f", {stats.concealed} concealed" if stats.concealed else ""
     print(_summary(options.output, stats) + concealed)
+    if stats.clamped:
+        print(
+            f"The view was clamped to the pack's range in {stats.clamped} of {stats.frames} frames.", file=sys.stderr
+        )
     return 0
 
 
@@ -245,6 +259,10 @@ def _kbps(text: str) -> float:
 
 def _angle(text: str) -> float:
     return _number(text, -90, 90, "an angle in degrees")
+
+
+def _shift(text: str) -> float:
+    return _number(text, -1, 1, "a share of the picture")
 
 
 def _burst(text: str) -> float:

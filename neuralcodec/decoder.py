@@ -14,6 +14,7 @@ from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
 from .errors import BitstreamError, MissingReferenceError, PackMismatchError
 from .face import Square, paste, resize
+from .gaze import check_layout, eye_contact
 from .inference import Inference, ReferenceFeatures
 from .motion import Array, MotionParams, View
 from .pack import Pack, load_pack
@@ -21,7 +22,9 @@ from .packet import Motion, ReferencePart, StreamHeader, parse_packet
 from .quantizer import Quantizer, start_state
 from .rate import REFERENCES_HELD
 from .reference import BACKDROP, PAYLOAD_MAX, PICTURE, decode_reference
+from .smoothing import MotionSmoother
 from .stats import DecoderStats, timed
+from .view import ViewControl
 
 ARRIVING_MAX = 4  # pictures in pieces at a time
 LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
@@ -30,13 +33,15 @@ LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
 @dataclass(frozen=True)
 class DecodedFrame:
     """A shown frame. image: uint8 RGB (H, W, 3), never a view of the decoder's memory. pts: in the stream's time base.
-    state: how its motion was found. reference: id of the picture it was made from."""
+    state: how its motion was found. motion: as the sender coded it. shown: after smoothing and view. reference: id of
+    the picture it was made from."""
 
     image: Array
     pts: int
     state: Concealment
     motion: MotionParams
     reference: int
+    shown: MotionParams
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,9 @@ class Decoder:
     pack: folder or name of a model pack, None for the bundled one. device: "auto", "cpu", "cuda" or "tensorrt".
     full_frame: paste the face into the last full picture sent, where the stream carries one; None follows the stream.
     view: turn the head at the receiver; assign `decoder.view` at any time.
+    eye_contact: bring the eyes onto the lens, within what eyes can do; `decoder.eye_contact` may be switched any time.
+    smooth: calm the trembling of pose and expression; adds no frame of delay.
+    None of the three needs anything from the sender.
     """
 
     def __init__(
@@ -61,15 +69,20 @@ class Decoder:
         device: str = "auto",
         full_frame: bool | None = None,
         view: View | None = None,
+        eye_contact: bool = False,
+        smooth: bool = False,
         threads: int | None = None,
     ) -> None:
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
-        self.view = view or View()
+        self.view = View() if view is None else view
+        self.eye_contact = eye_contact
         self.full_frame = full_frame
         self.header: StreamHeader | None = None
         self.stats = DecoderStats()
         self._networks = Inference(self.pack, device=device, threads=threads)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
+        self._turning = ViewControl(self.pack.view_range)
+        self._smoother = MotionSmoother() if smooth else None
         self._held: dict[int, _Held] = {}
         self._arriving: dict[tuple[int, int, bytes], dict[int, bytes]] = {}
         self._backdrop: Array | None = None
@@ -99,6 +112,35 @@ class Decoder:
         elif isinstance(packet, Motion):
             return self._on_motion(packet)
         return []
+
+    @property
+    def view(self) -> View:
+        """How the head is to be turned. A new one is reached smoothly, and clamped to ``pack.view_range`` (counted in
+        ``stats.clamped_frames``). Anything but a View is a ValueError."""
+        return self._view
+
+    @view.setter
+    def view(self, view: View) -> None:
+        if not isinstance(view, View):
+            raise ValueError(f"decoder.view is set to {view!r}; expected a View such as View(yaw=10).")
+        self._view = view
+
+    def frontalize(self) -> None:
+        """Turn the head to face the camera whatever the sender does; ``decoder.view = View()`` ends it."""
+        self.view = View(absolute=True)
+
+    @property
+    def eye_contact(self) -> bool:
+        """Whether eyes are brought onto the lens. ValueError for a pack whose keypoints hold no known eyes."""
+        return self._eye_contact
+
+    @eye_contact.setter
+    def eye_contact(self, wanted: bool) -> None:
+        if not isinstance(wanted, bool):
+            raise ValueError(f"eye_contact is {wanted!r}; expected True or False.")
+        if wanted:
+            check_layout(self.pack.keypoints)
+        self._eye_contact = wanted
 
     @property
     def wants_reference(self) -> bool:
@@ -219,13 +261,22 @@ class Decoder:
     def _shown(self, motion: MotionParams, pts: int, state: Concealment) -> DecodedFrame:
         held = self._shows
         assert held is not None
-        seen = motion if self.view == View() else motion.turned(self.view)
+        reference, canonical = held.features.estimate.motion, held.features.canonical
+        seconds = float(pts * self.time_base)
+        with self._timed("view"):
+            calm = self._smoother.smooth(motion, seconds) if self._smoother else motion
+            seen = self._turning.apply(self._view, calm, reference, seconds)
+            self.stats.clamped_frames += seen.clamped
         with self._timed("render"):
-            picture = self._networks.render(held.features, seen)
+            picture = self._networks.render(held.features, seen.motion)
+        if self._eye_contact:
+            with self._timed("view"):
+                follows = self.pack.view_range.gaze
+                picture = eye_contact(picture, seen.motion, calm, reference, canonical, follows)
         with self._timed("paste"):
             picture = self._composed(picture, held.crop)
         self.stats.frames += 1
-        return DecodedFrame(picture, pts, state, motion, self._active)
+        return DecodedFrame(picture, pts, state, motion, self._active, seen.motion)
 
     def _composed(self, picture: Array, square: Square) -> Array:
         """At the source's size when it was coded whole or is to be pasted back, else the coded square as it is."""

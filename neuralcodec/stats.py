@@ -47,6 +47,7 @@ class DecoderStats(Stats):
     concealed_frames: int = 0
     lost_frames: int = 0  # sequence numbers that never came
     damaged_references: int = 0
+    clamped_frames: int = 0  # shown with less of a view than was asked for: see Pack.view_range
     waiting_packets: int = 0  # motion not shown because its reference or the frame it continues was missing
 
 

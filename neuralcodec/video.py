@@ -40,6 +40,7 @@ class FileStats:
     bytes_overhead: int
     references: int = 0
     concealed: int = 0  # frames made without their packet
+    clamped: int = 0  # frames shown with less of a view than was asked for
     face_lost: int = 0  # frames in which the encoder saw no face
     damaged: int = 0  # pieces of the input that could not be read and were left out
     provider: str = ""  # what ran the networks
@@ -121,6 +122,8 @@ def decode_file(
     pack: str | Path | Pack | None = None,
     device: str = "auto",
     view: View | None = None,
+    eye_contact: bool = False,
+    smooth: bool = False,
     full_frame: bool | None = None,
     loss: float = 0.0,
     burst: float = 1.0,
@@ -131,7 +134,8 @@ def decode_file(
 ) -> FileStats:
     """Show the .ncv file ``src`` as the film ``dst`` (.mp4).
 
-    view: turn the head. full_frame: paste the face back (None: when the stream carries its surroundings).
+    view, eye_contact, smooth: see :class:`Decoder`.
+    full_frame: paste the face back (None: when the stream carries its surroundings).
     loss, burst, seed: lose this share of the motion packets, in runs of ``burst`` on average, and conceal them.
     A file has no way to ask again, so the header and the references always arrive.
     A cut or damaged file raises its BitstreamError after the frames that could be shown have been written.
@@ -143,7 +147,10 @@ def decode_file(
     header = counted.header
     if full_frame and not header.full_frame:
         raise MediaError(f"{src} carries only the face; encode it with --full-frame (full_frame=True) first.")
-    decoder = Decoder(pack=pack, device=device, full_frame=full_frame, view=view, threads=threads)
+    decoder = Decoder(
+        pack=pack, device=device, full_frame=full_frame, view=view, eye_contact=eye_contact, smooth=smooth,
+        threads=threads,
+    )  # fmt: skip
     channel = _Channel(loss, burst, seed)
     damaged = 0
     with contextlib.ExitStack() as stack:
@@ -165,8 +172,8 @@ def decode_file(
     _raise_late(src, dst, writer.frames, counted.problem, damaged)
     stats = decoder.stats
     return counted.stats(
-        concealed=stats.concealed_frames, provider=stats.provider, elapsed_s=perf_counter() - started,
-        stage_ms=dict(stats.stage_ms),
+        concealed=stats.concealed_frames, clamped=stats.clamped_frames, provider=stats.provider,
+        elapsed_s=perf_counter() - started, stage_ms=dict(stats.stage_ms),
     )  # fmt: skip
 
 
