@@ -18,6 +18,7 @@ from . import __version__
 from .errors import NeuralCodecError
 
 if TYPE_CHECKING:
+    from .avatar import Avatar
     from .video import FileStats, Progress
 
 
@@ -64,6 +65,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="follow the face (default), code the whole frame, or a fixed square in pixels",
     )  # fmt: skip
     command.add_argument("--full-frame", action="store_true", help="also send the surroundings, to paste the face into")
+    command.add_argument("--avatar", metavar="PICTURE", help="show this picture's person with the film's motion")
+    command.add_argument("--consent", metavar="WORDS", help="who agreed to be that avatar; goes with --avatar")
+    command.add_argument(
+        "--transfer", choices=("relative", "absolute"), default="relative",
+        help="add the motion to the avatar's own pose and expression (default), or take it as it is",
+    )  # fmt: skip
     _add_runtime(command)
     _add_force(command)
 
@@ -116,11 +123,15 @@ def make_parser() -> argparse.ArgumentParser:
 def _encode(options: argparse.Namespace) -> int:
     from .video import encode_file
 
+    try:
+        avatar = _avatar(options)
+    except ValueError as error:
+        return _fail(str(error))
     with _progress("Encoding") as progress:
         stats = encode_file(
             options.input, options.output, target_kbps=options.kbps, pack=options.pack, device=options.device,
-            crop=options.crop, full_frame=options.full_frame, threads=options.threads, overwrite=options.force,
-            progress=progress,
+            crop=options.crop, full_frame=options.full_frame, avatar=avatar, threads=options.threads,
+            overwrite=options.force, progress=progress,
         )  # fmt: skip
     print(_summary(options.output, stats))
     if stats.face_lost:
@@ -128,6 +139,18 @@ def _encode(options: argparse.Namespace) -> int:
     if stats.damaged:
         print(f"{stats.damaged} pieces of {options.input} could not be read and were left out.", file=sys.stderr)
     return 0
+
+
+def _avatar(options: argparse.Namespace) -> Avatar | None:
+    if options.avatar is None and options.consent is None:
+        return None
+    if options.avatar is None or options.consent is None or options.full_frame:
+        raise ValueError("--avatar PICTURE and --consent WORDS go together, and not with --full-frame.")
+    from .avatar import Avatar
+    from .media import read_frames
+
+    _, picture = next(read_frames(options.avatar))
+    return Avatar(picture, options.consent, options.transfer)
 
 
 def _decode(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .avatar import Avatar, AvatarDriver
 from .entropy import EntropyCoder
 from .face import CropFollower, Face, Square, crop, resize
 from .inference import Inference, MotionEstimate, ReferenceFeatures
@@ -43,6 +44,7 @@ class Encoder:
     crop: "auto" follows the face, "none" codes the whole frame, or (x, y, side) in pixels.
     time_base: seconds per pts unit. frame_duration: the usual pts step.
     full_frame: also send the surroundings, so that the receiver can paste the face back. gray: the source is grey.
+    avatar: show this registered picture with the camera's motion, never the camera's picture; see `Avatar`.
     repeat_header: send the stream header again with each reference (a live stream needs it, a file does not).
     """
 
@@ -57,6 +59,7 @@ class Encoder:
         frame_duration: int = 1,
         full_frame: bool = False,
         gray: bool = False,
+        avatar: Avatar | None = None,
         threads: int | None = None,
         repeat_header: bool = True,
     ) -> None:
@@ -66,6 +69,9 @@ class Encoder:
         self.full_frame, self.gray, self.repeat_header = full_frame, gray, repeat_header
         self.stats = EncoderStats()
         self._networks = Inference(self.pack, device=device, threads=threads)
+        if avatar is not None and (full_frame or not isinstance(avatar, Avatar)):
+            raise ValueError("avatar must be an Avatar, and goes without full_frame: no surroundings are sent with it.")
+        self._avatar = AvatarDriver(avatar, self._networks) if avatar is not None else None
         self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", Square(*crop))
         self._rate = RateControl(target_kbps)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
@@ -73,7 +79,8 @@ class Encoder:
         self._active = -1  # id of the reference in use
         self._next_id = 0
         self._face: Face | None = None  # where it was last seen, source pixels
-        self._size: tuple[int, int] | None = None
+        self._size: tuple[int, int] | None = None  # as the header says
+        self._camera: tuple[int, int] | None = None
         self._wants_reference = self._wants_intra = False
         self._sequence = 0
         self._pts: int | None = None
@@ -96,15 +103,18 @@ class Encoder:
         self._rate.advance(seconds)
         self.stats.frames += 1
         packets: list[Packet] = []
-        size = (picture.shape[1], picture.shape[0])
+        camera = (picture.shape[1], picture.shape[0])
+        if camera != self._camera:
+            self._camera, self._face = camera, None
+        size = self._avatar.size if self._avatar else camera
         if size != self._size:
-            self._size, self._face = size, None
+            self._size = size
             packets.append(self._header())
             self._wants_reference = True
 
         with self._timed("face"):
             face = self._face or self._find(picture)
-            square = self._follower.update(size, face, seconds)
+            square = self._follower.update(camera, face, seconds)
             tile = crop(picture, square, self.pack.size)
         with self._timed("motion"):
             estimate = self._look(tile, square, face)
@@ -115,6 +125,9 @@ class Encoder:
             with self._timed("motion"):
                 estimate = self._look(tile, square, face)
         self._face = Face.from_box(square, estimate.box) if estimate else None
+        if self._avatar is not None:  # from here on the camera's picture is out of play
+            estimate = self._avatar.driven(estimate, square) if estimate else None
+            picture, tile, square = self._avatar.tile, self._avatar.tile, self._avatar.square
 
         if estimate is None:
             self.stats.face_lost_frames += 1
@@ -139,6 +152,12 @@ class Encoder:
     def send_intra(self) -> None:
         """Make the next motion frame decodable without the ones before it."""
         self._wants_intra = True
+
+    def recenter_avatar(self) -> None:
+        """Take the sender's face in the next frame for the calm one that the avatar's picture stands for."""
+        if self._avatar is None:
+            raise ValueError("This encoder shows the camera's own picture; there is no avatar to recenter.")
+        self._avatar.recenter()
 
     def flush(self) -> list[Packet]:
         """The packet that ends the stream."""
@@ -174,8 +193,8 @@ class Encoder:
         }
         best = min(near, key=near.__getitem__, default=-1)
         drift = near.get(best, float("inf"))
-        due = self._wants_reference or self._follower.moved or not self._held
-        if due or self._rate.affords_reference(drift):
+        stale = self._avatar is None and (self._follower.moved or self._rate.affords_reference(drift))
+        if self._wants_reference or stale or not self._held:
             return self._send_reference(picture, tile, square)
         if best >= 0 and (self._active not in near or drift < SWITCH * near[self._active]):
             self._wants_intra |= best != self._active

@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from .avatar import Avatar
 from .container import ContainerReader, ContainerWriter
 from .decoder import DecodedFrame, Decoder
 from .encoder import Encoder
@@ -69,6 +70,7 @@ def encode_file(
     device: str = "auto",
     crop: str | tuple[int, int, int] = "auto",
     full_frame: bool = False,
+    avatar: Avatar | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -83,8 +85,8 @@ def encode_file(
             raise MediaError(f"{src} is {found} pixels; a stream carries at most {DIMENSION_MAX} on a side.")
         encoder = Encoder(
             target_kbps, pack=pack, device=device, crop=crop, time_base=reader.time_base,
-            frame_duration=reader.frame_duration, full_frame=full_frame, gray=reader.gray, threads=threads,
-            repeat_header=False,
+            frame_duration=reader.frame_duration, full_frame=full_frame, gray=reader.gray and avatar is None,
+            avatar=avatar, threads=threads, repeat_header=False,
         )  # fmt: skip
         with output_path(dst, overwrite=overwrite) as temporary:
             with open(temporary, "wb") as file:
