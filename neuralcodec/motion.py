@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 POSE_SIZE = 7  # yaw, pitch, roll, tx, ty, tz, log scale: the first numbers of the flat layout
+# What a head turns about, in its own frame and units of its size: below and behind the middle of the face. Fitted to the
+# labels of 208 clips of 129 people, where turning about it explains 40 % of all that faces move.
+NECK = np.array([0.0, 0.76, 0.71])
 LOG_SCALE_MAX = 3.0  # a face twenty times the picture or a twentieth of it: garbage must not overflow
 
 
@@ -84,10 +87,19 @@ class MotionParams:
 
     def turned(self, view: View) -> MotionParams:
         """The same expression with the head where ``view`` wants it (receiver-side redirection)."""
-        rotation = view.rotation if view.absolute else self.rotation @ view.rotation
+        place = self.neck + [2 * view.x, 2 * view.y]  # the picture's side is 2 units
+        return self.posed(view.rotation if view.absolute else self.rotation @ view.rotation, place)
+
+    @property
+    def neck(self) -> Array:
+        """float64 (2,): where the point that heads turn about lies in the picture."""
+        return np.asarray(self.translation[:2] + self.scale * (NECK @ self.rotation)[:2], np.float64)
+
+    def posed(self, rotation: Array, neck: Array) -> MotionParams:
+        """The same face turned to ``rotation`` (3, 3) with its neck at ``neck`` (2,) in the picture."""
         yaw, pitch, roll = euler_angles(rotation)
-        shift = np.array([2 * view.x, 2 * view.y, 0], np.float32)  # the picture's side is 2 units
-        return replace(self, yaw=yaw, pitch=pitch, roll=roll, translation=self.translation + shift)
+        place = np.array([*(neck - self.scale * (NECK @ rotation)[:2]), self.translation[2]], np.float32)
+        return replace(self, yaw=yaw, pitch=pitch, roll=roll, translation=place)
 
     def flat(self) -> Array:
         """float64 (7 + 3K,): yaw, pitch, roll, tx, ty, tz, log(scale), then delta row by row."""

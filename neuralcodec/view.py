@@ -112,14 +112,10 @@ class ViewControl:
 
 def _between(start: MotionParams, end: MotionParams) -> Array:
     """float64 (5,): the turn from ``start`` to ``end`` as the camera sees it (degrees), the shift in picture shares."""
-    turn = euler_angles(start.rotation.T @ end.rotation)
-    shift = (end.translation[:2] - start.translation[:2]) / 2
-    return np.array([*turn, *map(float, shift)])
+    return np.array([*euler_angles(start.rotation.T @ end.rotation), *((end.neck - start.neck) / 2)])
 
 
 def _turned(motion: MotionParams, way: Array, face: MotionParams | None = None) -> MotionParams:
     """``motion`` after a turn and a shift of :func:`_between`; size, depth and expression are those of ``face``."""
-    face = face or motion
     rotation = motion.rotation @ rotation_matrix(*map(float, way[:3]))
-    place = np.array([*(motion.translation[:2] + 2 * way[3:]), face.translation[2]], np.float32)
-    return MotionParams.from_matrix(rotation, place, face.scale, face.delta)
+    return (face or motion).posed(rotation, motion.neck + 2 * way[3:])
