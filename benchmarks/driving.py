@@ -19,6 +19,12 @@ from neuralcodec.quality import psnr
 
 STEP = 4  # frames of the driver between two that are sent: four times the movement in the same time
 FACE = (*range(17, 27), *range(36, 48), *range(48, 68))  # brows, eyes, mouth in the 68-point numbering
+# How deep each of them lies in the mean head, in its units: fitted as pose.HEAD was.
+DEPTH = np.array([
+    0.07, -0.06, -0.17, -0.26, -0.33, -0.3, -0.22, -0.11, 0.02, 0.16, -0.01, -0.07, -0.09, -0.07, -0.08, -0.07, -0.04,
+    -0.04, -0.01, 0.07, 0.0, -0.03, -0.07, -0.29, -0.41, -0.43, -0.4, -0.28, -0.04, -0.19, -0.3, -0.33, -0.31, -0.21,
+    -0.11, -0.37, -0.39, -0.37, -0.08, -0.31, -0.34, -0.32,
+])  # fmt: skip
 KBPS = 4.0  # the default target
 SMOOTH_FRAMES = 50
 
@@ -58,15 +64,18 @@ def _one(
     frames = clip.frames[::STEP]
     encoder = nc.Encoder(KBPS, pack=pack, device="cpu", threads=threads, avatar=avatar)
     shown = _decoded(encoder, frames, nc.Decoder(pack=pack, device="cpu", threads=threads))
-    own = _tracked(other.frames[:1])
-    before, after = _tracked(frames), _tracked([frame.image for frame in shown])
-    if own is None or before is None or after is None or len(shown) != len(frames):
+    pictures_shown = [frame.image for frame in shown]
+    boxes = [faces._boxes(films) for films in (other.frames[:1], frames, pictures_shown)]
+    if boxes[0] is None or boxes[1] is None or boxes[2] is None or len(shown) != len(frames):
         return None
+    before, after = faces._look(frames, boxes[1]), faces._look(pictures_shown, boxes[2])
     if pictures is not None:
         chosen = np.linspace(0, len(frames) - 1, 6).astype(int)
         rows = [[other.frames[0], *(frames[i] for i in chosen)], [other.frames[0], *(shown[i].image for i in chosen)]]
         report.sheet(pictures / f"{kind}-{clip.name}.png", rows)
-    distance = np.linalg.norm(after.identity - own.identity[0], axis=1)
+    own = faces._recognise(other.frames[:1], boxes[0])
+    every = faces.IDENTITY_EVERY
+    distance = np.linalg.norm(faces._recognise(pictures_shown[::every], boxes[2][::every]) - own, axis=1)
     turns = [[pose.rotation(points) for points in track.landmarks] for track in (before, after)]
     if kind == "relative":  # since the first frame
         turns = [[of[0].T @ turn for turn in of] for of in turns]
@@ -85,15 +94,6 @@ def _one(
     }
 
 
-def _tracked(frames: Sequence[Array]) -> faces.Track | None:
-    """Each frame looked at where its own face is."""
-    boxes = [faces._detect(frame) for frame in frames]
-    known = [index for index, box in enumerate(boxes) if box is not None]
-    if not known:
-        return None
-    return faces._look(frames, [boxes[min(known, key=lambda k: abs(k - index))] for index in range(len(frames))])
-
-
 def _movement(landmarks: Array) -> Array:
     """(N, 42, 2): what brows, eyes and mouth do: landmarks seen from the front as far as the mean head tells, less
     their mean over the clip, in units of the head."""
@@ -107,9 +107,7 @@ def _movement(landmarks: Array) -> Array:
         scale = float((spread * (rigid - rigid.mean(0))).sum() / (spread**2).sum())
         place = rigid.mean(0) - scale * at.mean(0)
         flat = (points[list(FACE)] - place) / scale
-        depth = -0.35  # of a face's middle, in units of the head: what lies at one depth comes out exactly
-        xy = np.linalg.solve(turn[:2, :2].T, (flat - depth * turn[2, :2]).T).T
-        fronts.append(xy)
+        fronts.append(np.linalg.solve(turn[:2, :2].T, (flat - DEPTH[:, None] * turn[2, :2]).T).T)
     return np.asarray(fronts - np.mean(fronts, axis=0))
 
 
@@ -119,8 +117,8 @@ def correlation(a: Array, b: Array) -> float:
 
 
 def smooth(footage: Sequence[clips.Clip], pack: nc.Pack, threads: int, bar: Any) -> dict[str, float]:
-    """Of every second clip: tremble (rms second difference of the shown keypoints, pixels of 256, on the half of a clip's frames that moves
-    less) and PSNR, of the same streams with the filter off and on."""
+    """Of every second clip: tremble (rms second difference of the shown keypoints, pixels of 256, on the half of the
+    frames that moves less) and PSNR, of the same streams with the filter off and on."""
     values: dict[str, list[float]] = {}
     for clip in bar(footage[::2], "smooth"):
         frames = clip.frames[:SMOOTH_FRAMES]

@@ -88,11 +88,11 @@ class Eyes:
         if box is None and before is None:
             return None
         used = before.box if box is None and before else box
-        track = faces._look([picture], [used])
+        landmarks = faces._look([picture], [used]).landmarks[0]
         second = None
         if self._meter is not None:
             second = _FLIP @ self._meter._follow([picture])[1].rotations[0].T @ _FLIP
-        return Sight(pose.rotation(track.landmarks[0]), track.identity[0], second, used, box is not None)
+        return Sight(pose.rotation(landmarks), faces._recognise([picture], [used])[0], second, used, box is not None)
 
 
 _FLIP = np.diag([1.0, -1.0, -1.0])  # 3DDFA's y is up and its z toward the camera, and its points are columns
@@ -363,6 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pack", help="folder or name of a model pack; default the bundled one")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--frames", type=int, default=100, help="of each clip (default 100)")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th clip")
     parser.add_argument("--threads", type=int, default=2, help="network threads (default 2)")
     parser.add_argument("--landmarks", type=Path, metavar="WEIGHTS", help="3DDFA_V2 mb05 network: a second opinion")
     parser.add_argument("--json", type=Path, help="write every figure here")
@@ -373,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     pack = load_pack(options.pack)
     networks, eyes = Inference(pack, device="cpu", threads=options.threads), Eyes(options.landmarks)
-    footage = _footage(options.clips, options.frames, pack.size)
+    footage = _footage(options.clips, options.frames, pack.size)[:: options.every]
     machine = report.machine()
     found: dict[str, Any] = {}
     if options.json is not None and options.json.is_file() and set(options.parts) != set(PARTS):

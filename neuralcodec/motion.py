@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 POSE_SIZE = 7  # yaw, pitch, roll, tx, ty, tz, log scale: the first numbers of the flat layout
-# What a head turns about, in its own frame and units of its size: below and behind the middle of the face. Fitted to the
-# labels of 208 clips of 129 people, where turning about it explains 40 % of all that faces move.
+# What a head turns about, in its own frame and units of its size: below and behind the middle of the face. Fitted to
+# the labels of 208 clips of 129 people, where turning about it explains 40 % of all that faces move.
 NECK = np.array([0.0, 0.76, 0.71])
 LOG_SCALE_MAX = 3.0  # a face twenty times the picture or a twentieth of it: garbage must not overflow
 
