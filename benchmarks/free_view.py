@@ -377,8 +377,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     footage = _footage(options.clips, options.frames, pack.size)[:: options.every]
     machine = report.machine()
     found: dict[str, Any] = {}
+    runs: dict[str, Any] = {}
     if options.json is not None and options.json.is_file() and set(options.parts) != set(PARTS):
-        found = json.loads(options.json.read_text("utf-8"))["figures"]
+        old = json.loads(options.json.read_text("utf-8"))
+        found, runs = old["figures"], old["runs"]
+    hashes = {clip.name: clip.sha256 for clip in footage}
+    run = {"machine": machine, "pack": pack.id.hex(), "clips": hashes, "frames": options.frames}
+    runs |= dict.fromkeys(options.parts, run)
     with report.progress() as progress:
 
         def bar(items: Sequence[Any], title: str) -> Any:
@@ -395,10 +400,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "cost" in options.parts:
             found["cost"] = run_cost(footage, networks, bar)
     rows = table(found)
-    hashes = {clip.name: clip.sha256 for clip in footage}
     if options.json is not None:
-        report.save(options.json, {"machine": machine, "pack": pack.id.hex(), "clips": hashes, "frames": options.frames,
-                                   "table": rows, "figures": found})  # fmt: skip
+        report.save(options.json, {"table": rows, "figures": found, "runs": runs})
     print(f"{len(footage)} clips, pack {pack.name} {pack.version} {pack.id.hex()}. {report.busy(machine)}\n")
     print(report.markdown(("figure", "bar", "measured", ""), rows))
     if "redirect" in found:

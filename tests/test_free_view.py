@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,19 @@ def test_shares_count_what_the_paper_counts() -> None:
     found = free_view.summary(rows, None)
     assert (found["identity_kept"], found["angle_reached"], found["both"]) == (0.5, 0.5, 0.25)
     assert found["angle_error"] == 12.5 and np.isclose(found["identity_distance"], 0.6)
+
+
+def test_the_example_writes_its_grid(tmp_path: Path) -> None:
+    from PIL import Image
+
+    out = tmp_path / "grid.png"
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "free_view.py", out], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert Image.open(out).size == (7 * 256, 5 * 256) and "35 views of one picture" in done.stdout
+    assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.skipif(bool(faces.unavailable()), reason=faces.unavailable())
