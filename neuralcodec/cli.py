@@ -18,6 +18,7 @@ from . import __version__
 from .errors import NeuralCodecError
 
 if TYPE_CHECKING:
+    from .avatar import Avatar
     from .video import FileStats, Progress
 
 
@@ -65,6 +66,12 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("--full-frame", action="store_true", help="also send the surroundings, to paste the face into")
     command.add_argument("--sign", metavar="KEY", help="sign every picture with this private key (see keygen)")
+    command.add_argument("--avatar", metavar="PICTURE", help="show this picture's person with the film's motion")
+    command.add_argument("--consent", metavar="WORDS", help="who agreed to be that avatar; goes with --avatar")
+    command.add_argument(
+        "--transfer", choices=("relative", "absolute"), default="relative",
+        help="add the motion to the avatar's own pose and expression (default), or take it as it is",
+    )  # fmt: skip
     _add_runtime(command)
     _add_force(command)
 
@@ -80,6 +87,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     for angle, sense in (("yaw", "to the right of the picture"), ("pitch", "down"), ("roll", "clockwise")):
         command.add_argument(f"--{angle}", type=_angle, default=0.0, metavar="DEG", help=f"turn the head {sense}")
+    for axis, sense in (("x", "to the right"), ("y", "down")):
+        text = f"move the head {sense}, as a share of the picture"
+        command.add_argument(f"--{axis}", type=_shift, default=0.0, metavar="SHARE", help=text)
+    command.add_argument(
+        "--frontal", action="store_true",
+        help="face the camera whatever the sender does; angles then count from there",
+    )  # fmt: skip
+    command.add_argument("--eye-contact", action="store_true", help="bring the eyes onto the lens as far as is natural")
+    command.add_argument("--smooth", action="store_true", help="calm the trembling of pose and expression")
     _add_runtime(command)
     _add_force(command)
 
@@ -114,10 +130,15 @@ def make_parser() -> argparse.ArgumentParser:
 def _encode(options: argparse.Namespace) -> int:
     from .video import encode_file
 
+    try:
+        avatar = _avatar(options)
+    except ValueError as error:
+        return _fail(str(error))
     with _progress("Encoding") as progress:
         stats = encode_file(
             options.input, options.output, target_kbps=options.kbps, pack=options.pack, device=options.device,
-            crop=options.crop, full_frame=options.full_frame, threads=options.threads, signing_key=options.sign,
+            crop=options.crop, full_frame=options.full_frame, avatar=avatar, threads=options.threads,
+            signing_key=options.sign,
             overwrite=options.force, progress=progress,
         )  # fmt: skip
     print(_summary(options.output, stats))
@@ -128,6 +149,18 @@ def _encode(options: argparse.Namespace) -> int:
     return 0
 
 
+def _avatar(options: argparse.Namespace) -> Avatar | None:
+    if options.avatar is None and options.consent is None:
+        return None
+    if options.avatar is None or options.consent is None or options.full_frame:
+        raise ValueError("--avatar PICTURE and --consent WORDS go together, and not with --full-frame.")
+    from .avatar import Avatar
+    from .media import read_frames
+
+    _, picture = next(read_frames(options.avatar))
+    return Avatar(picture, options.consent, options.transfer)
+
+
 def _decode(options: argparse.Namespace) -> int:
     from .motion import View
     from .video import decode_file
@@ -135,12 +168,17 @@ def _decode(options: argparse.Namespace) -> int:
     with _progress("Decoding") as progress:
         stats = decode_file(
             options.input, options.output, pack=options.pack, device=options.device,
-            view=View(options.yaw, options.pitch, options.roll), full_frame=options.full_frame or None,
+            view=View(options.yaw, options.pitch, options.roll, options.x, options.y, options.frontal),
+            eye_contact=options.eye_contact, smooth=options.smooth, full_frame=options.full_frame or None,
             loss=options.loss, burst=options.burst, seed=options.seed, threads=options.threads,
             trusted_sender=options.trusted_sender, overwrite=options.force, progress=progress,
         )  # fmt: skip
     concealed = f", {stats.concealed} concealed" if stats.concealed else ""
     print(_summary(options.output, stats) + concealed)
+    if stats.clamped:
+        print(
+            f"The view was clamped to the pack's range in {stats.clamped} of {stats.frames} frames.", file=sys.stderr
+        )
     return 0
 
 
@@ -261,6 +299,10 @@ def _kbps(text: str) -> float:
 
 def _angle(text: str) -> float:
     return _number(text, -90, 90, "an angle in degrees")
+
+
+def _shift(text: str) -> float:
+    return _number(text, -1, 1, "a share of the picture")
 
 
 def _burst(text: str) -> float:

@@ -14,13 +14,16 @@ from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
 from .errors import BitstreamError, LimitError, MissingReferenceError, PackMismatchError
 from .face import Square, paste, resize
+from .gaze import check_layout, eye_contact
 from .inference import Inference
 from .motion import Array, MotionParams, View
 from .pack import Pack, load_pack
 from .packet import Bundle, Feedback, Motion, Packet, Parity, ReferencePart, StreamHeader, Update, parse_packet
 from .pictures import HeldPicture, Pictures
 from .quantizer import Quantizer, State, start_state
+from .smoothing import MotionSmoother
 from .stats import DecoderStats, timed
+from .view import ViewControl
 
 REORDER = 32  # frames: motion that comes out of order within so many still finds its place
 SILENT = 2  # frames concealed in a row after which an intra frame is wanted although nothing came that shows a gap
@@ -32,13 +35,15 @@ LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
 @dataclass(frozen=True)
 class DecodedFrame:
     """A shown frame. image: uint8 RGB (H, W, 3), never a view of the decoder's memory. pts: in the stream's time base.
-    state: how its motion was found. reference: id of the picture it was made from."""
+    state: how its motion was found. motion: as the sender coded it. shown: after smoothing and view. reference: id of
+    the picture it was made from."""
 
     image: Array
     pts: int
     state: Concealment
     motion: MotionParams
     reference: int
+    shown: MotionParams
 
 
 class Decoder:
@@ -47,6 +52,9 @@ class Decoder:
     pack: folder or name of a model pack, None for the bundled one. device: "auto", "cpu", "cuda" or "tensorrt".
     full_frame: paste the face into the last full picture sent, where the stream carries one; None follows the stream.
     view: turn the head at the receiver; assign `decoder.view` at any time.
+    eye_contact: bring the eyes onto the lens, within what eyes can do; `decoder.eye_contact` may be switched any time.
+    smooth: calm the trembling of pose and expression; adds no frame of delay.
+    None of the three needs anything from the sender.
     trusted_sender: an Ed25519 public key, its file or its 64 hexadecimal digits: pictures that this key did not sign
         for this pack, place and `signing_context` are never shown nor built upon (`.stats.rejected_references` counts
         them).
@@ -60,18 +68,23 @@ class Decoder:
         device: str = "auto",
         full_frame: bool | None = None,
         view: View | None = None,
+        eye_contact: bool = False,
+        smooth: bool = False,
         threads: int | None = None,
         trusted_sender: Any = None,
         signing_context: bytes = b"",
         max_pixels: int = 1 << 23,
     ) -> None:
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
-        self.view = view or View()
+        self.view = View() if view is None else view
+        self.eye_contact = eye_contact
         self.full_frame = full_frame
         self.header: StreamHeader | None = None
         self.stats = DecoderStats()
         self._networks = Inference(self.pack, device=device, threads=threads)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
+        self._turning = ViewControl(self.pack.view_range)
+        self._smoother = MotionSmoother() if smooth else None
         self._pictures = Pictures(self.pack, self._networks, self.stats, trusted_sender, signing_context)
         self._max_pixels = max_pixels
         self._active = 0  # id of the picture that motion refers to
@@ -111,6 +124,35 @@ class Decoder:
         if problem is not None and not frames:
             raise problem
         return frames
+
+    @property
+    def view(self) -> View:
+        """How the head is to be turned. A new one is reached smoothly, and clamped to ``pack.view_range`` (counted in
+        ``stats.clamped_frames``). Anything but a View is a ValueError."""
+        return self._view
+
+    @view.setter
+    def view(self, view: View) -> None:
+        if not isinstance(view, View):
+            raise ValueError(f"decoder.view is set to {view!r}; expected a View such as View(yaw=10).")
+        self._view = view
+
+    def frontalize(self) -> None:
+        """Turn the head to face the camera whatever the sender does; ``decoder.view = View()`` ends it."""
+        self.view = View(absolute=True)
+
+    @property
+    def eye_contact(self) -> bool:
+        """Whether eyes are brought onto the lens. ValueError for a pack whose keypoints hold no known eyes."""
+        return self._eye_contact
+
+    @eye_contact.setter
+    def eye_contact(self, wanted: bool) -> None:
+        if not isinstance(wanted, bool):
+            raise ValueError(f"eye_contact is {wanted!r}; expected True or False.")
+        if wanted:
+            check_layout(self.pack.keypoints)
+        self._eye_contact = wanted
 
     @property
     def wants_reference(self) -> bool:
@@ -331,19 +373,31 @@ class Decoder:
     def _shown(self, motion: MotionParams, pts: int, state: Concealment) -> DecodedFrame:
         held = self._shows
         assert held is not None
-        if self._as_is and self.view == View():
-            picture = held.features.picture.copy()
+        seconds = float(pts * self.time_base)
+        with self._timed("view"):
+            calm = self._smoother.smooth(motion, seconds) if self._smoother else motion
+        seen, features = calm, held.features
+        if self._as_is and self._view == View():
+            picture = features.picture.copy()
+            seen = calm = features.estimate.motion if self._eye_contact else motion
             self.stats.as_is_frames += 1
         else:
             with self._timed("reference"):
-                held.features.feeds  # noqa: B018  computed when first asked for
-            seen = motion if self.view == View() else motion.turned(self.view)
+                features.feeds  # noqa: B018  computed when first asked for
+            with self._timed("view"):
+                turned = self._turning.apply(self._view, calm, features.estimate.motion, seconds)
+                self.stats.clamped_frames += turned.clamped
+                seen = turned.motion
             with self._timed("render"):
-                picture = self._networks.render(held.features, seen)
+                picture = self._networks.render(features, seen)
+        if self._eye_contact:
+            with self._timed("view"):
+                follows = self.pack.view_range.gaze
+                picture = eye_contact(picture, seen, calm, features.estimate.motion, features.canonical, follows)
         with self._timed("paste"):
             picture = self._composed(picture, held.crop)
         self.stats.frames += 1
-        return DecodedFrame(picture, pts, state, motion, held.id)
+        return DecodedFrame(picture, pts, state, motion, held.id, seen)
 
     def _composed(self, picture: Array, square: Square) -> Array:
         """At the source's size when it was coded whole or is to be pasted back, else the coded square as it is."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .avatar import Avatar, AvatarDriver
 from .chain import HASH_BYTES, ChainEncoder, start_chain
 from .entropy import EntropyCoder
 from .errors import BitstreamError
@@ -68,6 +69,7 @@ class Encoder:
     crop: "auto" follows the face, "none" codes the whole frame, or (x, y, side) in pixels.
     time_base: seconds per pts unit. frame_duration: the usual pts step.
     full_frame: also send the surroundings, so that the receiver can paste the face back. gray: the source is grey.
+    avatar: show this registered picture with the camera's motion, never the camera's picture; see `Avatar`.
     repeat_header: send the stream header again with each reference (a live stream needs it, a file does not).
     loss: share of packets expected to be lost, 0..1: frames and pictures are sent with as much redundancy as that
         takes. Reports given to on_feedback add to it.
@@ -91,6 +93,7 @@ class Encoder:
         frame_duration: int = 1,
         full_frame: bool = False,
         gray: bool = False,
+        avatar: Avatar | None = None,
         threads: int | None = None,
         repeat_header: bool = True,
         loss: float = 0.0,
@@ -109,6 +112,9 @@ class Encoder:
         self.full_frame, self.gray, self.repeat_header = full_frame, gray, repeat_header
         self.stats = EncoderStats()
         self._networks = Inference(self.pack, device=device, threads=threads)
+        if avatar is not None and (full_frame or not isinstance(avatar, Avatar)):
+            raise ValueError("avatar must be an Avatar, and goes without full_frame: no surroundings are sent with it.")
+        self._avatar = AvatarDriver(avatar, self._networks) if avatar is not None else None
         self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", Square(*crop))
         self._rate = RateControl(target_kbps)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
@@ -116,7 +122,8 @@ class Encoder:
         self._active = self._newest = -1  # ids of the reference in use and of the one sent last
         self._next_id = 0
         self._face: Face | None = None  # where it was last seen, source pixels
-        self._size: tuple[int, int] | None = None
+        self._size: tuple[int, int] | None = None  # as the header says
+        self._camera: tuple[int, int] | None = None
         self._key = None if signing_key is None else private_key(signing_key)
         self._context = signing_context
         self._expected_loss = self._loss = loss
@@ -153,15 +160,18 @@ class Encoder:
         self._rate.advance(seconds)
         self.stats.frames += 1
         packets, self._again = self._again, []
-        size = (picture.shape[1], picture.shape[0])
+        camera = (picture.shape[1], picture.shape[0])
+        if camera != self._camera:
+            self._camera, self._face = camera, None
+        size = self._avatar.size if self._avatar else camera
         if size != self._size:
-            self._size, self._face = size, None
+            self._size = size
             packets = [self._header()]
             self._wants_reference = True
 
         with self._timed("face"):
             face = self._face or self._find(picture)
-            square = self._follower.update(size, face, seconds)
+            square = self._follower.update(camera, face, seconds)
             tile = crop(picture, square, self.pack.size)
         with self._timed("motion"):
             estimate = self._look(tile, square, face)
@@ -172,6 +182,9 @@ class Encoder:
             with self._timed("motion"):
                 estimate = self._look(tile, square, face)
         self._face = Face.from_box(square, estimate.box) if estimate else None
+        if self._avatar is not None:  # from here on the camera's picture is out of play
+            estimate = self._avatar.driven(estimate, square) if estimate else None
+            picture, tile, square = self._avatar.tile, self._avatar.tile, self._avatar.square
 
         if estimate is None:
             self.stats.face_lost_frames += 1
@@ -189,8 +202,9 @@ class Encoder:
             packets += self._motion(estimate, square, late, seconds, as_is=False)
         self._waiting.clear()
         as_is = self._as_is or estimate is None or bool(pictures and often and not self._wants_intra)
+        as_is &= self._avatar is None  # its picture is nobody's present state
         packets += self._motion(estimate, square, pts, seconds, as_is=as_is)
-        if estimate is not None:
+        if estimate is not None and self._avatar is None:
             self._check(tile, square, estimate, seconds)
         return self._sent(packets)
 
@@ -244,6 +258,11 @@ class Encoder:
         here = [key for key, sent in self._held.items() if not sent.lost]
         if here and self._active not in here:
             self._active = here[-1]
+    def recenter_avatar(self) -> None:
+        """Take the sender's face in the next frame for the calm one that the avatar's picture stands for."""
+        if self._avatar is None:
+            raise ValueError("This encoder shows the camera's own picture; there is no avatar to recenter.")
+        self._avatar.recenter()
 
     def flush(self) -> list[Packet]:
         """What is still waiting to be sent, and the packet that ends the stream."""
@@ -271,6 +290,8 @@ class Encoder:
 
     def _refresh(self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None) -> list[Packet]:
         """Choose the reference for this frame; send a new one where it is due."""
+        if self._avatar is not None and self._held and not self._wants_reference:
+            return []  # the one picture there is does not age
         if estimate is None or self._as_is:
             best, drift = self._active, self._staleness(tile, square)
         else:

@@ -50,6 +50,7 @@ class DecoderStats(Stats):
     lost_frames: int = 0  # sequence numbers that never came
     damaged_references: int = 0
     rejected_references: int = 0  # not signed by the trusted sender
+    clamped_frames: int = 0  # shown with less of a view than was asked for: see Pack.view_range
     waiting_packets: int = 0  # motion not shown because its reference or the frame it continues was missing
 
 

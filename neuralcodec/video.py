@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from .avatar import Avatar
 from .container import ContainerReader, ContainerWriter
 from .decoder import DecodedFrame, Decoder
 from .encoder import Encoder
@@ -41,6 +42,7 @@ class FileStats:
     references: int = 0  # pictures coded on their own
     updates: int = 0  # pictures predicted from those before
     concealed: int = 0  # frames made without their packet
+    clamped: int = 0  # frames shown with less of a view than was asked for
     face_lost: int = 0  # frames in which the encoder saw no face
     damaged: int = 0  # pieces of the input that could not be read and were left out
     provider: str = ""  # what ran the networks
@@ -69,6 +71,7 @@ def encode_file(
     device: str = "auto",
     crop: str | tuple[int, int, int] = "auto",
     full_frame: bool = False,
+    avatar: Avatar | None = None,
     threads: int | None = None,
     signing_key: Any = None,
     overwrite: bool = False,
@@ -84,8 +87,8 @@ def encode_file(
             raise MediaError(f"{src} is {found} pixels; a stream carries at most {DIMENSION_MAX} on a side.")
         encoder = Encoder(
             target_kbps, pack=pack, device=device, crop=crop, time_base=reader.time_base,
-            frame_duration=reader.frame_duration, full_frame=full_frame, gray=reader.gray, threads=threads,
-            repeat_header=False, signing_key=signing_key,
+            frame_duration=reader.frame_duration, full_frame=full_frame, gray=reader.gray and avatar is None,
+            avatar=avatar, threads=threads, repeat_header=False, signing_key=signing_key,
         )  # fmt: skip
         with output_path(dst, overwrite=overwrite) as temporary:
             with open(temporary, "wb") as file:
@@ -123,6 +126,8 @@ def decode_file(
     pack: str | Path | Pack | None = None,
     device: str = "auto",
     view: View | None = None,
+    eye_contact: bool = False,
+    smooth: bool = False,
     full_frame: bool | None = None,
     loss: float = 0.0,
     burst: float = 1.0,
@@ -134,7 +139,8 @@ def decode_file(
 ) -> FileStats:
     """Show the .ncv file ``src`` as the film ``dst`` (.mp4).
 
-    view: turn the head. full_frame: paste the face back (None: when the stream carries its surroundings).
+    view, eye_contact, smooth: see :class:`Decoder`.
+    full_frame: paste the face back (None: when the stream carries its surroundings).
     loss, burst, seed: lose this share of the motion packets, in runs of ``burst`` on average, and conceal them.
     A file has no way to ask again, so the header and the references always arrive.
     trusted_sender: an Ed25519 public key; pictures it did not sign are not shown, and SigningError says so at the end.
@@ -148,8 +154,8 @@ def decode_file(
     if full_frame and not header.full_frame:
         raise MediaError(f"{src} carries only the face; encode it with --full-frame (full_frame=True) first.")
     decoder = Decoder(
-        pack=pack, device=device, full_frame=full_frame, view=view, threads=threads, trusted_sender=trusted_sender,
-        max_pixels=DIMENSION_MAX**2,
+        pack=pack, device=device, full_frame=full_frame, view=view, eye_contact=eye_contact, smooth=smooth,
+        threads=threads, trusted_sender=trusted_sender, max_pixels=DIMENSION_MAX**2,
     )  # fmt: skip
     channel = _Channel(loss, burst, seed)
     damaged = 0
@@ -180,8 +186,8 @@ def decode_file(
         )
     stats = decoder.stats
     return counted.stats(
-        concealed=stats.concealed_frames, provider=stats.provider, elapsed_s=perf_counter() - started,
-        stage_ms=dict(stats.stage_ms),
+        concealed=stats.concealed_frames, clamped=stats.clamped_frames, provider=stats.provider,
+        elapsed_s=perf_counter() - started, stage_ms=dict(stats.stage_ms),
     )  # fmt: skip
 
 

@@ -184,6 +184,50 @@ def test_the_head_turns_at_the_receiver(coded: Coded) -> None:
     assert psnr(a.image, b.image) < 32 and a.motion.yaw == b.motion.yaw
 
 
+def test_a_view_is_checked_clamped_and_said(coded: Coded) -> None:
+    receiver = decoder()
+    for wrong in ("left", 10, None, (1, 2, 3)):
+        with pytest.raises(ValueError, match="expected a View"):
+            receiver.view = wrong  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="expected True or False"):
+        receiver.eye_contact = 1  # type: ignore[assignment]
+    limit = receiver.pack.view_range.yaw
+    receiver.view = nc.View(yaw=limit + 40)
+    shown = [f for d in stream(coded)[:4] for f in receiver.decode(d)]
+    assert receiver.stats.clamped_frames == len(shown) > 0
+    assert shown[0].shown.yaw - shown[0].motion.yaw < limit + 5
+    assert receiver.stats.stage_seconds["view"] > 0
+
+
+def test_a_frontal_view_needs_nothing_from_the_sender(coded: Coded, portrait_clip: list[np.ndarray]) -> None:
+    """The stream is the one that was coded before anybody asked for a view."""
+    receiver = decoder()
+    receiver.frontalize()
+    assert receiver.view == nc.View(absolute=True)
+    shown = [f for d in stream(coded) for f in receiver.decode(d)]
+    assert len(shown) == len(portrait_clip) and not receiver.wants_reference and not receiver.wants_intra
+    angles = [(f.shown.yaw, f.shown.pitch, f.shown.roll) for f in shown]
+    assert receiver.stats.clamped_frames or np.allclose(angles, 0, atol=1e-3)
+
+
+def test_eye_contact_changes_eyes_and_nothing_else(coded: Coded) -> None:
+    plain, looking = decoder(), decoder()
+    plain.view = looking.view = nc.View(yaw=12)
+    looking.eye_contact = True
+    a, b = ([f for d in stream(coded)[:4] for f in r.decode(d)][0] for r in (plain, looking))
+    changed = (a.image != b.image).any(axis=2)
+    assert 0 < changed.mean() < 0.05 and np.array_equal(a.shown.flat(), b.shown.flat())
+
+
+def test_smoothing_is_off_unless_asked_for_and_costs_no_frame(coded: Coded) -> None:
+    calm, plain = nc.Decoder(device="cpu", threads=1, smooth=True), decoder()
+    for data in stream(coded):
+        a, b = calm.decode(data), plain.decode(data)
+        assert [f.pts for f in a] == [f.pts for f in b]
+        assert all(f.shown is f.motion for f in b)
+    assert a[0].shown is not a[0].motion and np.array_equal(a[0].motion.flat(), b[0].motion.flat())
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.binary(max_size=60))
 def test_any_bytes_give_frames_or_a_bitstream_error(coded: Coded, data: bytes) -> None:
