@@ -116,6 +116,8 @@ CODECS: dict[str, Codec] = {
         Codec("x264-call", "libx264", "h264", "crf", X26_LADDER,
               {"preset": "slow", "tune": "psnr,zerolatency", "x264-params": "keyint=infinite:scenecut=0"},
               variants=ANCHOR_VARIANTS),
+        Codec("svt-av1-best", "libsvtav1", "libdav1d", SVT_QUALITY, SVT_LADDER,
+              {"preset": "4", "svtav1-params": "keyint=-1:scd=0:tune=1:lp=1"}, variants=BEST_VARIANTS),
         Codec("svt-av1-call", "libsvtav1", "libdav1d", SVT_QUALITY, SVT_LADDER,
               {"preset": "7", "svtav1-params": "pred-struct=1:rtc=1:keyint=-1:scd=0:lp=1"}),
         Codec("x264-best", "libx264", "h264", "crf", X26_LADDER,
@@ -126,8 +128,6 @@ CODECS: dict[str, Codec] = {
         # cpu-used 5 is what WebRTC takes for pictures this small.
         Codec("vp9-call", "libvpx-vp9", "vp9", "crf", AV1_LADDER,
               {"deadline": "realtime", "cpu-used": "5", "lag-in-frames": "0", "auto-alt-ref": "0", **VPX_COMMON}),
-        Codec("svt-av1-best", "libsvtav1", "libdav1d", SVT_QUALITY, SVT_LADDER,
-              {"preset": "4", "svtav1-params": "keyint=-1:scd=0:tune=1:lp=1"}, variants=BEST_VARIANTS),
         Codec("aom-av1-call", "libaom-av1", "libdav1d", "crf", AV1_LADDER,
               {"usage": "realtime", "cpu-used": "7", "lag-in-frames": "0", **VPX_COMMON}, binary=True),
         Codec("vp9-best", "libvpx-vp9", "vp9", "crf", AV1_LADDER,

@@ -38,9 +38,9 @@ class Metric:
 METRICS = {
     "vmaf": Metric("VMAF", "vmaf", 1, 1),
     "ms_ssim": Metric("MS-SSIM", "picture", 1, 3),
-    "landmark_px": Metric("landmark distance, px of 256", "faces", -1, 2),
+    "landmark_px": Metric("landmark distance, px of 256", "landmarks", -1, 2),
     "st_lpips": Metric("ST-LPIPS", "perceptual", -1, 3),
-    "identity_distance": Metric("identity distance", "faces", -1, 3),
+    "identity_distance": Metric("identity distance", "identity", -1, 3),
     "psnr": Metric("PSNR, dB", "picture", 1, 2),
     "temporal_error": Metric("temporal error, luma steps", "temporal", -1, 2),
 }

@@ -38,10 +38,9 @@ SAME_PERSON = 0.6  # distance, by the network's authors
 
 @dataclass(frozen=True)
 class Track:
-    """What was seen on the looked-at frames of one film. landmarks: float64 (N, 68, 2) pixels. identity: (M, 128)."""
+    """The landmarks of one film on the looked-at frames, float64 (N, 68, 2), pixels of a picture so wide."""
 
     landmarks: Array
-    identity: Array
     width: int
 
     @property
@@ -82,19 +81,32 @@ def unavailable() -> str:
     return ""
 
 
-def compare(original: Clip, decoded: Sequence[Array], *, every: int = 1) -> tuple[Track, Track] | None:
-    """Both films on every ``every``-th frame; None when no face is found in any of them."""
+def tracks(original: Clip, decoded: Sequence[Array], *, every: int = 1) -> tuple[Track, Track] | None:
+    """Landmarks of both films on every ``every``-th frame; None when no face is found in any of them."""
     before = _original(original.sha256, every, _Frames(original.frames))
-    if before is None:
-        return None
-    track, boxes = before
-    return track, _look(decoded[::every], boxes)
+    return None if before is None else (before[0], _look(decoded[::every], before[1]))
 
 
-def figures(original: Clip, decoded: Sequence[Array], *, every: int = 1) -> dict[str, float]:
+def identities(original: Clip, decoded: Sequence[Array], *, every: int = 1) -> tuple[Array, Array] | None:
+    """The face network's numbers, (M, 128) each, on every ``every``-th frame; None when no face is found."""
+    before = _original_identity(original.sha256, every, _Frames(original.frames))
+    return None if before is None else (before[0], _recognise(decoded[::every], before[1]))
+
+
+def landmark_figures(original: Clip, decoded: Sequence[Array], *, every: int = 1) -> dict[str, float]:
     """:func:`distances` of a clip; empty when it shows no face."""
-    tracks = compare(original, decoded, every=every)
-    return {} if tracks is None else distances(*tracks)
+    pair = tracks(original, decoded, every=every)
+    return {} if pair is None else distances(*pair)
+
+
+def identity_figures(original: Clip, decoded: Sequence[Array], *, every: int = 1) -> dict[str, float]:
+    """identity_distance: mean, between the face network's numbers. same_person: share of frames under ``SAME_PERSON``.
+    On every ``IDENTITY_EVERY``-th of the looked-at frames; empty when the clip shows no face."""
+    pair = identities(original, decoded, every=every * IDENTITY_EVERY)
+    if pair is None:
+        return {}
+    apart = np.linalg.norm(pair[0] - pair[1], axis=1)
+    return {"identity_distance": float(apart.mean()), "same_person": float((apart < SAME_PERSON).mean())}
 
 
 def distances(before: Track, after: Track) -> dict[str, float]:
@@ -103,12 +115,10 @@ def distances(before: Track, after: Track) -> dict[str, float]:
     landmark_px: distance of the 68 landmarks, pixels of a picture 256 wide. mouth_error, mouth_range: mean difference
     of mouth openings, and the original's own range (1st to 99th percentile). closed, closed_shown: frames with closed
     eyes in the original, and how many of them show closed eyes; opened, opened_shown: the same for open eyes.
-    identity_distance: between the face network's numbers. same_person: share of frames under ``SAME_PERSON``.
     """
     low, high = np.percentile(before.mouth, [1, 99])
     limit = CLOSED * np.median(before.eyes)
     was, shown = before.eyes < limit, after.eyes < limit
-    identity = np.linalg.norm(before.identity - after.identity, axis=1)
     return {
         "landmark_px": float(np.linalg.norm(before.landmarks - after.landmarks, axis=2).mean() * 256 / before.width),
         "mouth_error": float(np.abs(before.mouth - after.mouth).mean()),
@@ -117,8 +127,6 @@ def distances(before: Track, after: Track) -> dict[str, float]:
         "closed_shown": int((was & shown).sum()),
         "opened": int((~was).sum()),
         "opened_shown": int((~was & ~shown).sum()),
-        "identity_distance": float(identity.mean()),
-        "same_person": float((identity < SAME_PERSON).mean()),
     }
 
 
@@ -135,16 +143,16 @@ def blink_agreement(clips: Sequence[dict[str, Any]]) -> float:
     return float(np.mean(shares))
 
 
-def centred_similarity(pairs: Sequence[tuple[Track, Track]]) -> list[float]:
+def centred_similarity(pairs: Sequence[tuple[Array, Array]]) -> list[float]:
     """Mean cosine of identities per clip, after the mean face of all clips' originals is taken off.
 
     Without that every two faces have a cosine of 0.9 in this network's numbers; with it two people have 0 on average.
-    Needs several people.
+    Needs several people. pairs: (original, decoded) of each clip, as :func:`identities` gives them.
     """
-    centre = np.mean([before.identity.mean(axis=0) for before, _ in pairs], axis=0)
+    centre = np.mean([before.mean(axis=0) for before, _ in pairs], axis=0)
     result = []
     for before, after in pairs:
-        a, b = before.identity - centre, after.identity - centre
+        a, b = before - centre, after - centre
         cosine = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
         result.append(float(cosine.mean()))
     return result
@@ -166,12 +174,24 @@ class _Frames:
 @lru_cache(maxsize=8)
 def _original(sha256: str, every: int, frames: _Frames) -> tuple[Track, list[Any]] | None:
     chosen = frames.frames[::every]
-    found = [_detect(frame) for frame in chosen]
-    if all(box is None for box in found):
-        return None
+    boxes = _boxes(chosen)
+    return None if boxes is None else (_look(chosen, boxes), boxes)
+
+
+@lru_cache(maxsize=8)
+def _original_identity(sha256: str, every: int, frames: _Frames) -> tuple[Array, list[Any]] | None:
+    chosen = frames.frames[::every]
+    boxes = _boxes(chosen)
+    return None if boxes is None else (_recognise(chosen, boxes), boxes)
+
+
+def _boxes(frames: Sequence[Array]) -> list[Any] | None:
+    """The face on each frame; where none is found, that of the nearest frame with one."""
+    found = [_detect(frame) for frame in frames]
     known = [index for index, box in enumerate(found) if box is not None]
-    boxes = [found[min(known, key=lambda k: abs(k - index))] for index in range(len(found))]
-    return _look(chosen, boxes), boxes
+    if not known:
+        return None
+    return [found[min(known, key=lambda k: abs(k - index))] for index in range(len(found))]
 
 
 def _detect(frame: Array) -> Any:
@@ -185,15 +205,18 @@ def _detect(frame: Array) -> Any:
 def _look(frames: Sequence[Array], boxes: Sequence[Any]) -> Track:
     import dlib
 
-    _, predictor, network = _models()
-    landmarks, identity = [], []
-    for index, (frame, box) in enumerate(zip(frames, boxes, strict=True)):
-        frame = np.ascontiguousarray(frame)
+    _, predictor, _ = _models()
+    landmarks = []
+    for frame, box in zip(map(np.ascontiguousarray, frames), boxes, strict=True):
         shapes = [predictor(frame, dlib.translate_rect(box, dlib.point(*shift))) for shift in SHIFTS]
         landmarks.append(np.mean([[(p.x, p.y) for p in shape.parts()] for shape in shapes], axis=0))
-        if index % IDENTITY_EVERY == 0:
-            identity.append(np.array(network.compute_face_descriptor(frame, shapes[0])))
-    return Track(np.array(landmarks, float), np.array(identity), frames[0].shape[1])
+    return Track(np.array(landmarks, float), frames[0].shape[1])
+
+
+def _recognise(frames: Sequence[Array], boxes: Sequence[Any]) -> Array:
+    _, predictor, network = _models()
+    pairs = zip(map(np.ascontiguousarray, frames), boxes, strict=True)
+    return np.array([network.compute_face_descriptor(frame, predictor(frame, box)) for frame, box in pairs])
 
 
 @cache

@@ -63,7 +63,8 @@ GROUPS = {
             lambda: "" if metrics.has_vmaf() else "VMAF needs an ffmpeg program: pip install 'neuralcodec[bench]'.",
         ),
         Group("temporal", "1", lambda c, f, n: metrics.temporal(c.frames, f), lambda: ""),
-        Group("faces", "1", lambda c, f, n: faces.figures(c, f, every=n), faces.unavailable),
+        Group("landmarks", "1", lambda c, f, n: faces.landmark_figures(c, f, every=n), faces.unavailable),
+        Group("identity", "1", lambda c, f, n: faces.identity_figures(c, f, every=n), faces.unavailable),
         Group("perceptual", "1", lambda c, f, n: perceptual.figures(c, f), perceptual.unavailable),
     )
 }

@@ -22,16 +22,16 @@ OUR_TARGETS = (2.0, 4.0, 8.0)  # kbit/s
 TARGET = 4.0  # kbit/s, of the headline
 ANCHOR = "x264-call"
 OURS = "neuralcodec"
-SHOWN = ("svt-av1-best",)  # beside ours and the anchor in stills and film; has ST-LPIPS too
+SHOWN = ("svt-av1-best",)  # beside ours and the anchor in stills and film
 QUICK_CODECS = (ANCHOR, "svt-av1-call")
 QUICK_FRAMES, QUICK_CLIPS = 50, 6
-ALWAYS = ("picture", "vmaf", "temporal", "faces")
+SLOW = ("identity", "perceptual")  # groups of figures for ours, the anchor and SHOWN only
 
 
 def plan(options: argparse.Namespace, groups: Sequence[str]) -> list[running.Job]:
     """Every measurement of this run: ours first, then codec by codec in the order of benchmarks.codecs."""
     everything = tuple(groups)
-    usual = tuple(group for group in groups if group != "perceptual")
+    usual = tuple(group for group in groups if group not in SLOW)
     footage = [Footage(path, options.frames, options.size) for path in options.paths]
     jobs: list[running.Job] = []
     if options.only != "baselines":
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = options.codecs or (QUICK_CODECS if options.quick else tuple(codecs.CODECS))
     reasons = {name: codecs.unavailable(codecs.CODECS[name]) for name in wanted}
     options.codecs = [name for name in wanted if not reasons[name]]
-    groups = [name for name in (*ALWAYS, "perceptual") if not points.GROUPS[name].unavailable()]
+    groups = [name for name in points.GROUPS if not points.GROUPS[name].unavailable()]
     left_out = [r for r in (*reasons.values(), *(points.GROUPS[n].unavailable() for n in points.GROUPS)) if r]
     for reason in left_out:
         print(reason, file=sys.stderr)
