@@ -43,7 +43,7 @@ def needed(footage: Footage, cache: Cache, codec: str, metric: str, score: float
 def _ladder(footage: Footage, cache: Cache, codec: str, metric: str, scale: float, hold: int, steps: int) -> Tried:
     settings = [Baseline(footage, codec, quality, scale, hold) for quality in CODECS[codec].ladder[:steps]]
     group = (METRICS[metric].group,)
-    return [(s, points.measure(s, cache, group)) for s in settings if points.is_measured(s, cache, group)]
+    return [(s, points.measure(s, cache, group)) for s in settings if points.known(s, cache, group)]
 
 
 def _refine(tried: Tried, cache: Cache, metric: str, score: float) -> None:

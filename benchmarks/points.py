@@ -195,10 +195,10 @@ def measure(setting: Setting, cache: Cache, groups: Sequence[str], *, every: int
     return point(setting, entry, clip, groups)
 
 
-def is_measured(setting: Setting, cache: Cache, groups: Sequence[str], *, every: int = EVERY) -> bool:
-    entry = cache.load(setting.what())
-    wanted = {name: f"{GROUPS[name].version}, every {every}" for name in groups}
-    return bool(entry.coded) and all(entry.figures.get(n, {}).get("version") == v for n, v in wanted.items())
+def known(setting: Setting, cache: Cache, groups: Sequence[str], *, every: int = EVERY) -> list[str]:
+    """Those of the groups that the cache holds for a setting."""
+    figures = cache.load(setting.what()).figures
+    return [n for n in groups if figures.get(n, {}).get("version") == f"{GROUPS[n].version}, every {every}"]
 
 
 def point(setting: Setting, entry: Entry, clip: clips.Clip, groups: Sequence[str]) -> dict[str, Any]:

@@ -29,25 +29,27 @@ SLOW = ("identity", "perceptual")  # groups of figures for ours, the anchor and 
 
 
 def plan(options: argparse.Namespace, groups: Sequence[str]) -> list[running.Job]:
-    """Every measurement of this run: ours first, then codec by codec in the order of benchmarks.codecs."""
-    everything = tuple(groups)
+    """Every measurement of this run: ours first, then codec by codec in the order of benchmarks.codecs, the slow groups
+    of figures after the others, so that a run cut short has whole codecs."""
     usual = tuple(group for group in groups if group not in SLOW)
     footage = [Footage(path, options.frames, options.size) for path in options.paths]
     jobs: list[running.Job] = []
     if options.only != "baselines":
         for index, pack in enumerate(options.pack or [None]):
             name = OURS if index == 0 else f"{OURS}:{Path(pack).name}"
-            jobs += [
-                (Ours(clip, kbps, pack, options.device, name), everything) for kbps in options.kbps for clip in footage
-            ]
+            ours = [Ours(clip, kbps, pack, options.device, name) for kbps in options.kbps for clip in footage]
+            jobs += [(setting, tuple(groups)) for setting in ours]
     for name in options.codecs:
         codec = codecs.CODECS[name]
-        for clip in footage:
-            for scale, hold, steps in codec.variants:
-                jobs += [
-                    (Baseline(clip, name, quality, scale, hold), everything if name in (ANCHOR, *SHOWN) else usual)
-                    for quality in codec.ladder[:steps]
-                ]
+        settings = [
+            Baseline(clip, name, quality, scale, hold)
+            for clip in footage
+            for scale, hold, steps in codec.variants
+            for quality in codec.ladder[:steps]
+        ]
+        jobs += [(setting, usual) for setting in settings]
+        if name in (ANCHOR, *SHOWN):
+            jobs += [(setting, tuple(groups)) for setting in settings]
     return jobs
 
 
@@ -146,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = plan(options, groups)
     ours = [job for job in jobs if isinstance(job[0], Ours)]
     missing = running.run(ours if options.only == "ours" else jobs, cache, options.jobs, minutes=options.minutes)
-    measured = running.collect(jobs, cache)
+    wanted_groups = {setting: chosen for setting, chosen in jobs}  # the last, and fullest, of a setting
+    measured = running.collect(list(wanted_groups.items()), cache)
     if not any(p["codec"] == options.test for p in measured) or not any(p["codec"] == ANCHOR for p in measured):
         print(f"{missing} measurements are missing, and nothing to compare yet; run this again to go on.")
         return 1
@@ -155,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = {
         **summarise(measured, lines, options),
         "left_out": left_out,
-        "measurements": {"planned": len(jobs), "present": len(measured)},
+        "measurements": {"planned": len(wanted_groups), "present": len(measured)},
         "resources": resources.of(options.codecs, jobs, cache),
     }
     report.save(options.out / "rate_distortion.json", result, lines=("points",))

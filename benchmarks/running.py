@@ -26,7 +26,9 @@ def run(jobs: Sequence[Job], cache: Cache, workers: int, *, minutes: float | Non
     with report.progress() as bar:
         task = bar.add_task("measurements", total=len(jobs))
         for tries_left in reversed(range(TRIES)):
-            missing = [job for job in jobs if not points.is_measured(job[0], cache, job[1])]
+            missing = [
+                (setting, groups) for setting, groups in jobs if len(points.known(setting, cache, groups)) < len(groups)
+            ]
             bar.update(task, completed=len(jobs) - len(missing))
             if not missing:
                 return 0
@@ -46,10 +48,9 @@ def run(jobs: Sequence[Job], cache: Cache, workers: int, *, minutes: float | Non
 
 
 def collect(jobs: Sequence[Job], cache: Cache) -> list[dict[str, Any]]:
-    """Points of all jobs that are measured."""
-    return [
-        points.measure(setting, cache, groups) for setting, groups in jobs if points.is_measured(setting, cache, groups)
-    ]
+    """The points that are there, with the figures that are there."""
+    found = [(setting, points.known(setting, cache, groups)) for setting, groups in jobs]
+    return [points.measure(setting, cache, groups) for setting, groups in found if groups]
 
 
 def _alone() -> None:
