@@ -64,14 +64,6 @@ class Track:
         ]
         return np.asarray(np.mean(each, axis=0))
 
-    @property
-    def tremble(self) -> float:
-        """Root mean square second difference in time, pixels of 256: 0 for a head that rests or moves evenly. Means
-        something only where every frame was looked at."""
-        if len(self.landmarks) < 3:
-            return 0.0
-        return float(np.sqrt(np.square(np.diff(self.landmarks, 2, axis=0)).sum(axis=2).mean())) * 256 / self.width
-
 
 def unavailable() -> str:
     """Why faces cannot be measured here, in one sentence; empty when they can."""
@@ -128,6 +120,22 @@ def distances(before: Track, after: Track) -> dict[str, float]:
         "opened": int((~was).sum()),
         "opened_shown": int((~was & ~shown).sum()),
     }
+
+
+def tremble(before: Track, after: Track) -> dict[str, float]:
+    """Landmark jitter of both films on the quarter of the frames where the original's head is stillest: root mean
+    square second difference in time, pixels of 256; 0 for a head that rests or moves evenly. For tracks of every frame.
+    """
+    if len(before.landmarks) < 4:
+        return {}
+    speed = np.linalg.norm(np.diff(before.landmarks, axis=0), axis=2).mean(axis=1)
+    speed = np.maximum(speed[:-1], speed[1:])  # of each frame with a neighbour on both sides
+    still = speed <= np.percentile(speed, 25)
+    result = {}
+    for name, track in (("tremble_original", before), ("tremble", after)):
+        second = np.square(np.diff(track.landmarks, 2, axis=0)[still]).sum(axis=2)
+        result[name] = float(np.sqrt(second.mean())) * 256 / track.width
+    return result
 
 
 def mouth_share(clips: Sequence[dict[str, Any]]) -> float:
