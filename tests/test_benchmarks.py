@@ -119,8 +119,8 @@ def test_less_is_better_where_it_is() -> None:
 
 def test_the_headline_keeps_clips_apart_that_the_anchor_cannot_match() -> None:
     targets = [{"sha256": name, "kbps": 4.0} for name in "abcd"]
-    needed = {("a", "vmaf"): curves.RateAt(8.0), ("b", "vmaf"): curves.RateAt(2.0), ("c", "vmaf"): curves.RateAt(1, ">"),
-              ("d", "vmaf"): curves.RateAt(4.0, "<=")}  # fmt: skip
+    rates = {"a": curves.RateAt(8.0), "b": curves.RateAt(2.0), "c": curves.RateAt(1, ">"), "d": curves.RateAt(4, "<=")}
+    needed = {(name, "vmaf"): rate for name, rate in rates.items()}
     found = comparison.headline(targets, needed, "vmaf")
     assert found["ratio"] == pytest.approx(1.0) and found["clips"] == 3 and found["clips_lost"] == 1
     assert found["anchor_never_gets_there"] == 1 and found["anchor_cannot_go_so_low"] == 1
@@ -224,8 +224,9 @@ def test_a_changed_option_is_another_entry_and_ours_follows_pack_and_source(
     footage = points.Footage(Path(small_run[0][1]) / "clip.mp4", limit=8)
     plain = points.Baseline(footage, "x264-call", 41)
     assert plain.what() == points.Baseline(footage, "x264-call", 41).what()
-    assert len({json.dumps(s.what(), sort_keys=True) for s in (plain, replace(plain, quality=42), replace(plain, hold=2),
-               replace(plain, codec="x264-best"), replace(plain, footage=replace(footage, limit=7)))}) == 5  # fmt: skip
+    changed = (replace(plain, quality=42), replace(plain, hold=2), replace(plain, codec="x264-best"),
+               replace(plain, footage=replace(footage, limit=7)))  # fmt: skip
+    assert len({json.dumps(setting.what(), sort_keys=True) for setting in (plain, *changed)}) == 5
     ours = points.Ours(footage, 4.0)
     before = ours.what()
     monkeypatch.setattr(points, "source_version", lambda: "changed")
@@ -343,15 +344,16 @@ def test_a_busy_machine_is_said_beside_speeds() -> None:
 
 def validated(**changes: Any) -> dict[str, Any]:
     figures = {
-        "clip": "a", "frames": 300, "psnr": 25.0, "ms_ssim": 0.8, "freeze_psnr": 20.0, "freeze_ms_ssim": 0.6,
-        "gain": 5.0, "kbps": 4.2, "kbps_first_10_s": 4.5, "motion_payload": 5.0, "motion_payload_p95": 9.0,
+        "clip": "a", "frames": 300, "psnr": 27.0, "ms_ssim": 0.92, "freeze_psnr": 20.0, "freeze_ms_ssim": 0.6,
+        "jitter": 0.9, "gain": 7.0, "kbps": 4.2, "kbps_first_10_s": 4.5, "motion_payload": 5.0,
+        "motion_payload_p95": 9.0,
         "motion_packet": 7.0, "references": 2, "keypoint_error_px": 0.5, "frames_missing": 0, "frames_strayed": 0,
         "encode_ms": 10.0, "decode_ms": 25.0, "symbols": "x", "symbols_again": "x", "symbols_elsewhere": "x",
     }  # fmt: skip
     return {**figures, **changes}
 
 
-WHOLE = {"machine": {"cores_usable": 2}, "import_ms": 50.0, "decode_mb": 300.0}
+WHOLE = {"machine": {"cores_usable": 2}, "import_ms": 50.0, "decode_mb": 300.0, "pack_mb": 8.0}
 
 
 def verdicts(results: list[dict[str, Any]], whole: dict[str, Any] = WHOLE) -> dict[str, str]:
@@ -360,7 +362,7 @@ def verdicts(results: list[dict[str, Any]], whole: dict[str, Any] = WHOLE) -> di
 
 def test_the_table_passes_when_every_figure_holds() -> None:
     found = verdicts([validated()])
-    assert len(found) == 12 and set(found.values()) == {"pass"}
+    assert len(found) == 15 and set(found.values()) == {"pass"}
 
 
 @pytest.mark.parametrize(
@@ -369,10 +371,12 @@ def test_the_table_passes_when_every_figure_holds() -> None:
         ({"motion_payload": 10.1}, "motion payload"),
         ({"kbps_first_10_s": 5.1}, "whole file"),
         ({"keypoint_error_px": 0.71}, "keypoint error"),
-        ({"gain": 1.9}, "PSNR gain"),
+        ({"psnr": 25.9}, "PSNR, dB"),
+        ({"ms_ssim": 0.89}, "MS-SSIM"),
+        ({"gain": 3.7}, "PSNR gain"),
         ({"gain": -0.1}, "share of clips"),
         ({"encode_ms": 17.0}, "encode"),
-        ({"decode_ms": 51.0}, "decode"),
+        ({"decode_ms": 34.0}, "decode"),
         ({"symbols_elsewhere": "y"}, "symbols"),
         ({"frames_strayed": 1}, "frames whose motion"),
         ({"frames_missing": 1}, "frames that never"),
@@ -382,6 +386,30 @@ def test_the_table_fails_the_figure_that_does_not_hold(changes: dict[str, Any], 
     failed = {name for name, verdict in verdicts([validated(**changes)]).items() if verdict == "FAIL"}
     assert any(name.startswith(figure) for name in failed)
     assert len(failed) <= 2
+
+
+FACE = {
+    "landmark_px": 1.5, "mouth_error": 0.01, "mouth_range": 0.1, "closed": 10, "closed_shown": 9, "opened": 90,
+    "opened_shown": 90, "identity": 0.9, "identity_distance": 0.3, "tremble": 0.5, "tremble_original": 0.6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "figure"),
+    [
+        ({}, ""),
+        ({"landmark_px": 2.1}, "landmark distance"),
+        ({"mouth_error": 0.016}, "mouth opening"),
+        ({"closed_shown": 7}, "blink agreement"),
+        ({"identity": 0.8}, "identity similarity"),
+        ({"tremble": 0.7}, "landmark jitter"),
+    ],
+)
+def test_each_face_figure_has_its_bar(changes: dict[str, Any], figure: str) -> None:
+    rows = validation.face_rows([{**FACE, **changes}])
+    failed = [name for name, *_, verdict in rows if verdict == "FAIL"]
+    assert len(rows) == 7 and len(failed) == bool(changes)
+    assert not failed or failed[0].startswith(figure)
 
 
 def test_short_clips_do_not_decide_the_ten_second_rate() -> None:
