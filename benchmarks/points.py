@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import clips, codecs, faces, metrics, ours, perceptual
+from benchmarks import clips, codecs, faces, metrics, ours, perceptual, report
 from benchmarks.cache import Cache, Entry
 
 WIRE_HEADER, WIRE_PAYLOAD = 40, 1200  # bytes
 SHARED_FRAMES = 5  # 200 ms
 EVERY = 7  # odd, and no divisor of a hierarchy of B-frames: held, small and reordered frames all get their turn
 CALL_MINUTES = (1, 10)
+OUR_LIBRARIES = ("numpy", "av", "constriction", "onnxruntime", "onnxruntime-gpu")  # those that can change our bytes
 Measure = Callable[[clips.Clip, Sequence[Any], int], dict[str, float]]
 
 
@@ -148,6 +149,7 @@ class Ours:
             "device": self.device,
             "pack": _pack_id(self.pack),
             "source": source_version(),
+            "libraries": {name: v for name, v in report.versions().items() if name in OUR_LIBRARIES},
         }
 
     def code(self, cache: Cache, entry: Entry) -> list[Any]:

@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,27 +22,43 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Array = NDArray[Any]
 
 BUSY_LOAD = 0.7  # of the last minute, before the measurement
-PACKAGES = ("neuralcodec", "numpy", "av", "constriction", "onnxruntime", "onnxruntime-gpu", "torch", "imageio-ffmpeg")
+PACKAGES = (
+    "neuralcodec",
+    "numpy",
+    "av",
+    "constriction",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "imageio-ffmpeg",
+    "dlib-bin",
+)
 
 
 def machine() -> dict[str, Any]:
     """What a reader needs to repeat a figure: processor, cores this process may use, versions, commit."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "cpu": _cpu(),
         "cores_usable": cores(),
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions(),
         "ffmpeg_libraries": {name: ".".join(map(str, v)) for name, v in av.library_versions.items()},
         "commit": _commit(),
     }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of the packages that can change a figure, where they are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def cores() -> int:
