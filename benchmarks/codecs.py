@@ -5,9 +5,9 @@ H.264, H.265 and VVC: NAL units without start codes, without SEI, access-unit de
 except temporal delimiters. VP9: all frames. No container, no packet headers. Every choice favours these codecs.
 
 How they run. "call": low delay, no lookahead, no B-frames, one key frame, a preset that is real time on one core at
-256x256. "best": reordering, lookahead, two passes where marked, and the slowest preset that still buys something: one
-step slower gained under 0.1 dB at equal rate on a val clip (VVC: 0.3 dB from "fast" to "medium", for two and a half
-times the time). Both at constant quality (no rate control to lose bits in), tuned for PSNR where the encoder can be, on
+256x256. "best": reordering, lookahead, two passes where marked, and the slowest preset that still buys something for
+its time: two steps slower gained 0.1 dB or less on a val clip, and for VVC 0.3 dB at two and a half times the time.
+Both at constant quality (no rate control to lose bits in), tuned for PSNR where the encoder can be, on
 one thread, so that two runs agree to the byte. Pictures go in as BT.601 4:2:0, 8 bits, through swscale's Lanczos, and
 come back the same way.
 
@@ -41,8 +41,8 @@ Array = NDArray[Any]
 
 Variant = tuple[float, int, int]  # scale, hold, steps: see Codec
 ANCHOR_VARIANTS: tuple[Variant, ...] = ((1.0, 1, 4), (0.5, 1, 3), (1.0, 2, 2), (0.5, 2, 2))
-CALL_VARIANTS: tuple[Variant, ...] = ((1.0, 1, 3), (0.5, 1, 2), (0.5, 2, 1))
-BEST_VARIANTS: tuple[Variant, ...] = ((1.0, 1, 2), (0.5, 1, 2))
+CALL_VARIANTS: tuple[Variant, ...] = ((1.0, 1, 2), (0.5, 1, 2), (0.5, 2, 1))
+BEST_VARIANTS: tuple[Variant, ...] = ((1.0, 1, 2), (0.5, 1, 1))
 
 os.environ.setdefault("SVT_LOG", "-1")  # SVT-AV1 writes a banner to stderr, past every log hook
 
@@ -101,10 +101,11 @@ class Coded:
         return self.bytes * 8 * FPS / len(self.frames) / 1000
 
 
-X26_LADDER = (51, 46, 41, 35)
-AV1_LADDER = (63, 58, 50)
+X264_LADDER = (51, 46, 41, 35)
+X265_LADDER = (51, 43)
+AV1_LADDER = (63, 55)
 SVT_QUALITY = "svtav1-params:crf"  # its own parameter goes to 70, FFmpeg's -crf only to 63
-SVT_LADDER = (70, 63, 55)
+SVT_LADDER = (70, 60)
 X265_COMMON = "keyint=-1:scenecut=0:pools=none:frame-threads=1:log-level=error"
 X265_LOW_DELAY = "bframes=0:rc-lookahead=0:lookahead-slices=0:cutree=0"
 VPX_COMMON = {"b": "0", "g": "9999"}
@@ -113,17 +114,17 @@ CODECS: dict[str, Codec] = {
     codec.name: codec
     for codec in (
         # Slower x264 presets than "slow" gain nothing without B-frames (tried on two clips).
-        Codec("x264-call", "libx264", "h264", "crf", X26_LADDER,
+        Codec("x264-call", "libx264", "h264", "crf", X264_LADDER,
               {"preset": "slow", "tune": "psnr,zerolatency", "x264-params": "keyint=infinite:scenecut=0"},
               variants=ANCHOR_VARIANTS),
         Codec("svt-av1-best", "libsvtav1", "libdav1d", SVT_QUALITY, SVT_LADDER,
               {"preset": "4", "svtav1-params": "keyint=-1:scd=0:tune=1:lp=1"}, variants=BEST_VARIANTS),
         Codec("svt-av1-call", "libsvtav1", "libdav1d", SVT_QUALITY, SVT_LADDER,
               {"preset": "7", "svtav1-params": "pred-struct=1:rtc=1:keyint=-1:scd=0:lp=1"}),
-        Codec("x264-best", "libx264", "h264", "crf", X26_LADDER,
+        Codec("x264-best", "libx264", "h264", "crf", X264_LADDER,
               {"preset": "veryslow", "tune": "psnr",
                "x264-params": "keyint=infinite:scenecut=0:rc-lookahead=250:bframes=8"}, variants=CALL_VARIANTS),
-        Codec("x265-call", "libx265", "hevc", "crf", X26_LADDER,
+        Codec("x265-call", "libx265", "hevc", "crf", X265_LADDER,
               {"preset": "medium", "tune": "psnr", "x265-params": f"{X265_COMMON}:{X265_LOW_DELAY}"}),
         # cpu-used 5 is what WebRTC takes for pictures this small.
         Codec("vp9-call", "libvpx-vp9", "vp9", "crf", AV1_LADDER,
@@ -133,8 +134,8 @@ CODECS: dict[str, Codec] = {
         Codec("vp9-best", "libvpx-vp9", "vp9", "crf", AV1_LADDER,
               {"deadline": "good", "cpu-used": "1", "lag-in-frames": "25", "auto-alt-ref": "6", **VPX_COMMON},
               binary=True, passes=2, variants=BEST_VARIANTS),
-        Codec("x265-best", "libx265", "hevc", "crf", X26_LADDER,
-              {"preset": "slower", "tune": "psnr", "x265-params": f"{X265_COMMON}:rc-lookahead=250"},
+        Codec("x265-best", "libx265", "hevc", "crf", X265_LADDER,
+              {"preset": "slow", "tune": "psnr", "x265-params": f"{X265_COMMON}:rc-lookahead=250"},
               variants=BEST_VARIANTS),
         Codec("vvc-best", "libvvenc", "vvc", "qp", (55, 47),
               {"preset": "fast", "qpa": "0", "vvenc-params": "intraperiod=9984:decodingrefreshtype=cra"}, binary=True,
