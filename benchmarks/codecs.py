@@ -7,9 +7,9 @@ except temporal delimiters. VP9: all frames. No container, no packet headers. Ev
 How they run. "call": low delay, no lookahead, no B-frames, one key frame, a preset that is real time on one core at
 256x256. "best": reordering, lookahead, two passes where marked, and the slowest preset that still buys something for
 its time: two steps slower gained 0.1 dB or less on a val clip, and for VVC 0.3 dB at two and a half times the time.
-Both at constant quality (no rate control to lose bits in), tuned for PSNR where the encoder can be, on
-one thread, so that two runs agree to the byte. Pictures go in as BT.601 4:2:0, 8 bits, through swscale's Lanczos, and
-come back the same way.
+Both at constant quality (no rate control to lose bits in), tuned for PSNR where the encoder can be, on one thread, so
+that two runs agree to the byte. Pictures go in as BT.601 4:2:0, 8 bits, through swscale's Lanczos, and come back the
+same way.
 
 Which points are measured. Talking heads at 256x256 need an encoder's coarsest settings to come near our rates, so
 ladders start at its own end and take wide steps; small pictures and half the frames reach further down.

@@ -25,7 +25,7 @@ OURS = "neuralcodec"
 SHOWN = ("svt-av1-best",)  # beside ours and the anchor in stills and film
 QUICK_CODECS = (ANCHOR, "svt-av1-call")
 QUICK_FRAMES, QUICK_CLIPS = 50, 6
-SLOW = ("identity", "perceptual")  # groups of figures for ours and the anchor only
+SLOW = ("identity", "perceptual")  # groups of figures for ours, the anchor and SHOWN only
 
 
 def plan(options: argparse.Namespace, groups: Sequence[str]) -> list[running.Job]:
@@ -48,7 +48,7 @@ def plan(options: argparse.Namespace, groups: Sequence[str]) -> list[running.Job
             for quality in codec.ladder[:steps]
         ]
         jobs += [(setting, usual) for setting in settings]
-        if name == ANCHOR:
+        if name in (ANCHOR, *SHOWN):
             jobs += [(setting, tuple(groups)) for setting in settings]
     return jobs
 
