@@ -148,6 +148,22 @@ def headline(targets: Points, needed: Mapping[tuple[str, str], curves.RateAt], m
     }
 
 
+def mean_curve(points: Points, codec: str, metric: str) -> list[tuple[curves.Point, tuple[float, float] | None]]:
+    """The front of a codec's settings, each averaged over all of the codec's clips (geometric mean of rates, plain mean
+    of qualities), with the band of the metric. Settings that some clip lacks are left out: means of other clips are no
+    curve."""
+    own = [p for p in points if p["codec"] == codec and metric in p]
+    clips = len({p["sha256"] for p in own})
+    found: dict[curves.Point, tuple[float, float] | None] = {}
+    for name in dict.fromkeys(p["name"] for p in own):
+        chosen = [p for p in own if p["name"] == name]
+        if len(chosen) == clips:
+            values = [float(p[metric]) for p in chosen]
+            rate = float(np.exp(np.mean([np.log(p["kbps"]) for p in chosen])))
+            found[curves.Point(rate, METRICS[metric].sign * float(np.mean(values)))] = band(values)
+    return [(point, found[point]) for point in curves.front(list(found))]
+
+
 def nearest(points: Points, codec: str, clip: str, rate: float) -> Mapping[str, Any] | None:
     """The point a viewer should compare with: the best PSNR a codec has for at most ``rate``, else its cheapest."""
     own = [p for p in points if p["codec"] == codec and p["sha256"] == clip]

@@ -9,15 +9,12 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks import comparison, curves, report
+from benchmarks import comparison, report
 from benchmarks.comparison import METRICS
 
-Array = NDArray[Any]
 Result = Mapping[str, Any]
 
-GRID = 40  # rates of a curve
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}"
     "table{border-collapse:collapse;margin:1rem 0;font-size:14px;display:block;overflow-x:auto}"
@@ -192,10 +189,7 @@ def _band(edges: Sequence[float] | None) -> str:
 
 
 def plot(points: comparison.Points, metric: str) -> bytes:
-    """PNG: mean curve of every codec over clips with its 95 % band, drawn where at least half of the clips have it.
-
-    A rate that a clip's cheapest stream exceeds, or that its dearest does not reach, has no value there.
-    """
+    """PNG: a codec's settings, each a mean over the same clips, those on the front joined; 95 % bands over clips."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -203,41 +197,34 @@ def plot(points: comparison.Points, metric: str) -> bytes:
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for codec in dict.fromkeys(p["codec"] for p in points):
-        fronts = [
-            curves.front(comparison.curve(points, clip, codec, metric))
-            for clip in comparison.clips_of(points, codec, metric)
-        ]
-        fronts = [front for front in fronts if len(front) > 1]
-        if not fronts:
+        line = comparison.mean_curve(points, codec, metric)
+        if not line:
             continue
-        rates = np.geomspace(min(f[0].rate for f in fronts), max(f[-1].rate for f in fronts), GRID)
-        table = np.array([_on_grid(front, rates) for front in fronts])
-        enough = np.isfinite(table).sum(axis=0) * 2 >= len(fronts)
-        rates, table = rates[enough], table[:, enough] * METRICS[metric].sign
-        mean = np.nanmean(table, axis=0)
-        style = "--" if codec.endswith("best") else "-"
-        line = axes.plot(rates, mean, style, label=codec, lw=3 if codec.startswith("neuralcodec") else 1.2)[0]
-        edges = [comparison.band(list(column[np.isfinite(column)])) for column in table.T]
-        if all(edge is not None for edge in edges) and len(edges) > 1:
-            low, high = zip(*(edge for edge in edges if edge is not None), strict=True)
-            axes.fill_between(rates, low, high, color=line.get_color(), alpha=0.1)
+        x, y = [point.rate for point, _ in line], [point.quality * METRICS[metric].sign for point, _ in line]
+        ours = codec.startswith("neuralcodec")
+        style: dict[str, Any] = dict(
+            ls="--" if codec.endswith("best") else "-", marker="o", ms=6 if ours else 3, lw=3 if ours else 1.2
+        )
+        (drawn,) = axes.plot(x, y, label=codec, **style)
+        edges = [edge for _, edge in line if edge is not None]
+        if len(edges) == len(line) > 1:
+            low, high = zip(*edges, strict=True)
+            axes.fill_between(x, low, high, color=drawn.get_color(), alpha=0.08)
     axes.set_xscale("log")
-    axes.set_xlabel("kbit/s, whole stream")
+    axes.set_xlabel("kbit/s, whole stream, geometric mean over clips")
     axes.set_ylabel(METRICS[metric].label + ("" if METRICS[metric].sign > 0 else " (less is better)"))
     if METRICS[metric].sign < 0:
         axes.invert_yaxis()
-    axes.grid(True, which="both", alpha=0.3)
+    ticks = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.grid(True, alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()
     data = BytesIO()
     figure.savefig(data, format="png", dpi=110)
     pyplot.close(figure)
     return data.getvalue()
-
-
-def _on_grid(front: Sequence[curves.Point], rates: Array) -> Array:
-    x, y = np.log([p.rate for p in front]), [p.quality for p in front]
-    return np.interp(np.log(rates), x, y, left=np.nan, right=np.nan)
 
 
 def to_html(result: Result, stills: Sequence[tuple[str, bytes]], film: bytes) -> str:

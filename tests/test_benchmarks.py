@@ -133,6 +133,20 @@ def test_what_a_viewer_compares_with_is_affordable_or_the_cheapest() -> None:
     assert [p["kbps"] for p in comparison.at_target(points, "x", 10)] == [8]
 
 
+def test_a_mean_curve_is_over_the_same_clips_throughout() -> None:
+    points = [
+        {"sha256": clip, "codec": "x", "name": name, "kbps": rate, "psnr": quality}
+        for clip, name, rate, quality in (
+            ("a", "q1", 2, 20.0), ("b", "q1", 8, 30.0), ("a", "q2", 8, 30.0), ("b", "q2", 32, 40.0),
+            ("a", "q3", 9, 99.0),  # clip b has none
+            ("a", "dear", 9, 20.0), ("b", "dear", 36, 29.0),  # costs more and shows less
+        )
+    ]  # fmt: skip
+    curve = comparison.mean_curve(points, "x", "psnr")
+    assert [point for point, _ in curve] == [Point(pytest.approx(4), 25.0), Point(pytest.approx(16), 35.0)]
+    assert [edges for _, edges in curve] == [(20.0, 30.0), (30.0, 40.0)]
+
+
 # --- what a rate counts ---
 
 
