@@ -39,13 +39,14 @@ def _kept(name: str, footage: Footage, cache: Cache, ours: Ours | None) -> dict[
     what = {"codec": "resources", "of": name, "cpu": machine["cpu"], "library": library, "options": options,
             "clip": footage.read().sha256}  # fmt: skip
     entry: Entry = cache.load(what)
-    if not entry.coded:
+    busy = report.busy(machine) != ""
+    if not entry.coded or (entry.coded["busy"] and not busy):
         command = [sys.executable, "-m", "benchmarks.resources", name, str(footage.path)]
         if ours is not None and ours.pack is not None:
             command += ["--pack", ours.pack]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        entry.coded = {**json.loads(run.stdout), "busy": report.busy(machine) != ""}
+        entry.coded = {**json.loads(run.stdout), "busy": busy}
         cache.save(entry)
     return {"codec": name, **entry.coded}
 

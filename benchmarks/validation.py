@@ -218,8 +218,8 @@ def per_clip(results: Sequence[dict[str, Any]]) -> str:
             row += [f"{r['kbps']:.2f}", f"{r['motion_payload']:.1f}", r["references"]]
         if "face" in results[0]:
             face = r.get("face", {})
-            keys = ("landmark_px", "mouth_error", "mouth_range", "identity")
-            row += [f"{face[key]:.2f}" if key in face else "" for key in keys]
+            keys = {"landmark_px": 2, "mouth_error": 3, "mouth_range": 3, "identity": 2}
+            row += [f"{face[key]:.{digits}f}" if key in face else "" for key, digits in keys.items()]
         rows.append(row)
     head += ["kbit/s", "bytes", "references"] * coded
     head += ["landmarks, px", "mouth error", "mouth range", "identity"] * ("face" in results[0])

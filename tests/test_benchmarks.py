@@ -295,6 +295,16 @@ def test_clips_are_read_whole_cut_and_resized(tmp_path: Path) -> None:
     assert clips.find(tmp_path) == [film]
 
 
+def test_the_demo_clip_is_lossless_and_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from neuralcodec import demo
+
+    monkeypatch.setattr(demo, "moving_portrait", lambda: iter(FRAMES))
+    path = clips.demo(tmp_path / "cache")
+    assert all((a == b).all() for a, b in zip(clips.read(path).frames, FRAMES, strict=True))
+    monkeypatch.setattr(demo, "moving_portrait", lambda: pytest.fail("made twice"))
+    assert clips.demo(tmp_path / "cache") == path
+
+
 def test_a_folder_without_films_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="holds no video file"):
         clips.find(tmp_path)
@@ -351,6 +361,15 @@ def test_machine_names_what_a_reader_needs() -> None:
 def test_a_busy_machine_is_said_beside_speeds() -> None:
     assert "do not quote" in report.busy({"load_before": 3.0})
     assert report.busy({"load_before": 0.1}) == report.busy({"load_before": None}) == ""
+
+
+def test_what_a_codec_costs_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    write_film(tmp_path / "clip.mp4")
+    run = subprocess.run([sys.executable, "-m", "benchmarks.resources", "x264-call", str(tmp_path / "clip.mp4")],
+                         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])  # fmt: skip
+    found = json.loads(run.stdout)
+    assert found["delay_frames"] == 0 and found["needs_gpu"] is False
+    assert found["cpu_ms"] > 0 and 0 < found["peak_mb"] < 400 and found["encode_ms"] > 0 and found["decode_ms"] > 0
 
 
 # --- validation ---
