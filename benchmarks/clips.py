@@ -61,6 +61,26 @@ def read(path: Path, *, limit: int | None = None, size: int | None = None) -> Cl
     return Clip(path.stem, frames, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
+def demo(folder: Path) -> Path:
+    """The demo's moving portrait as a lossless file in ``folder``, written once."""
+    from neuralcodec.demo import moving_portrait
+
+    path = folder / "astronaut.mkv"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / "astronaut.part.mkv"
+        frames = list(moving_portrait())
+        with av.open(str(part), "w") as container:
+            stream: Any = container.add_stream("libx264rgb", rate=FPS, options={"qp": "0", "preset": "fast"})
+            stream.height, stream.width = frames[0].shape[:2]
+            stream.pix_fmt = "rgb24"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode(None))
+        part.replace(path)
+    return path
+
+
 def from_frames(name: str, frames: list[Array]) -> Clip:
     """A clip that no file holds, such as the astronaut demo."""
     digest = hashlib.sha256()

@@ -39,6 +39,8 @@ class Sent:
     missing: int
     file: bytes = field(repr=False)
     packets: list[bytes] = field(repr=False)
+    packet_frames: list[int] = field(repr=False)  # index of the frame whose encode call gave the packet
+    first_reference_bytes: int
     bytes_by_kind: dict[str, int]
     motion_bytes: tuple[int, ...]
     motion_payload: tuple[int, ...]
@@ -66,14 +68,15 @@ def send(
 ) -> Sent:
     """Encode every frame, write the file, decode the file packet by packet. options: further ones of the Encoder."""
     import neuralcodec
-    from neuralcodec.container import ContainerReader, ContainerWriter
-    from neuralcodec.packet import Motion, Packet, StreamHeader
+    from neuralcodec.container import ContainerWriter
+    from neuralcodec.packet import Motion, Packet, ReferencePart, StreamHeader
 
     encoder = neuralcodec.Encoder(
         kbps, pack=pack, device=device, crop="none", time_base=Fraction(1, FPS), threads=threads, repeat_header=False,
         **options,
     )  # fmt: skip
     made: list[Packet] = []
+    made_at: list[int] = []
     file = io.BytesIO()
     writer: ContainerWriter | None = None
     encode_ms: list[float] = []
@@ -90,6 +93,7 @@ def send(
             else:
                 writer.write(packet)
         made += packets
+        made_at += [pts] * len(packets)
         if frame is not None:
             bytes_until.append(file.tell())
     if not encoder.stats.references:
@@ -100,31 +104,58 @@ def send(
     kinds["container"] = file.tell() - kinds.total()
     motion = [packet for packet in made if isinstance(packet, Motion)]
 
-    decoder = neuralcodec.Decoder(pack=pack, device=device, threads=threads)
-    shown: dict[int, DecodedFrame] = {}
-    decode_ms: list[float] = []
-    for packet in ContainerReader(io.BytesIO(file.getvalue())):
-        data = bytes(packet)
-        start = time.perf_counter()
-        frames = decoder.decode(data)
-        decode_ms.append((time.perf_counter() - start) * 1000)
-        shown.update((frame.pts, frame) for frame in frames)
+    references = [packet for packet in made if isinstance(packet, ReferencePart)]
+    shown = decode(file.getvalue(), clip, pack=pack, device=device, threads=threads)
     return Sent(
-        frames=_filled({pts: frame.image for pts, frame in shown.items()}, clip),
-        motions=[frame.motion for frame in shown.values()],
-        missing=sum(pts not in shown for pts in range(len(clip.frames))),
+        frames=shown.frames,
+        motions=shown.motions,
+        missing=shown.missing,
         file=file.getvalue(),
         packets=[bytes(packet) for packet in made],
+        packet_frames=made_at,
+        first_reference_bytes=sum(len(bytes(p)) for p in references if p.reference == references[0].reference),
         bytes_by_kind=dict(kinds),
         motion_bytes=tuple(len(bytes(packet)) for packet in motion),
         motion_payload=tuple(len(packet.payload) for packet in motion),
         encode_ms=tuple(encode_ms),
-        decode_ms=tuple(decode_ms),
+        decode_ms=shown.decode_ms,
         references=encoder.stats.references,
         bytes_until=tuple(bytes_until),
         keypoint_error_px=float(encoder.stats.keypoint_error_px),
         provider=encoder.stats.provider,
         library=f"neuralcodec {neuralcodec.__version__}",
+    )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a receiver made of a file: see :class:`Sent` for the fields."""
+
+    frames: list[Array]
+    motions: list[MotionParams]
+    missing: int
+    decode_ms: tuple[float, ...]
+
+
+def decode(file: bytes, clip: Clip, *, pack: str | None, device: str, threads: int | None = None) -> Shown:
+    """Decode a file packet by packet; one frame per frame of ``clip``."""
+    import neuralcodec
+    from neuralcodec.container import ContainerReader
+
+    decoder = neuralcodec.Decoder(pack=pack, device=device, threads=threads)
+    shown: dict[int, DecodedFrame] = {}
+    decode_ms: list[float] = []
+    for packet in ContainerReader(io.BytesIO(file)):
+        data = bytes(packet)
+        start = time.perf_counter()
+        frames = decoder.decode(data)
+        decode_ms.append((time.perf_counter() - start) * 1000)
+        shown.update((frame.pts, frame) for frame in frames)
+    return Shown(
+        frames=_filled({pts: frame.image for pts, frame in shown.items()}, clip),
+        motions=[frame.motion for frame in shown.values()],
+        missing=sum(pts not in shown for pts in range(len(clip.frames))),
+        decode_ms=tuple(decode_ms),
     )
 
 

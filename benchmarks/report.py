@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,27 +22,43 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Array = NDArray[Any]
 
 BUSY_LOAD = 0.7  # of the last minute, before the measurement
-PACKAGES = ("neuralcodec", "numpy", "av", "constriction", "onnxruntime", "onnxruntime-gpu", "torch", "imageio-ffmpeg")
+PACKAGES = (
+    "neuralcodec",
+    "numpy",
+    "av",
+    "constriction",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "imageio-ffmpeg",
+    "dlib-bin",
+)
 
 
 def machine() -> dict[str, Any]:
     """What a reader needs to repeat a figure: processor, cores this process may use, versions, commit."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "cpu": _cpu(),
         "cores_usable": cores(),
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions(),
         "ffmpeg_libraries": {name: ".".join(map(str, v)) for name, v in av.library_versions.items()},
         "commit": _commit(),
     }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of the packages that can change a figure, where they are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def cores() -> int:
@@ -61,12 +78,28 @@ def pin(count: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
-def save(path: Path, result: Any) -> None:
-    """Write JSON in one step: a reader never sees half a file."""
+def save(path: Path, result: Any, *, lines: Sequence[str] = ()) -> None:
+    """Write JSON in one step: a reader never sees half a file. lines: keys whose lists take one line an item, floats
+    rounded to six significant digits (a thousand points stay readable, and small)."""
+    text = json.dumps({k: v for k, v in result.items() if k not in lines}, indent=1, allow_nan=False, default=plain)
+    for key in lines:
+        items = ",\n  ".join(json.dumps(_rounded(item), allow_nan=False, default=plain) for item in result[key])
+        text = f'{text[:-2]},\n "{key}": [\n  {items}\n ]\n}}'
+    write(path, (text + "\n").encode())
+
+
+def write(path: Path, data: bytes) -> None:
+    """A file in one step, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(result, indent=1, allow_nan=False, default=plain) + "\n", "utf-8")
+    part.write_bytes(data)
     part.replace(path)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return {k: _rounded(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -46,7 +46,7 @@ def test_each_codec_gives_every_frame_back_and_more_bits_buy_more_quality(name: 
         assert coded.bytes == sum(coded.sizes)
         assert coded.kbps == pytest.approx(coded.bytes * 8 * 25 / 8 / 1000)
     assert coarse.bytes < fine.bytes
-    assert mean_psnr(coarse) + 3 < mean_psnr(fine)
+    assert mean_psnr(coarse) + 1 < mean_psnr(fine)
     assert mean_psnr(fine) > 28
     assert str(coarse.setting[codec.quality.partition(":")[0]]).endswith(str(codec.ladder[0]))
     assert "PyAV" in coarse.library or "ffmpeg" in coarse.library
@@ -54,7 +54,7 @@ def test_each_codec_gives_every_frame_back_and_more_bits_buy_more_quality(name: 
 
 @pytest.mark.parametrize("name", [name for name in RUNNABLE if name.endswith("call") and not CODECS[name].binary])
 def test_a_call_delays_no_frame_and_repeats_to_the_byte(name: str) -> None:
-    first, second = (code(CODECS[name], FRAMES, CODECS[name].ladder[3]) for _ in range(2))
+    first, second = (code(CODECS[name], FRAMES, CODECS[name].ladder[1]) for _ in range(2))
     assert len(first.sizes) == len(FRAMES)  # one packet a frame
     assert first.sizes[0] > max(first.sizes[1:])  # one key frame, at the start
     assert first.sizes == second.sizes

@@ -1,0 +1,188 @@
+"""Who needs how many bits: one codec against another at equal quality, clip by clip. Pure; measures nothing.
+
+A point is a dictionary as benchmarks.points gives it. Ratios are test rate / anchor rate on the same clip: 0.1 means a
+tenth of the bits. Means are geometric over clips, bands are 95 % bootstrap intervals over clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import curves
+
+Array = NDArray[Any]
+Points = Sequence[Mapping[str, Any]]
+
+ROUNDING = 1e-9  # a ratio of one, computed in floats, is not a loss
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Metric:
+    """group: of benchmarks.points. sign: 1 when more is better, -1 when less is."""
+
+    label: str
+    group: str
+    sign: int
+    digits: int
+
+    def quality(self, point: Mapping[str, Any], name: str) -> float:
+        return self.sign * float(point[name])
+
+
+METRICS = {
+    "vmaf": Metric("VMAF", "vmaf", 1, 1),
+    "ms_ssim": Metric("MS-SSIM", "picture", 1, 3),
+    "landmark_px": Metric("landmark distance, px of 256", "landmarks", -1, 2),
+    "st_lpips": Metric("ST-LPIPS", "perceptual", -1, 3),
+    "identity_distance": Metric("identity distance", "identity", -1, 3),
+    "psnr": Metric("PSNR, dB", "picture", 1, 2),
+    "temporal_error": Metric("temporal error, luma steps", "temporal", -1, 2),
+}
+HEADLINE = ("vmaf", "ms_ssim", "landmark_px", "st_lpips", "psnr")
+
+
+def curve(points: Points, clip: str, codec: str, metric: str) -> list[curves.Point]:
+    """All points of a codec on a clip, quality turned so that more is better."""
+    measure = METRICS[metric]
+    return [
+        curves.Point(p["kbps"], measure.quality(p, metric))
+        for p in points
+        if p["sha256"] == clip and p["codec"] == codec and metric in p
+    ]
+
+
+def clips_of(points: Points, codec: str, metric: str | None = None) -> list[str]:
+    """Hashes of the clips that a codec was measured on, in the order of their names."""
+    found = {p["sha256"]: p["clip"] for p in points if p["codec"] == codec and (metric is None or metric in p)}
+    return sorted(found, key=lambda sha: (found[sha], sha))
+
+
+def band(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of the mean by resampling clips, always the same for the same values. None under two clips."""
+    if len(values) < 2:
+        return None
+    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(np.asarray(values)[draws].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def ratio(logs: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, Any]:
+    """Geometric mean of per-clip ratios with its band; "clips_lost": those above one."""
+    values = list(logs.values())
+    interval = band(values)
+    return {
+        "ratio": float(np.exp(np.mean(values))) if values else None,
+        "band": None if interval is None else [float(np.exp(edge)) for edge in interval],
+        "clips": len(values),
+        "clips_lost": sum(value > ROUNDING for value in values),
+        "per_clip": {name: float(np.exp(value)) for name, value in logs.items()},
+        **counts,
+    }
+
+
+def compare(points: Points, metric: str, *, test: str, anchor: str) -> dict[str, Any]:
+    """Over every point of ``test`` whose quality the anchor reaches, and Bjontegaard rate where both curves overlap.
+
+    Where the anchor's cheapest stream is already better, its rate stands in (there is no cheaper one to send) and the
+    point counts under ``anchor_cannot_go_so_low``; where the anchor never gets there it counts under
+    ``anchor_never_gets_there`` alone. Nothing is extrapolated.
+    """
+    logs: dict[str, float] = {}
+    bd: list[float] = []
+    overlaps: list[float] = []
+    low = high = exact = 0
+    for clip in clips_of(points, test, metric):
+        a, b = (curve(points, clip, codec, metric) for codec in (anchor, test))
+        if not a:
+            continue
+        of_clip = []
+        for point in curves.front(b):
+            needed = curves.rate_at(a, point.quality)
+            low += needed.bound == "<="
+            high += needed.bound == ">"
+            exact += not needed.bound
+            if needed.bound != ">":
+                of_clip.append(float(np.log(point.rate / needed.rate)))
+        if of_clip:
+            logs[clip] = float(np.mean(of_clip))
+        difference = curves.bjontegaard(a, b)
+        if difference is not None:
+            bd.append(float(np.log1p(difference.percent / 100)))
+            overlaps.append(difference.overlap)
+    counts = {"points": exact + low, "anchor_cannot_go_so_low": int(low), "anchor_never_gets_there": int(high)}
+    return {
+        "metric": metric,
+        "test": test,
+        "anchor": anchor,
+        **ratio(logs, counts),
+        "bd_rate_percent": float(np.expm1(np.mean(bd)) * 100) if bd else None,
+        "bd_clips": len(bd),
+        "bd_mean_overlap": float(np.mean(overlaps)) if overlaps else None,
+    }
+
+
+def headline(targets: Points, needed: Mapping[tuple[str, str], curves.RateAt], metric: str) -> dict[str, Any]:
+    """One point of ours a clip against the rate the anchor needs for its score.
+
+    needed: by (clip hash, metric), found by bisection. The same stand-ins as in :func:`compare`.
+    """
+    logs: dict[str, float] = {}
+    low = high = 0
+    for point in targets:
+        rate = needed.get((point["sha256"], metric))
+        if rate is None:
+            continue
+        low += rate.bound == "<="
+        high += rate.bound == ">"
+        if rate.bound != ">":
+            logs[point["sha256"]] = float(np.log(point["kbps"] / rate.rate))
+    return {
+        "metric": metric,
+        **ratio(logs, {"anchor_cannot_go_so_low": int(low), "anchor_never_gets_there": int(high)}),
+    }
+
+
+def mean_curve(points: Points, codec: str, metric: str) -> list[tuple[curves.Point, tuple[float, float] | None]]:
+    """The front of a codec's settings, each averaged over all of the codec's clips (geometric mean of rates, plain mean
+    of qualities), with the band of the metric. Settings that some clip lacks are left out: means of other clips are no
+    curve."""
+    own = [p for p in points if p["codec"] == codec and metric in p]
+    clips = len({p["sha256"] for p in own})
+    found: dict[curves.Point, tuple[float, float] | None] = {}
+    for name in dict.fromkeys(p["name"] for p in own):
+        chosen = [p for p in own if p["name"] == name]
+        if len(chosen) == clips:
+            values = [float(p[metric]) for p in chosen]
+            rate = float(np.exp(np.mean([np.log(p["kbps"]) for p in chosen])))
+            found[curves.Point(rate, METRICS[metric].sign * float(np.mean(values)))] = band(values)
+    return [(point, found[point]) for point in curves.front(list(found))]
+
+
+def nearest(points: Points, codec: str, clip: str, rate: float) -> Mapping[str, Any] | None:
+    """The point a viewer should compare with: the best PSNR a codec has for at most ``rate``, else its cheapest."""
+    own = [p for p in points if p["codec"] == codec and p["sha256"] == clip]
+    affordable = [p for p in own if p["kbps"] <= rate]
+    if affordable:
+        return max(affordable, key=lambda p: p["psnr"])
+    return min(own, key=lambda p: p["kbps"], default=None)
+
+
+def at_target(points: Points, codec: str, target: float) -> list[Mapping[str, Any]]:
+    """A codec's point on each clip: of its target where it has one (ours), else the one nearest in rate."""
+    result = []
+    for clip in clips_of(points, codec):
+        own = [p for p in points if p["codec"] == codec and p["sha256"] == clip]
+        result.append(min(own, key=lambda p: abs(np.log(p["setting"].get("target_kbps", p["kbps"]) / target))))
+    return result
+
+
+def means(points: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, float]:
+    """Plain means over points, of the keys that all of them have."""
+    chosen = list(points)
+    return {key: float(np.mean([p[key] for p in chosen])) for key in keys if chosen and all(key in p for p in chosen)}

@@ -1,0 +1,265 @@
+"""One Markdown table and one HTML page from a rate-distortion result: headline first, worst clips first."""
+
+from __future__ import annotations
+
+import html
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from benchmarks import comparison, report
+from benchmarks.comparison import METRICS
+
+Result = Mapping[str, Any]
+
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}"
+    "table{border-collapse:collapse;margin:1rem 0;font-size:14px;display:block;overflow-x:auto}"
+    "td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child"
+    "{text-align:left}figure{margin:1.5rem 0}img,video{max-width:100%}figcaption{font-size:14px;color:#444}"
+    ".head{font-size:20px;font-weight:600}.bad{color:#a30000}"
+)
+
+
+def sentence(result: Result) -> str:
+    """The headline: bits of ours over bits of the anchor at equal score, metric by metric, good or bad."""
+    parts = [
+        f"{line['ratio']:.2f} at equal {METRICS[line['metric']].label}{_band(line['band'])}, more bits than it on"
+        f" {line['clips_lost']} of {line['clips']} clips"
+        for line in result["headline"]
+        if line["ratio"] is not None
+    ]
+    never = [line for line in result["headline"] if line["ratio"] is None]
+    parts += [f"no clip where it comes down to our {METRICS[line['metric']].label}" for line in never]
+    start = f"Bits of {result['test']} at {result['target']:g} kbit/s / bits that {result['anchor']} needs"
+    return f"{start}: {'; '.join(parts)}." if parts else "Nothing to compare yet."
+
+
+def to_markdown(result: Result) -> str:
+    present, planned = result["measurements"]["present"], result["measurements"]["planned"]
+    frames = sum(clip["frames"] for clip in result["clips"].values())
+    lines = ["# Rate and distortion", "", f"**{sentence(result)}**", ""]
+    lines += [
+        f"{len(result['clips'])} clips, {frames} frames, taken as 25 a second; {present} of {planned} measurements."
+    ]
+    lines += [*result["left_out"], ""]
+    for title, (head, rows), note in tables(result):
+        lines += [f"## {title}", "", report.markdown(head, rows), "", *([note, ""] if note else [])]
+    machine = result["machine"]
+    lines += [
+        f"Machine: {machine['cpu']}, {machine['cores_usable']} cores. Commit {machine['commit'] or 'unknown'}."
+        f" {report.busy(machine)}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+def tables(result: Result) -> list[tuple[str, Table, str]]:
+    """(title, table, note below it)."""
+    return [
+        (
+            f"Headline: {result['test']} at {result['target']:g} kbit/s against {result['anchor']}",
+            _headline(result),
+            "our bits / theirs: geometric mean over clips, in brackets its 95 % interval. Where their cheapest stream"
+            " already scores higher, at any picture size or frame rate we try, its rate stands in; clips where they"
+            " never come to our score are left out.",
+        ),
+        (
+            "Against each codec, over all of our points",
+            _against(result),
+            "BD-rate only over the scores that both curves reach; the share of the narrower one in brackets.",
+        ),
+        ("What each rate buys", _rates(result), "Means over clips, at the point nearest to each rate."),
+        (
+            f"What is counted: the point nearest to {result['target']:g} kbit/s, kbit/s",
+            _counted(result),
+            "1 and 10 minutes: the first picture spread over a call that long. Wire: IPv4, UDP, RTP headers, a packet"
+            " a frame, or whatever falls into 200 ms in one packet.",
+        ),
+        (f"Clip by clip, worst first, at {result['target']:g} kbit/s", _clips(result), ""),
+        ("What it costs", _costs(result), "On one core, no GPU; the delay that is structure, not speed."),
+        ("How the codecs were run", _settings(result), ""),
+    ]
+
+
+def _headline(result: Result) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for line in result["headline"]:
+        value = "n/a" if line["ratio"] is None else f"{line['ratio']:.2f}{_band(line['band'])}"
+        rows.append((METRICS[line["metric"]].label, value, f"{line['clips_lost']} of {line['clips']}",
+                     str(line["anchor_cannot_go_so_low"]), str(line["anchor_never_gets_there"])))  # fmt: skip
+    return ("at equal", "our bits / theirs", "clips lost", "they cannot go so low", "they never get there"), rows
+
+
+def _against(result: Result) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for c in result["comparisons"]:
+        value = "n/a" if c["ratio"] is None else f"{c['ratio']:.2f}{_band(c['band'])}"
+        bd = "no overlap" if c["bd_rate_percent"] is None else f"{c['bd_rate_percent']:+.0f} %"
+        overlap = f"{c['bd_clips']} ({c['bd_mean_overlap']:.0%})" if c["bd_clips"] else "0"
+        rows.append((METRICS[c["metric"]].label, c["anchor"], value, f"{c['clips_lost']} of {c['clips']}",
+                     str(c["anchor_cannot_go_so_low"]), str(c["anchor_never_gets_there"]), bd, overlap))  # fmt: skip
+    return (
+        "at equal", "against", "our bits / theirs", "clips lost", "points: they cannot go so low",
+        "points: they never get there", "BD-rate", "its clips (overlap)",
+    ), rows  # fmt: skip
+
+
+def _rates(result: Result) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for codec in _codecs(result):
+        for target in sorted({result["target"] / 2, result["target"], result["target"] * 2}):
+            chosen = comparison.at_target(result["points"], codec, target)
+            found = comparison.means(chosen, ["kbps", *METRICS])
+            row = [METRICS[m].digits for m in METRICS]
+            cells = [f"{found[m]:.{d}f}" if m in found else "" for m, d in zip(METRICS, row, strict=True)]
+            rows.append((codec, f"{target:g}", f"{found['kbps']:.1f}", *cells))
+    return ("codec", "wanted", "kbit/s", *(metric.label for metric in METRICS.values())), rows
+
+
+def _counted(result: Result) -> Table:
+    keys = ("kbps", "net", "call_1", "call_10", "wire", "wire_shared")
+    rows: list[tuple[str, ...]] = []
+    for codec in _codecs(result):
+        found = comparison.means(comparison.at_target(result["points"], codec, result["target"]), keys)
+        rows.append((codec, *(f"{found[key]:.1f}" for key in keys)))
+    return ("codec", "whole stream", "without first pictures", "1 minute", "10 minutes", "wire",
+            "wire, 200 ms shared"), rows  # fmt: skip
+
+
+def _clips(result: Result) -> Table:
+    lines = {line["metric"]: line["per_clip"] for line in result["headline"]}
+    points = {p["sha256"]: p for p in comparison.at_target(result["points"], result["test"], result["target"])}
+    shown = [m for m in METRICS if any(m in p for p in points.values())]
+    rows: list[tuple[str, ...]] = []
+    for sha in worst_first(result):
+        p = points[sha]
+        ratios = [f"{line[sha]:.2f}" if sha in line else "n/a" for line in lines.values()]
+        figures = [f"{p[m]:.{METRICS[m].digits}f}" if m in p else "" for m in shown]
+        rows.append((p["clip"], str(p["frames"]), f"{p['kbps']:.1f}", *ratios, *figures))
+    return (
+        "clip", "frames", "kbit/s", *(f"bits at equal {METRICS[m].label}" for m in lines),
+        *(METRICS[m].label for m in shown),
+    ), rows  # fmt: skip
+
+
+def _costs(result: Result) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for r in result["resources"]:
+        memory = "n/a" if r["peak_mb"] is None else f"{r['peak_mb']:.0f}"
+        delay = "whole clip" if r["delay_frames"] is None else str(r["delay_frames"])
+        rows.append((r["codec"] + " (machine busy)" * r["busy"], f"{r['encode_ms']:.1f}", f"{r['decode_ms']:.1f}",
+                     f"{r['cpu_ms']:.1f}", memory, delay, "yes" if r["needs_gpu"] else "no"))  # fmt: skip
+    return ("codec", "encode, ms a frame", "decode, ms a frame", "processor, ms a frame", "memory, MB", "delay, frames",
+            "needs a GPU"), rows  # fmt: skip
+
+
+def _settings(result: Result) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for codec in _codecs(result):
+        point = next(p for p in result["points"] if p["codec"] == codec)
+        options = " ".join(f"{k}={v}" for k, v in point["setting"].items() if not isinstance(v, Mapping))
+        count = len({p["name"] for p in result["points"] if p["codec"] == codec})
+        rows.append((codec, str(count), options, point["library"]))
+    return ("codec", "settings", "first of them", "library"), rows
+
+
+def worst_first(result: Result) -> list[str]:
+    """Clip hashes by the mean log ratio over the headline's metrics, most bits of ours first; the rest by landmarks."""
+    per_clip: dict[str, list[float]] = {}
+    for line in result["headline"]:
+        for sha, value in line["per_clip"].items():
+            per_clip.setdefault(sha, []).append(float(np.log(value)))
+    measured = comparison.clips_of(result["points"], result["test"])
+    return sorted(measured, key=lambda sha: -float(np.mean(per_clip.get(sha, [-np.inf]))))
+
+
+def _codecs(result: Result) -> list[str]:
+    return list(dict.fromkeys(p["codec"] for p in result["points"]))
+
+
+def _band(edges: Sequence[float] | None) -> str:
+    return "" if edges is None else f" [{edges[0]:.2f}, {edges[1]:.2f}]"
+
+
+def plot(points: comparison.Points, metric: str) -> bytes:
+    """PNG: a codec's settings, each a mean over the same clips, those on the front joined; 95 % bands over clips."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for codec in dict.fromkeys(p["codec"] for p in points):
+        line = comparison.mean_curve(points, codec, metric)
+        if not line:
+            continue
+        x, y = [point.rate for point, _ in line], [point.quality * METRICS[metric].sign for point, _ in line]
+        ours = codec.startswith("neuralcodec")
+        style: dict[str, Any] = dict(
+            ls="--" if codec.endswith("best") else "-", marker="o", ms=6 if ours else 3, lw=3 if ours else 1.2
+        )
+        (drawn,) = axes.plot(x, y, label=codec, **style)
+        edges = [edge for _, edge in line if edge is not None]
+        if len(edges) == len(line) > 1:
+            low, high = zip(*edges, strict=True)
+            axes.fill_between(x, low, high, color=drawn.get_color(), alpha=0.08)
+    axes.set_xscale("log")
+    axes.set_xlabel("kbit/s, whole stream, geometric mean over clips")
+    axes.set_ylabel(METRICS[metric].label + ("" if METRICS[metric].sign > 0 else " (less is better)"))
+    if METRICS[metric].sign < 0:
+        axes.invert_yaxis()
+    ticks = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.grid(True, alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    data = BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    pyplot.close(figure)
+    return data.getvalue()
+
+
+def to_html(result: Result, stills: Sequence[tuple[str, bytes]], film: bytes) -> str:
+    """The whole page in one file. stills: (caption, PNG), worst clip first. film: MP4, may be empty."""
+    body = [f"<h1>Rate and distortion</h1><p class=head>{html.escape(sentence(result))}</p>"]
+    body += [f"<p>{html.escape(reason)}</p>" for reason in result["left_out"]]
+    described = tables(result)
+    body += [_section(*described[0])]
+    body += ["<h2>Curves</h2>"]
+    body += [
+        _figure(_source("image/png", plot(result["points"], metric)), METRICS[metric].label)
+        for metric in METRICS
+        if any(metric in p for p in result["points"])
+    ]
+    if film:
+        body += [f'<h2>Side by side</h2><video controls loop muted src="{_source("video/mp4", film)}"></video>']
+        body += ["<p>Original, ours, x264 as in a call, SVT-AV1 at its best; worst clips first, then the best one.</p>"]
+    body += ["<h2>Stills at equal rate, worst clips first</h2>"] * bool(stills)
+    body += [_figure(_source("image/png", png), caption) for caption, png in stills]
+    body += [_section(*table) for table in described[1:]]
+    start = '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
+    return f"{start}<title>Rate and distortion</title><style>{STYLE}</style>{''.join(body)}</html>"
+
+
+def _section(title: str, table: Table, note: str) -> str:
+    head, rows = table
+    lines = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    heads = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    return f"<h2>{html.escape(title)}</h2><table><tr>{heads}</tr>{''.join(lines)}</table><p>{html.escape(note)}</p>"
+
+
+def _figure(source: str, caption: str) -> str:
+    text = html.escape(caption)
+    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def _source(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{b64encode(data).decode()}"

@@ -1,0 +1,276 @@
+"""One clip, one codec, one setting: coded once, measured once, kept in the cache. Owns what a rate counts.
+
+Rates of a point, kbit/s. ``kbps``: whole stream (ours: the .ncv file with container, headers and references). ``net``:
+without reference pictures (the others: without the key frame). ``call_1``, ``call_10``: the first picture spread over a
+call of 1 or 10 minutes in place of the clip's few seconds, later references as they came. ``wire``: 40 bytes of IPv4,
+UDP and RTP headers for every packet of at most 1200 bytes. ``wire_shared``: the same when whatever falls into 200 ms
+shares packets, for everybody, at the cost of that much delay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import clips, codecs, faces, metrics, ours, perceptual, report
+from benchmarks.cache import Cache, Entry
+
+WIRE_HEADER, WIRE_PAYLOAD = 40, 1200  # bytes
+SHARED_FRAMES = 5  # 200 ms
+EVERY = 11  # odd: held frames and every layer of reordered ones get their turn
+CALL_MINUTES = (1, 10)
+OUR_LIBRARIES = ("numpy", "av", "constriction", "onnxruntime", "onnxruntime-gpu")  # those that can change our bytes
+Measure = Callable[[clips.Clip, Sequence[Any], int], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Footage:
+    """Where a clip is and how much of it is used. limit: first frames only. size: resized to this square first."""
+
+    path: Path
+    limit: int | None = None
+    size: int | None = None
+
+    def read(self) -> clips.Clip:
+        return _read(self.path, self.limit, self.size)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures that are measured together. version: changes whenever the figures would."""
+
+    name: str
+    version: str
+    measure: Measure
+    unavailable: Callable[[], str]
+
+
+GROUPS = {
+    group.name: group
+    for group in (
+        Group("picture", "1", lambda c, f, n: metrics.picture(c.frames, f, every=n), lambda: ""),
+        Group(
+            "vmaf",
+            "1",
+            lambda c, f, n: {"vmaf": metrics.vmaf(c.frames, f, every=n)},
+            lambda: "" if metrics.has_vmaf() else "VMAF needs an ffmpeg program: pip install 'neuralcodec[bench]'.",
+        ),
+        Group("temporal", "1", lambda c, f, n: metrics.temporal(c.frames, f), lambda: ""),
+        Group("landmarks", "1", lambda c, f, n: faces.landmark_figures(c, f, every=n), faces.unavailable),
+        Group("identity", "1", lambda c, f, n: faces.identity_figures(c, f, every=n), faces.unavailable),
+        Group("perceptual", "1", lambda c, f, n: perceptual.figures(c, f), perceptual.unavailable),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """An ordinary codec at one setting."""
+
+    footage: Footage
+    codec: str
+    quality: float
+    scale: float = 1.0
+    hold: int = 1
+
+    @property
+    def name(self) -> str:
+        small, rare = f" scale {self.scale:g}" * (self.scale != 1), f" fps/{self.hold}" * (self.hold != 1)
+        return f"q{self.quality:g}{small}{rare}"
+
+    def what(self) -> dict[str, Any]:
+        codec, clip = codecs.CODECS[self.codec], self.footage.read()
+        return {
+            **_clip_key(self.footage, clip),
+            "codec": self.codec,
+            "options": codec.exact(self.quality),
+            "size": codecs.coded_size(clip.size, self.scale),
+            "hold": self.hold,
+            "passes": codec.passes,
+            "library": codec.library,
+        }
+
+    def code(self, cache: Cache, entry: Entry) -> list[Any]:
+        clip = self.footage.read()
+        cpu = cpu_seconds()
+        coded = codecs.code(codecs.CODECS[self.codec], clip.frames, self.quality, scale=self.scale, hold=self.hold)
+        cpu = cpu_seconds() - cpu
+        sent: list[list[int]] = [[] for _ in clip.frames]
+        for index, size in enumerate(coded.sizes):
+            sent[index * self.hold] = _split(size)
+        entry.coded = {
+            "bytes": coded.bytes,
+            "first": coded.sizes[0],
+            "references": coded.sizes[0],
+            "sent": sent,
+            "setting": dict(coded.setting),
+            "library": coded.library,
+            "encode_ms": float(np.median(coded.encode_ms)),
+            "decode_ms": float(np.median(coded.decode_ms)),
+            "cpu_ms": 1000 * cpu / len(clip.frames),
+        }
+        cache.save_stream(entry.what, coded.packets)
+        cache.save(entry)
+        return coded.frames
+
+    def decode(self, cache: Cache) -> list[Any]:
+        clip = self.footage.read()
+        packets = cache.stream(self.what())
+        return codecs.decode(codecs.CODECS[self.codec], packets, clip.size, count=len(clip.frames), hold=self.hold)[0]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """neuralcodec at one target rate, kbit/s."""
+
+    footage: Footage
+    kbps: float
+    pack: str | None = None
+    device: str = "cpu"
+    codec: str = "neuralcodec"
+
+    @property
+    def name(self) -> str:
+        return f"{self.kbps:g} kbit/s"
+
+    def what(self) -> dict[str, Any]:
+        return {
+            **_clip_key(self.footage, self.footage.read()),
+            "codec": self.codec,
+            "target_kbps": self.kbps,
+            "device": self.device,
+            "pack": _pack_id(self.pack),
+            "source": source_version(),
+            "libraries": {name: v for name, v in report.versions().items() if name in OUR_LIBRARIES},
+        }
+
+    def code(self, cache: Cache, entry: Entry) -> list[Any]:
+        clip = self.footage.read()
+        cpu = cpu_seconds()
+        sent = ours.send(clip, kbps=self.kbps, pack=self.pack, device=self.device, threads=1)
+        cpu = cpu_seconds() - cpu
+        per_frame: list[list[int]] = [[] for _ in clip.frames]
+        for packet, frame in zip(sent.packets, sent.packet_frames, strict=True):
+            per_frame[min(frame, len(clip.frames) - 1)].append(len(packet))
+        entry.coded = {
+            "bytes": len(sent.file),
+            "first": sent.first_reference_bytes,
+            "references": sent.bytes_by_kind.get("ReferencePart", 0),
+            "sent": per_frame,
+            "setting": {"target_kbps": self.kbps, "bytes_by_kind": sent.bytes_by_kind, "references": sent.references},
+            "library": f"{sent.library}, pack {_pack_id(self.pack)}, {sent.provider}",
+            "encode_ms": float(np.median(sent.encode_ms)),
+            "decode_ms": float(np.median(sent.decode_ms)),
+            "cpu_ms": 1000 * cpu / len(clip.frames),
+        }
+        cache.save_stream(entry.what, [sent.file])
+        cache.save(entry)
+        return sent.frames
+
+    def decode(self, cache: Cache) -> list[Any]:
+        (file,) = cache.stream(self.what())
+        return ours.decode(file, self.footage.read(), pack=self.pack, device=self.device, threads=1).frames
+
+
+Setting = Baseline | Ours
+
+
+def measure(setting: Setting, cache: Cache, groups: Sequence[str], *, every: int = EVERY) -> dict[str, Any]:
+    """The point of a setting: from the cache where it is there, coded and measured where it is not."""
+    entry = cache.load(setting.what())
+    clip = setting.footage.read()
+    frames = None if entry.coded else setting.code(cache, entry)
+    for name in groups:
+        version = f"{GROUPS[name].version}, every {every}"
+        if entry.figures.get(name, {}).get("version") != version:
+            frames = setting.decode(cache) if frames is None else frames
+            entry.figures[name] = {**GROUPS[name].measure(clip, frames, every), "version": version}
+            cache.save(entry)
+    return point(setting, entry, clip, groups)
+
+
+def known(setting: Setting, cache: Cache, groups: Sequence[str], *, every: int = EVERY) -> list[str]:
+    """Those of the groups that the cache holds for a setting."""
+    figures = cache.load(setting.what()).figures
+    return [n for n in groups if figures.get(n, {}).get("version") == f"{GROUPS[n].version}, every {every}"]
+
+
+def point(setting: Setting, entry: Entry, clip: clips.Clip, groups: Sequence[str]) -> dict[str, Any]:
+    figures = {key: value for name in groups for key, value in entry.figures[name].items() if key != "version"}
+    kept = ("setting", "library", "encode_ms", "decode_ms", "cpu_ms")
+    return {
+        "clip": clip.name,
+        "sha256": clip.sha256,
+        "frames": len(clip.frames),
+        "codec": setting.codec,
+        "name": setting.name,
+        **rates(entry.coded, clip.seconds),
+        **figures,
+        **{key: entry.coded[key] for key in kept},
+    }
+
+
+def rates(coded: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Every rate of the module's first paragraph, and ``bytes``."""
+    scale = 8 / 1000
+    whole, first = coded["bytes"], coded["first"]
+    sent: list[list[int]] = coded["sent"]
+    packets = sum(len(sizes) for sizes in sent)
+    windows = (sum(map(sum, sent[at : at + SHARED_FRAMES])) for at in range(0, len(sent), SHARED_FRAMES))
+    shared = sum(math.ceil(size / WIRE_PAYLOAD) for size in windows)
+    return {
+        "bytes": whole,
+        "kbps": whole * scale / seconds,
+        "net": (whole - coded["references"]) * scale / seconds,
+        **{f"call_{m}": ((whole - first) / seconds + first / (60 * m)) * scale for m in CALL_MINUTES},
+        "wire": (whole + WIRE_HEADER * packets) * scale / seconds,
+        "wire_shared": (whole + WIRE_HEADER * shared) * scale / seconds,
+    }
+
+
+@cache
+def source_version() -> str:
+    """Hash of the package's own source: two runs with the same one code the same bytes from the same pack."""
+    import neuralcodec
+
+    root = Path(neuralcodec.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] not in ("models", "training"):
+            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _pack_id(pack: str | None) -> str:
+    from neuralcodec import load_pack
+
+    return load_pack(pack).id.hex()
+
+
+def _clip_key(footage: Footage, clip: clips.Clip) -> dict[str, Any]:
+    return {"clip": clip.sha256, "limit": footage.limit, "resized": footage.size}
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, limit: int | None, size: int | None) -> clips.Clip:
+    return clips.read(path, limit=limit, size=size)
+
+
+def _split(size: int) -> list[int]:
+    whole, rest = divmod(size, WIRE_PAYLOAD)
+    return [WIRE_PAYLOAD] * whole + [rest] * bool(rest)
+
+
+def cpu_seconds() -> float:
+    """Of this process, all its threads, and programs it has run."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system

@@ -1,0 +1,91 @@
+"""What a codec costs besides bits: time, processor, memory and delay, measured in a fresh process per codec.
+
+``python -m benchmarks.resources CODEC VIDEO [FRAMES]`` prints one line of JSON. Delay counts frames that the encoder
+holds back before the first comes out: structure, not speed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import clips, codecs, report
+from benchmarks.cache import Cache, Entry
+from benchmarks.points import Footage, Ours, cpu_seconds
+from benchmarks.probe import peak_mb
+
+FRAMES = 100
+
+
+def of(names: Sequence[str], jobs: Sequence[Any], cache: Cache) -> list[dict[str, Any]]:
+    """One line a codec, ours first, on the first clip of a run; kept in the cache by processor and library."""
+    footage = jobs[0][0].footage
+    packs = {setting.codec: setting for setting, _ in jobs if isinstance(setting, Ours)}
+    return [_kept(name, footage, cache, packs.get(name)) for name in (*packs, *names)]
+
+
+def _kept(name: str, footage: Footage, cache: Cache, ours: Ours | None) -> dict[str, Any]:
+    machine = report.machine()
+    library = {k: v for k, v in ours.what().items() if k in ("pack", "source")} if ours else codecs.CODECS[name].library
+    options = None if ours else codecs.CODECS[name].exact(_quality(name))
+    what = {"codec": "resources", "of": name, "cpu": machine["cpu"], "library": library, "options": options,
+            "clip": footage.read().sha256}  # fmt: skip
+    entry: Entry = cache.load(what)
+    busy = report.busy(machine) != ""
+    if not entry.coded or (entry.coded["busy"] and not busy):
+        command = [sys.executable, "-m", "benchmarks.resources", name, str(footage.path)]
+        if ours is not None and ours.pack is not None:
+            command += ["--pack", ours.pack]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        entry.coded = {**json.loads(run.stdout), "busy": busy}
+        cache.save(entry)
+    return {"codec": name, **entry.coded}
+
+
+def _quality(name: str) -> int:
+    return codecs.CODECS[name].ladder[1]
+
+
+def measure(name: str, path: Path, pack: str | None) -> dict[str, Any]:
+    """encode_ms, decode_ms: mean a frame. cpu_ms: processor time of both, a frame. peak_mb: peak memory of this process
+    less what it held before coding, None for an encoder in a program of its own. delay_frames: None when the encoder
+    needs the whole clip."""
+    clip = clips.read(path, limit=FRAMES)
+    before = peak_mb()
+    cpu = cpu_seconds()
+    start = time.perf_counter()
+    if name.startswith("neuralcodec"):
+        from benchmarks import ours
+
+        sent = ours.send(clip, kbps=4.0, pack=pack, device="cpu", threads=1)
+        encode, decode = sent.encode_ms, sent.decode_ms
+        delay: int | None = next(frame for frame, size in enumerate(sent.bytes_until) if size)
+        inside = True
+    else:
+        coded = codecs.code(codecs.CODECS[name], clip.frames, _quality(name))
+        encode, decode, delay, inside = coded.encode_ms, coded.decode_ms, coded.delay, not codecs.CODECS[name].binary
+    wall = time.perf_counter() - start
+    return {
+        "encode_ms": float(np.sum(encode)) / len(clip.frames),
+        "decode_ms": float(np.sum(decode)) / len(clip.frames),
+        "cpu_ms": 1000 * (cpu_seconds() - cpu) / len(clip.frames),
+        "wall_ms": 1000 * wall / len(clip.frames),
+        "peak_mb": peak_mb() - before if inside else None,
+        "delay_frames": delay,
+        "needs_gpu": False,
+    }
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    chosen = arguments[arguments.index("--pack") + 1] if "--pack" in arguments else None
+    print(json.dumps(measure(arguments[0], Path(arguments[1]), chosen)))
