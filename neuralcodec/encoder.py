@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -12,20 +11,37 @@ from typing import Any
 
 import numpy as np
 
-from .chain import HASH_BYTES, ChainEncoder, start_chain
+from .chain import ChainEncoder, start_chain
 from .entropy import EntropyCoder
+from .errors import BitstreamError
 from .face import CropFollower, Face, Square, crop, resize
+from .fragments import PART_BYTES, split
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .motion import Array, MotionParams
 from .pack import Pack, load_pack
-from .packet import UPDATE_FRAGMENTS_MAX, End, Motion, Packet, ReferencePart, StreamHeader, Update
+from .packet import (
+    SIGNED,
+    UPDATE_FRAGMENTS_MAX,
+    Bundle,
+    End,
+    Feedback,
+    Motion,
+    Packet,
+    Parity,
+    ReferencePart,
+    StreamHeader,
+    Update,
+    parse_packet,
+)
+from .protection import Repeater, believed, protection
 from .quantizer import Quantizer, Symbols
-from .rate import PERIOD, REFERENCES_HELD, SWITCH, RateControl, distance
+from .rate import REFERENCES_HELD, SWITCH, RateControl, distance
 from .reference import BACKDROP, KEY, PICTURE, decode_reference, encode_reference
+from .signing import SIGNATURE_BYTES, private_key, sign, statement
 from .stats import EncoderStats, timed
 
-PART_BYTES = 1150  # of a reference in one packet, so that it fits a datagram with room for headers
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
+ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
 SURE = 0.5  # confidence below which the motion network does not see a face
 CHECK_SECONDS = 0.5  # how often the encoder renders a frame itself to see whether the receiver had better not
 WORSE, BETTER = 1.12, 0.95  # rendered error over held error past which frames are shown as they are, and moved again
@@ -39,6 +55,8 @@ class _Held:
     keypoints: Array | None  # of the camera's picture; None: no face in it
     crop: Square
     error: float  # mean squared error of coding
+    since: int  # sequence number of the first frame after it
+    packets: list[Packet]  # that brought it
 
 
 class Encoder:
@@ -50,6 +68,12 @@ class Encoder:
     time_base: seconds per pts unit. frame_duration: the usual pts step.
     full_frame: also send the surroundings, so that the receiver can paste the face back. gray: the source is grey.
     repeat_header: send the stream header again with each reference (a live stream needs it, a file does not).
+    loss: share of packets expected to be lost, 0..1: frames and pictures are sent with as much redundancy as that
+        takes. Reports given to on_feedback add to it.
+    signing_key: an Ed25519 private key or its file (see signing.py): every reference is signed, for 64 bytes each, and
+        stands on its own.
+    signing_context: what both ends know of this call (at most 255 bytes), so that a picture signed in another call
+        is not accepted in this one.
     frames_per_packet: motion frames that share a packet, 1 to 16. Each saves up to 3 bytes and waits for the last one.
     updates: code references after the first as updates of it; False: each on its own, several times as large, for
     channels that lose so much that chains break all the time.
@@ -68,9 +92,14 @@ class Encoder:
         gray: bool = False,
         threads: int | None = None,
         repeat_header: bool = True,
+        loss: float = 0.0,
+        signing_key: Any = None,
+        signing_context: bytes = b"",
         frames_per_packet: int = 1,
         updates: bool = True,
     ) -> None:
+        if not 0 <= loss < 1:
+            raise ValueError(f"loss is {loss}; expected a share of packets, 0 <= loss < 1.")
         if not 1 <= frames_per_packet <= 16:
             raise ValueError(f"frames_per_packet is {frames_per_packet}; expected 1 to 16.")
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
@@ -87,7 +116,14 @@ class Encoder:
         self._next_id = 0
         self._face: Face | None = None  # where it was last seen, source pixels
         self._size: tuple[int, int] | None = None
-        self.frames_per_packet, self.updates = frames_per_packet, updates
+        self._key = None if signing_key is None else private_key(signing_key)
+        self._context = signing_context
+        self._expected_loss = self._loss = loss
+        self._repeater = Repeater(self._coder)
+        self._asked_at = float("-inf")  # seconds, of the last reference sent because a receiver asked
+        self._now = 0.0
+        self._again: list[Packet] = []  # to be sent once more with the next frame
+        self.frames_per_packet, self.updates = frames_per_packet, updates and self._key is None
         self._chain: ChainEncoder | None = None
         self._group: list[Symbols] = []  # frames of the packet that is being filled
         self._head: Motion | None = None  # its header
@@ -114,9 +150,10 @@ class Encoder:
         picture = as_picture(image)
         self._check_pts(pts)
         seconds = float(pts * self.time_base)
+        self._now = seconds
         self._rate.advance(seconds)
         self.stats.frames += 1
-        packets: list[Packet] = []
+        packets, self._again = self._again, []
         size = (picture.shape[1], picture.shape[0])
         if size != self._size:
             self._size, self._face = size, None
@@ -165,6 +202,33 @@ class Encoder:
     def send_intra(self) -> None:
         """Make the next motion frame decodable without the ones before it."""
         self._wants_intra = True
+
+    def on_feedback(self, feedback: Feedback | bytes) -> None:
+        """React to what a receiver reports: send again the pictures it lacks, or new ones, or an intra frame with the
+        next frame, and protect the stream as the loss it sees demands. Bytes that are no feedback: BitstreamError."""
+        packet = parse_packet(feedback) if isinstance(feedback, bytes) else feedback
+        if not isinstance(packet, Feedback):
+            raise BitstreamError(f"a {type(packet).__name__} where feedback is expected; drop the packet")
+        self._wants_intra |= packet.need_intra
+        if packet.sequence is not None:
+            self._loss = max(self._expected_loss, believed(self._loss, packet.lost / 256))
+        if not packet.need_reference:
+            return
+        if packet.sequence is None:
+            if self._now - self._asked_at >= ASKED_AGAIN:
+                self._wants_reference, self._asked_at = True, self._now
+            return
+        for key, held in list(self._held.items()):
+            if key in packet.held or (packet.sequence - held.since) % 256 >= 128:
+                continue
+            # it was sent before a frame that has arrived, so it is not on its way but lost
+            if self._chain is not None:  # what was built on it waits for it
+                self._again += held.packets
+            else:
+                del self._held[key]
+                self._wants_intra = True
+        if self._held and self._active not in self._held:
+            self._active = next(reversed(self._held))
 
     def flush(self) -> list[Packet]:
         """What is still waiting to share a packet, and the packet that ends the stream."""
@@ -231,6 +295,7 @@ class Encoder:
                 encode_reference(resize(picture, *tile.shape[:2]), max_bytes=2 * budget), BACKDROP, square
             )
             self._backdrop_due = False
+        budget -= SIGNATURE_BYTES if self._key else 0
         with self._timed("reference"):
             if self.updates:
                 self._chain, coded, shown = start_chain(tile, max_bytes=budget, preset=self._rate.preset)
@@ -238,8 +303,9 @@ class Encoder:
             else:
                 coded = encode_reference(tile, max_bytes=budget)
                 shown = decode_reference(coded, self.pack.size)
-        packets += self._parts(coded, KEY if self.updates else PICTURE, square)
-        self._hold(tile, shown, square, estimate)
+        parts = self._parts(coded, KEY if self.updates else PICTURE, square)
+        packets += parts
+        self._hold(tile, shown, square, estimate, parts)
         self._wants_reference, self._wants_intra = False, True
         self.stats.references += 1
         return packets
@@ -254,37 +320,43 @@ class Encoder:
             return []
         before = self._held[self._newest].crop
         place = None if square == before else (square.x, square.y, square.side)
-        pieces = _pieces(coded)
+        pieces = [coded[i : i + PART_BYTES] for i in range(0, len(coded), PART_BYTES)]
         packets: list[Packet] = [
             Update(self._next_id, i, len(pieces), self._chain.hash, piece, place) for i, piece in enumerate(pieces)
         ]
         self._rate.sent_update(sum(len(bytes(packet)) for packet in packets))
-        self._hold(tile, shown, square, estimate)
+        self._hold(tile, shown, square, estimate, packets)
+        self._again += packets if protection(self._loss).parity else []
         self.stats.updates += 1
         return packets
 
-    def _hold(self, tile: Array, shown: Array, square: Square, estimate: MotionEstimate | None) -> None:
+    def _hold(
+        self, tile: Array, shown: Array, square: Square, estimate: MotionEstimate | None, packets: list[Packet]
+    ) -> None:
         """Remember what the receiver now has under the next id, and use it."""
         keypoints = None if estimate is None else estimate.keypoints
-        self._held[self._next_id] = _Held(self._networks.reference(shown), keypoints, square, _error(tile, shown))
+        self._held.pop((self._next_id - REFERENCES_HELD) % 256, None)
+        self._held[self._next_id] = _Held(
+            self._networks.reference(shown), keypoints, square, _error(tile, shown), self._sequence, packets
+        )
         self._active = self._newest = self._next_id
         self._named = -1  # whatever was called so before is gone
-        self._next_id = (self._next_id + 1) % REFERENCES_HELD
+        self._next_id = (self._next_id + 1) % 256
 
     def _parts(self, coded: bytes, codec: int, square: Square) -> list[Packet]:
-        pieces = _pieces(coded)
-        digest = hashlib.sha256(coded).digest()[:HASH_BYTES]
-        place = (square.x, square.y, square.side)
-        return [
-            ReferencePart(self._next_id, i, len(pieces), codec, digest, place, piece) for i, piece in enumerate(pieces)
-        ]
+        place, key = (square.x, square.y, square.side), self._next_id
+        if self._key is not None:
+            assert self._size is not None
+            said = statement(self.pack.id, self._size, key, codec, place, coded, self._context)
+            coded, codec = sign(self._key, said) + coded, codec | SIGNED
+        return [*split(coded, reference=key, codec=codec, crop=place, parity=protection(self._loss).parity)]
 
     def _motion(
         self, estimate: MotionEstimate | None, square: Square, pts: int, seconds: float, *, as_is: bool
     ) -> list[Packet]:
         """``estimate`` was made in ``square``; what is sent is in the square that the reference was cut from."""
-        held, before = self._held[self._active], self._quantizer.last
-        intra = before is None or ((self._wants_intra or seconds - self._intra_at >= PERIOD) and not as_is)
+        held, before, period = self._held[self._active], self._quantizer.last, protection(self._loss).period
+        intra = before is None or ((self._wants_intra or seconds - self._intra_at >= period) and not as_is)
         frozen = estimate is None or (self._as_is and not intra)  # nothing moves, so nothing is sent
         true: MotionParams | None = None
         with self._timed("motion"):
@@ -319,6 +391,9 @@ class Encoder:
         joins = self._head is not None and not (
             head.intra or head.reference is not None or head.pts_step is not None or head.as_is != self._head.as_is
         )
+        if self.frames_per_packet == 1:
+            alone = replace(head, payload=self._coder.encode(symbols))
+            return [self._repeater.wrap(alone, symbols, protection(self._loss).again)]
         ready = [] if joins else self._closed()
         self._head = self._head if joins else head
         self._group.append(symbols)
@@ -361,10 +436,12 @@ class Encoder:
     def _sent(self, packets: list[Packet]) -> list[Packet]:
         for packet in packets:
             size = len(bytes(packet))
-            payload = len(packet.payload) if isinstance(packet, Motion | ReferencePart | Update) else 0
-            self.stats.bytes_motion += payload if isinstance(packet, Motion) else 0
-            self.stats.bytes_reference += 0 if isinstance(packet, Motion) else payload
-            self.stats.bytes_overhead += size - payload
+            inside = packet.packets if isinstance(packet, Bundle) else (packet,)
+            motion = sum(len(p.payload) for p in inside if isinstance(p, Motion))
+            pictures = sum(len(p.payload) for p in inside if isinstance(p, ReferencePart | Parity | Update))
+            self.stats.bytes_motion += motion
+            self.stats.bytes_reference += pictures
+            self.stats.bytes_overhead += size - motion - pictures
             self._rate.spend(size)
         self.stats.packets += len(packets)
         self.stats.provider = self._networks.provider if self._held else ""
@@ -377,10 +454,6 @@ class Encoder:
 
     def _timed(self, stage: str) -> AbstractContextManager[None]:
         return timed(self.stats.stage_seconds, stage)
-
-
-def _pieces(coded: bytes) -> list[bytes]:
-    return [coded[i : i + PART_BYTES] for i in range(0, len(coded), PART_BYTES)]
 
 
 def _error(a: Array, b: Array) -> float:

@@ -49,6 +49,7 @@ class DecoderStats(Stats):
     concealed_frames: int = 0
     lost_frames: int = 0  # sequence numbers that never came
     damaged_references: int = 0
+    rejected_references: int = 0  # not signed by the trusted sender
     waiting_packets: int = 0  # motion not shown because its reference or the frame it continues was missing
 
 
