@@ -32,7 +32,7 @@ from neuralcodec.fields import signed_varint, varint
 from neuralcodec.fragments import split, split_update
 from neuralcodec.motion import MotionParams
 from neuralcodec.pack import Pack, load_pack
-from neuralcodec.packet import Bundle, End, Extension, Feedback, Motion, Packet, Pixels, StreamHeader, parse_packet
+from neuralcodec.packet import Bundle, End, Extension, Feedback, Motion, Packet, StreamHeader, parse_packet
 from neuralcodec.protection import Aggregator
 from neuralcodec.quantizer import Quantizer
 from neuralcodec.reference import BACKDROP, KEY, PICTURE, encode_reference
@@ -96,7 +96,6 @@ def stream(pack: Pack, seed: int) -> list[Packet]:
             symbols, frame % 3,
         )  # fmt: skip
     packets += [
-        Pixels(60, 0, 2, 1, True, 60, bytes(dice.bytes(80))),
         Feedback(7, 12, (0, 1, 2), True, True),
         Feedback(need_intra=True),
         Extension(0x21, b"private"),

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 import neuralcodec as nc
+from neuralcodec.concealment import Concealment
 from neuralcodec.face import Square, crop
 from neuralcodec.fragments import PART_BYTES
-from neuralcodec.packet import End, Motion, ReferencePart, StreamHeader, parse_packet
+from neuralcodec.packet import End, Motion, Parity, ReferencePart, StreamHeader, Update, parse_packet
 
 Coded = tuple[nc.Encoder, list[list[object]]]
 
@@ -145,3 +146,59 @@ def test_motion_keeps_its_place_when_the_square_moves(portrait_clip: list[np.nda
         if square is here:
             wanted = place
     assert np.allclose(place, wanted, atol=1e-3)
+
+
+def receiver_of(encoder: nc.Encoder, clip: list[np.ndarray], lose: object) -> tuple[nc.Decoder, list[nc.DecodedFrame]]:
+    """A call with feedback after every frame; ``lose(pts, packet)`` says which packets do not arrive."""
+    decoder, frames = nc.Decoder(device="cpu", threads=1), []
+    for pts, image in enumerate(clip):
+        for packet in encoder.encode(image, pts):
+            if not lose(pts, packet):  # type: ignore[operator]
+                frames += decoder.decode(bytes(packet), wanted=lambda _: False)
+        encoder.on_feedback(bytes(decoder.feedback(0.0)))
+    return decoder, frames
+
+
+def test_a_lost_update_is_sent_again(portrait_clip: list[np.ndarray]) -> None:
+    encoder, lost = nc.Encoder(40, device="cpu", threads=1), []
+
+    def lose(pts: int, packet: object) -> bool:
+        if isinstance(packet, Update) and pts > 2 and len(lost) < 2:
+            lost.append((packet.reference, packet.index))
+            return True
+        return False
+
+    decoder, frames = receiver_of(encoder, portrait_clip[:10], lose)
+    assert len(lost) == 2 and encoder.stats.references == 1  # the chain went on
+    assert not decoder.wants_reference and decoder.stats.updates == encoder.stats.updates
+    assert [f.pts for f in frames] == list(range(10)) and frames[-1].state is Concealment.RECEIVED
+
+
+def test_a_lost_key_begins_another_chain(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(40, device="cpu", threads=1)
+    decoder, frames = receiver_of(
+        encoder, portrait_clip[:6], lambda pts, packet: pts == 0 and isinstance(packet, ReferencePart)
+    )
+    assert encoder.stats.references == 2 and not decoder.wants_reference
+    assert frames[-1].state is Concealment.RECEIVED and frames[-1].pts == 5
+
+
+def test_pictures_are_sent_twice_where_packets_are_lost(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(40, device="cpu", threads=1, loss=0.05)
+    sent = [encoder.encode(image, pts) for pts, image in enumerate(portrait_clip[:4])]
+    assert not any(isinstance(p, Parity) for p in sent[0]) and any(isinstance(p, Parity) for p in sent[1])
+    for before, now in zip(sent[1:], sent[2:], strict=False):
+        updates = [p for p in before if isinstance(p, Update)]
+        assert updates and all(p in now for p in updates[-1:])
+
+
+def test_signatures_are_part_of_the_rate(portrait_clip: list[np.ndarray]) -> None:
+    pytest.importorskip("cryptography")
+    plain = nc.Encoder(6, device="cpu", threads=1)
+    signed = nc.Encoder(6, device="cpu", threads=1, signing_key=bytes(32))
+    for encoder in (plain, signed):
+        for pts, image in enumerate(portrait_clip):
+            for packet in encoder.encode(image, pts):
+                assert not isinstance(packet, Update) or packet.signed == (encoder is signed)
+    assert 0 < signed.stats.updates < plain.stats.updates
+    assert signed.stats.bytes_total < 1.1 * plain.stats.bytes_total

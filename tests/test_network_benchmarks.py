@@ -28,7 +28,7 @@ def test_the_pool_holds_every_kind_and_is_valid() -> None:
     assert all(parse_packet(bytes(p)) == p for p in packets)
     kinds = {type(p).__name__ for p in packets}
     assert kinds == {
-        "StreamHeader", "ReferencePart", "Parity", "Motion", "Bundle", "Pixels", "Feedback", "Extension", "End"
+        "StreamHeader", "ReferencePart", "Parity", "Motion", "Bundle", "Update", "Feedback", "Extension", "End"
     }  # fmt: skip
 
 
