@@ -229,7 +229,7 @@ class Encoder:
         }  # fmt: skip
         updates = {key: sent for key, sent in missing.items() if sent.packets and sent.chain is self._chain}
         cost = sum(len(bytes(packet)) for sent in updates.values() for packet in sent.packets)
-        if updates and (next(iter(updates)) - 1) % 256 in held and cost < self._rate.first_bytes:
+        if updates and (next(iter(updates)) - 1) % 256 in held and cost < self._rate.key_bytes:
             for sent in updates.values():
                 self._again += sent.packets
                 sent.since, sent.lost = self._sequence, True
@@ -283,7 +283,8 @@ class Encoder:
             drift = near.get(best, float("inf"))
             if self._active in near and drift >= SWITCH * near[self._active]:
                 best = self._active
-        if self._wants_reference or not self._held or (self.full_frame and self._follower.moved):
+        finer = self._chain is not None and self._rate.wants_finer()
+        if self._wants_reference or finer or not self._held or (self.full_frame and self._follower.moved):
             return self._send_reference(picture, tile, square, estimate)
         if self._follower.moved or self._rate.affords_picture(drift):
             if self._chain is None:
@@ -303,7 +304,7 @@ class Encoder:
         self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None
     ) -> list[Packet]:
         """A picture that stands on its own: a key that begins a chain, or a still."""
-        budget = self._rate.still_bytes if self._held and not self._updates else self._rate.first_bytes
+        budget = self._rate.still_bytes if self._held and not self._updates else self._rate.key_bytes
         packets: list[Packet] = [self._header()] if self.repeat_header and self._held else []
         if self._backdrop_due or (self.full_frame and self._follower.moved):
             packets += self._parts(
