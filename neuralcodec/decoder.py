@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,18 +11,30 @@ from typing import Any
 
 import numpy as np
 
+from .chain import ChainDecoder
 from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
 from .errors import BitstreamError, LimitError, MissingReferenceError, PackMismatchError
 from .face import Square, paste, resize
-from .fragments import Assembler, Part
+from .fragments import ARRIVING_MAX, Assembler, Part
 from .inference import Inference, ReferenceFeatures
 from .motion import Array, MotionParams, View
 from .pack import Pack, load_pack
-from .packet import SIGNED, Bundle, Feedback, Motion, Packet, Parity, ReferencePart, StreamHeader, parse_packet
+from .packet import (
+    SIGNED,
+    Bundle,
+    Feedback,
+    Motion,
+    Packet,
+    Parity,
+    ReferencePart,
+    StreamHeader,
+    Update,
+    parse_packet,
+)
 from .quantizer import Quantizer, State, start_state
 from .rate import REFERENCES_HELD
-from .reference import BACKDROP, PICTURE, decode_reference
+from .reference import BACKDROP, KEY, PICTURE, decode_reference
 from .signing import SIGNATURE_BYTES, public_key, statement, verify
 from .stats import DecoderStats, timed
 
@@ -86,6 +99,10 @@ class Decoder:
         self._context, self._max_pixels = signing_context, max_pixels
         self._held: dict[int, _Held] = {}  # by place: id modulo REFERENCES_HELD
         self._assembler = Assembler()
+        self._pictures: ChainDecoder | None = None
+        self._square = Square(0, 0, 1)  # of the chain's last picture
+        self._pieces: dict[bytes, dict[int, bytes]] = {}  # of updates, by hash
+        self._early: dict[bytes, tuple[Update, bytes]] = {}  # updates that came before the one they follow
         self._backdrop: Array | None = None
         self._active = 0  # id that motion refers to
         self._shows: _Held | None = None  # what it named when it was named; a new picture may have taken the id since
@@ -100,28 +117,26 @@ class Decoder:
         self._last: MotionParams | None = None
         self._before: MotionParams | None = None
         self._missing = 0
+        self._wanted: Callable[[int], bool] | None = None
+        self._as_is = False  # the newest frame shows its reference as it is
 
     # --- the facade ---
 
-    def decode(self, data: bytes) -> list[DecodedFrame]:
+    def decode(self, data: bytes, *, wanted: Callable[[int], bool] | None = None) -> list[DecodedFrame]:
         """Frames that this packet completes: none for a header or a reference, one or more for motion.
+
+        wanted: asked with a pts whether that frame will be shown; the images of the others stay empty (0, 0, 3). For
+        a receiver that is late.
 
         Raises BitstreamError for bytes that are no packet, PackMismatchError for a stream of another pack. After motion
         that cannot be decoded the decoder waits for an intra frame.
         """
         packet = parse_packet(bytes(data))
-        if not isinstance(packet, Bundle):
-            return self._on_packet(packet)
-        frames: list[DecodedFrame] = []
-        problem: BitstreamError | None = None
-        for inside in packet.packets:  # one that cannot be used does not cost the others
-            try:
-                frames += self._on_packet(inside)
-            except BitstreamError as error:
-                problem = error
-        if problem is not None and not frames:
-            raise problem
-        return frames
+        self._wanted = wanted
+        try:
+            return self._on_bundle(packet) if isinstance(packet, Bundle) else self._on_packet(packet)
+        finally:
+            self._wanted = None
 
     @property
     def wants_reference(self) -> bool:
@@ -175,9 +190,23 @@ class Decoder:
             self._on_header(packet)
         elif isinstance(packet, ReferencePart | Parity):
             self._on_part(packet)
+        elif isinstance(packet, Update):
+            self._on_update(packet)
         elif isinstance(packet, Motion):
             return self._on_motion(packet)
         return []
+
+    def _on_bundle(self, packet: Bundle) -> list[DecodedFrame]:
+        frames: list[DecodedFrame] = []
+        problem: BitstreamError | None = None
+        for inside in packet.packets:  # one that cannot be used does not cost the others
+            try:
+                frames += self._on_packet(inside)
+            except BitstreamError as error:
+                problem = error
+        if problem is not None and not frames:
+            raise problem
+        return frames
 
     def _on_header(self, header: StreamHeader) -> None:
         if header.pack_id != self.pack.id:
@@ -199,20 +228,18 @@ class Decoder:
 
     def _on_part(self, part: Part) -> None:
         codec, place = part.codec & ~SIGNED, part.reference % REFERENCES_HELD
-        if self.header is None or codec not in (PICTURE, BACKDROP):
+        if self.header is None or codec not in (PICTURE, BACKDROP, KEY) or not self._fits(part.crop):
             return
-        if part.crop[2] > 2 * max(self.header.width, self.header.height, self.pack.size):
-            return  # a square far larger than the source has no use but to fill the memory
         if self._trusted is not None and not part.codec & SIGNED:
             self.stats.rejected_references += part.index == 0
             return
         held = self._held.get(place)
-        if codec == PICTURE and held is not None and (held.id, held.hash) == (part.reference, part.hash):
+        if codec != BACKDROP and held is not None and (held.id, held.hash) == (part.reference, part.hash):
             return  # a doubled packet
         damaged = self._assembler.damaged
         coded = self._assembler.add(part)
         self.stats.damaged_references += self._assembler.damaged - damaged
-        if self._trusted is None and codec == PICTURE and held is not None and held.id == part.reference:
+        if self._trusted is None and codec != BACKDROP and held is not None and held.id == part.reference:
             del self._held[place]  # its id is taken; motion that names it must not show the old picture
         if coded is None:
             return
@@ -224,15 +251,59 @@ class Decoder:
                 self.stats.rejected_references += 1
                 return
         with self._timed("reference"):
-            picture = decode_reference(coded, self.pack.size)
-            if codec == BACKDROP:
-                self._backdrop = resize(picture, self.header.width, self.header.height)
-                return
-            features = self._networks.reference(picture)
-        self._held[place] = _Held(features, Square(*part.crop), part.reference, part.hash)
-        if part.reference == self._active and self._lacks_reference:
-            self._lacks_reference, self._shows = False, self._held[place]
+            if codec == KEY:
+                self._pictures, self._square = ChainDecoder(self.pack.size), Square(*part.crop)
+                picture = self._pictures.key(coded, part.hash)
+            else:
+                picture = decode_reference(coded, self.pack.size)
+        if codec == BACKDROP:
+            self._backdrop = resize(picture, self.header.width, self.header.height)
+            return
+        self._hold(part.reference, picture, Square(*part.crop), part.hash)
         self.stats.references += 1
+        self._follow_updates()
+
+    def _on_update(self, part: Update) -> None:
+        # nothing in an update proves who made it, so a decoder that asks for proof does without
+        if self.header is None or self._trusted is not None or (part.crop and not self._fits(part.crop)):
+            return
+        held = self._held.get(part.reference % REFERENCES_HELD)
+        if part.hash in self._early or (held is not None and held.hash == part.hash):
+            return  # a doubled packet
+        pieces = self._pieces.setdefault(part.hash, {})
+        pieces[part.index] = part.payload
+        if sorted(pieces) == list(range(part.count)):
+            self._early[part.hash] = part, b"".join(pieces[i] for i in range(part.count))
+            del self._pieces[part.hash]
+            self._follow_updates()
+        for waiting, most in ((self._pieces, ARRIVING_MAX), (self._early, REFERENCES_HELD)):
+            while len(waiting) > most:
+                del waiting[next(iter(waiting))]
+
+    def _follow_updates(self) -> None:
+        """Decode the updates that are here and follow the last picture of the chain."""
+        while (chain := self._pictures) is not None:
+            following = [e for e in self._early.values() if chain.follows(e[1], e[0].hash)]
+            if not following:
+                return
+            part, coded = following[0]
+            del self._early[part.hash]
+            with self._timed("reference"):
+                picture = chain.update(coded, part.hash)
+            self._square = Square(*part.crop) if part.crop else self._square
+            self._hold(part.reference, picture, self._square, part.hash)
+            self.stats.updates += 1
+
+    def _fits(self, crop: tuple[int, int, int]) -> bool:
+        """Whether the square is of use: one far larger than the source would only fill the memory."""
+        header = self._known_header()
+        return crop[2] <= 2 * max(header.width, header.height, self.pack.size)
+
+    def _hold(self, reference: int, picture: Array, square: Square, digest: bytes) -> None:
+        place = reference % REFERENCES_HELD
+        self._held[place] = _Held(self._networks.reference(picture), square, reference, digest)
+        if reference == self._active and self._lacks_reference:
+            self._lacks_reference, self._shows = False, self._held[place]
         self.stats.provider = self._networks.provider
 
     def _on_motion(self, packet: Motion) -> list[DecodedFrame]:
@@ -262,6 +333,7 @@ class Decoder:
             self._reported[1] += fresh if packet.sequence not in self._past else 1
             self.stats.lost_frames += lost
             self._sequence, self._pts = end, first + rest
+            self._as_is = packet.as_is
         self._broken = True  # until the payload has proved good
         if packet.reference is not None:
             self._name(packet.reference)
@@ -362,9 +434,18 @@ class Decoder:
     def _shown(self, motion: MotionParams, pts: int, state: Concealment) -> DecodedFrame:
         held = self._shows
         assert held is not None
-        seen = motion if self.view == View() else motion.turned(self.view)
-        with self._timed("render"):
-            picture = self._networks.render(held.features, seen)
+        if self._wanted is not None and not self._wanted(pts):
+            return DecodedFrame(np.zeros((0, 0, 3), np.uint8), pts, state, motion, held.id)
+        if self._as_is and self.view == View():
+            picture = held.features.picture.copy()
+            self.stats.as_is_frames += 1
+        else:
+            with self._timed("reference"):
+                held.features.feeds  # noqa: B018  computed when first asked for
+            with self._timed("render"):
+                picture = self._networks.render(
+                    held.features, motion if self.view == View() else motion.turned(self.view)
+                )
         with self._timed("paste"):
             picture = self._composed(picture, held.crop)
         self.stats.frames += 1

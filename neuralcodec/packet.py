@@ -19,8 +19,8 @@ FORMAT_VERSION = 1
 # First bytes, written down and never derived. 0x40-0x7f: intra motion. 0x80-0xff: predicted motion.
 KIND_HEADER = 0x01
 KIND_REFERENCE = 0x02
-KIND_PIXELS = 0x03
 KIND_END = 0x04
+KIND_UPDATE = 0x05
 KIND_BUNDLE = 0x06
 KIND_PARITY = 0x07
 KIND_FEEDBACK = 0x08
@@ -37,6 +37,7 @@ GROUP_MAX = 64  # motion frames in one packet, or in all packets of a bundle
 BUNDLE_MAX = 16  # packets in one bundle
 REFERENCES_MAX = 8  # pictures a decoder holds; id modulo 8 is the place they take
 SIGNED = 0x80  # bit of a reference's codec: a signature precedes the picture (FORMAT.md section 12)
+UPDATE_FRAGMENTS_MAX = 8
 
 MAGIC = b"NCV"
 FLAG_FULL_FRAME, FLAG_GRAY = 1, 2
@@ -156,11 +157,47 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Update:
+    """One fragment of a reference picture that is predicted from the one before it in its chain (section 3.6)."""
+
+    reference: int  # id it is held under
+    index: int  # fragment number
+    count: int  # 1..8
+    hash: bytes  # first 4 bytes of the SHA-256 over the hash of the picture before and the whole coded picture
+    payload: bytes
+    crop: tuple[int, int, int] | None = None  # as a reference's; None: as the picture before
+
+    CROP_FLAG: ClassVar[int] = 0x40
+
+    def __bytes__(self) -> bytes:
+        part = self.index | (self.count - 1) << 3 | (self.CROP_FLAG if self.crop else 0)
+        head = bytes((KIND_UPDATE, self.reference, part)) + self.hash
+        if self.crop:
+            left, top, side = self.crop
+            head += signed_varint(left) + signed_varint(top) + varint(side)
+        return head + self.payload
+
+    @classmethod
+    def _parse(cls, read: Reader) -> Update:
+        reference, part = read.byte("the reference id"), read.byte("the fragment")
+        index, count, crop = part & 7, (part >> 3 & 7) + 1, None
+        if index >= count:
+            raise read.error(f"fragment {index} of {count} does not exist", 11)
+        if part & 0x80:
+            raise read.error(f"update flags {part:#04x} set reserved bits", 10)
+        digest = read.take(4, "the hash")
+        if part & cls.CROP_FLAG:
+            crop = _crop(read)
+        return cls(reference, index, count, digest, read.payload(), crop)
+
+
+@dataclass(frozen=True)
 class Motion:
     """One or more consecutive motion frames. Two bytes in front of the payload when nothing unusual is said.
 
     intra: needs no earlier packet but its reference; carries reference and pts. Predicted frames continue the frame
     before them; ``reference`` and ``pts_step`` are None when they are the last reference and the nominal duration.
+    as_is: the reference picture is shown as it is; motion is followed but does not move it.
     """
 
     sequence: int  # 0..255, counts frames (not packets) modulo 256
@@ -172,10 +209,12 @@ class Motion:
     pts: int | None = None  # intra only: absolute
     pts_step: int | None = None  # predicted only: pts of the first frame minus pts of the frame before
     frames: int = 1  # predicted only; the further ones follow at the nominal duration
+    as_is: bool = False  # predicted only
 
     REFERENCE_FLAG: ClassVar[int] = 1
     STEP_FLAG: ClassVar[int] = 2
     FRAMES_FLAG: ClassVar[int] = 4
+    AS_IS_FLAG: ClassVar[int] = 8
 
     def __bytes__(self) -> bytes:
         scale = self.level << 3 | self.components
@@ -191,6 +230,7 @@ class Motion:
             flags, extra = flags | self.STEP_FLAG, extra + varint(self.pts_step)
         if self.frames != 1:
             flags, extra = flags | self.FRAMES_FLAG, extra + varint(self.frames)
+        flags |= self.AS_IS_FLAG * self.as_is
         head = bytes((KIND_PREDICTED | scale << 1 | bool(flags), self.sequence))
         return head + (bytes((flags,)) + extra if flags else b"") + self.payload
 
@@ -204,10 +244,10 @@ class Motion:
     @classmethod
     def _parse_predicted(cls, read: Reader, kind: int) -> Motion:
         level, components = kind >> 4 & 7, kind >> 1 & 7
-        sequence, reference, step, frames = read.byte("the sequence number"), None, None, 1
+        sequence, reference, step, frames, flags = read.byte("the sequence number"), None, None, 1, 0
         if kind & 1:
             flags = read.byte("the motion flags")
-            if not 0 < flags < 8:
+            if not 0 < flags < 16:
                 raise read.error(f"motion flags {flags:#04x} are empty or set reserved bits", 14)
             if flags & cls.REFERENCE_FLAG:
                 reference = read.byte("the reference id")
@@ -215,34 +255,8 @@ class Motion:
                 step = read.limited("pts step", 1, TIME_MAX, 15)
             if flags & cls.FRAMES_FLAG:
                 frames = read.limited("frame count", 2, GROUP_MAX, 16)
-        return cls(sequence, level, components, read.motion(frames), False, reference, None, step, frames)
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """One fragment of an ordinary video frame, sent while the model cannot show what the camera sees."""
-
-    sequence: int  # shared with Motion: counts frames
-    index: int
-    count: int
-    codec: int  # 1..255 (FORMAT.md section 7)
-    key: bool  # decodable without earlier pixel frames
-    pts: int
-    payload: bytes
-
-    def __bytes__(self) -> bytes:
-        head = bytes((KIND_PIXELS, self.sequence, self.index, self.count, self.codec, self.key))
-        return head + signed_varint(self.pts) + self.payload
-
-    @classmethod
-    def _parse(cls, read: Reader) -> Pixels:
-        sequence = read.byte("the sequence number")
-        index, count = read.fragment()
-        codec, flags = read.codec(), read.byte("the pixel flags")
-        if flags > 1:
-            raise read.error(f"pixel flags {flags:#04x} set reserved bits", 10)
-        pts = read.signed("pts", (1 << 62) - 1, 4)
-        return cls(sequence, index, count, codec, bool(flags), pts, read.payload())
+        payload, as_is = read.motion(frames), bool(flags & cls.AS_IS_FLAG)
+        return cls(sequence, level, components, payload, False, reference, None, step, frames, as_is)
 
 
 @dataclass(frozen=True)
@@ -341,7 +355,7 @@ class Extension:
 
 def parse_packet(
     data: bytes,
-) -> StreamHeader | ReferencePart | Motion | Pixels | End | Bundle | Parity | Feedback | Extension:
+) -> StreamHeader | ReferencePart | Update | Motion | End | Bundle | Parity | Feedback | Extension:
     """One packet from the bytes of one datagram or one container record."""
     if not data:
         raise TruncatedError("an empty packet; a packet has at least its kind byte", rule="R1")
@@ -358,10 +372,10 @@ def parse_packet(
         return StreamHeader._parse(read)
     if kind == KIND_REFERENCE:
         return ReferencePart._parse(read)
-    if kind == KIND_PIXELS:
-        return Pixels._parse(read)
     if kind == KIND_END:
         return End._parse(read)
+    if kind == KIND_UPDATE:
+        return Update._parse(read)
     if kind == KIND_BUNDLE:
         return Bundle._parse(read)
     if kind == KIND_PARITY:

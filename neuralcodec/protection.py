@@ -64,7 +64,7 @@ class Repeater:
         first = group[0][0]
         newest = packet if run == 1 else Motion(
             first.sequence, first.level, first.components, self._coder.encode([s for _, s in group]),
-            reference=first.reference, pts_step=first.pts_step, frames=run,
+            reference=first.reference, pts_step=first.pts_step, frames=run, as_is=first.as_is,
         )  # fmt: skip
         return Bundle((*(p for p, _ in older), newest)) if older else newest
 
@@ -72,5 +72,5 @@ class Repeater:
         """Whether the frame at ``at`` can follow the one before it inside one packet."""
         (before, _), (now, _) = self._recent[at - 1], self._recent[at]
         plain = not (before.intra or now.intra or before.frames > 1)
-        alike = (before.level, before.components) == (now.level, now.components)
+        alike = (before.level, before.components, before.as_is) == (now.level, now.components, now.as_is)
         return plain and alike and now.reference is None and now.pts_step is None

@@ -14,7 +14,9 @@ class Stats:
 
     provider: str = ""
     frames: int = 0
-    references: int = 0
+    references: int = 0  # pictures coded on their own
+    updates: int = 0  # pictures predicted from those before them
+    as_is_frames: int = 0  # that showed a coded picture instead of a rendered one
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
     @property

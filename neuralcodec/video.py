@@ -23,7 +23,9 @@ from .face import resize
 from .media import VideoReader, VideoWriter, check_output, output_path, reason
 from .motion import View
 from .pack import Pack
-from .packet import DIMENSION_MAX, FORMAT_VERSION, SIGNED, End, Motion, Packet, ReferencePart, StreamHeader
+from .packet import DIMENSION_MAX, FORMAT_VERSION, SIGNED, End, Motion, Packet, ReferencePart, StreamHeader, Update
+
+FRAMES_PER_PACKET = 8  # of a file: nobody waits for it, and each frame saves up to 3 bytes
 
 Progress = Callable[[int, int], None]  # frames done, frames in all (0: not known)
 
@@ -38,7 +40,8 @@ class FileStats:
     bytes_reference: int
     bytes_motion: int
     bytes_overhead: int
-    references: int = 0
+    references: int = 0  # pictures coded on their own
+    updates: int = 0  # pictures predicted from those before
     concealed: int = 0  # frames made without their packet
     face_lost: int = 0  # frames in which the encoder saw no face
     damaged: int = 0  # pieces of the input that could not be read and were left out
@@ -70,6 +73,7 @@ def encode_file(
     full_frame: bool = False,
     threads: int | None = None,
     signing_key: Any = None,
+    frames_per_packet: int = FRAMES_PER_PACKET,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FileStats:
@@ -84,7 +88,7 @@ def encode_file(
         encoder = Encoder(
             target_kbps, pack=pack, device=device, crop=crop, time_base=reader.time_base,
             frame_duration=reader.frame_duration, full_frame=full_frame, gray=reader.gray, threads=threads,
-            repeat_header=False, signing_key=signing_key,
+            repeat_header=False, signing_key=signing_key, frames_per_packet=frames_per_packet,
         )  # fmt: skip
         with output_path(dst, overwrite=overwrite) as temporary:
             with open(temporary, "wb") as file:
@@ -248,6 +252,7 @@ def probe(path: str | Path) -> dict[str, Any]:
         "duration_s": round(stats.duration_s, 6),
         "time_base": list(header.time_base),
         "references": stats.references,
+        "updates": stats.updates,
         "bytes_total": stats.bytes_total,
         "bytes_reference": stats.bytes_reference,
         "bytes_motion": stats.bytes_motion,
@@ -268,10 +273,14 @@ def list_packets(path: str | Path) -> Iterator[dict[str, Any]]:
             kind = "intra" if packet.intra else "predicted"
             line |= {"coding": kind, "pts": times[0], "frames": packet.frames, "sequence": packet.sequence}
             line |= {"level": packet.level, "components": packet.components, "payload": len(packet.payload)}
+            line |= {"as_is": packet.as_is}
         elif isinstance(packet, ReferencePart):
             line |= {"reference": packet.reference, "part": f"{packet.index + 1}/{packet.count}"}
             line |= {"codec": packet.codec & ~SIGNED, "signed": bool(packet.codec & SIGNED)}
             line |= {"crop": list(packet.crop), "payload": len(packet.payload)}
+        elif isinstance(packet, Update):
+            line |= {"reference": packet.reference, "part": f"{packet.index + 1}/{packet.count}"}
+            line |= {"payload": len(packet.payload)}
         yield line
 
 
@@ -281,7 +290,7 @@ class _Counted:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problem: BitstreamError | None = None
-        self.frames = self.reference = self.motion = self.references = 0
+        self.frames = self.reference = self.motion = self.references = self.updates = 0
         self.complete = False
         self._first: int | None = None
         self._last = 0
@@ -327,6 +336,9 @@ class _Counted:
         if isinstance(packet, ReferencePart):
             self.reference += len(packet.payload)
             self.references += packet.index == 0
+        elif isinstance(packet, Update):
+            self.reference += len(packet.payload)
+            self.updates += packet.index == 0
         elif isinstance(packet, Motion):
             self.motion += len(packet.payload)
         elif isinstance(packet, End):
@@ -336,7 +348,7 @@ class _Counted:
         ticks = self._last - self._first + self.header.frame_duration if self._first is not None else 0
         return FileStats(
             self.frames, float(ticks * Fraction(*self.header.time_base)), self.total, self.reference, self.motion,
-            self.total - self.reference - self.motion, references=self.references, **further,
+            self.total - self.reference - self.motion, references=self.references, updates=self.updates, **further,
         )  # fmt: skip
 
 

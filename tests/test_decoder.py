@@ -179,8 +179,8 @@ def test_a_damaged_reference_is_counted_and_not_shown(coded: Coded) -> None:
 def test_the_head_turns_at_the_receiver(coded: Coded) -> None:
     straight, turned = decoder(), decoder()
     turned.view = nc.View(yaw=20)
-    a = [f for d in stream(coded)[:4] for f in straight.decode(d)][0]
-    b = [f for d in stream(coded)[:4] for f in turned.decode(d)][0]
+    a = [f for d in stream(coded)[:6] for f in straight.decode(d)][0]
+    b = [f for d in stream(coded)[:6] for f in turned.decode(d)][0]
     assert psnr(a.image, b.image) < 32 and a.motion.yaw == b.motion.yaw
 
 
