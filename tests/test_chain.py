@@ -55,7 +55,8 @@ def test_an_update_is_a_fraction_of_its_key_and_as_good(coded: Coded) -> None:
 
 def test_digests_name_the_whole_chain(coded: Coded) -> None:
     assert coded[0][1] == hashlib.sha256(coded[0][0]).digest()
-    assert all(hashlib.sha256(before[1] + now[0]).digest() == now[1] for before, now in zip(coded, coded[1:], strict=False))
+    for before, now in zip(coded, coded[1:], strict=False):
+        assert hashlib.sha256(before[1] + now[0]).digest() == now[1]
 
 
 def test_only_the_next_picture_follows(coded: Coded) -> None:
