@@ -89,7 +89,8 @@ class Pictures:
             del data[dice.randrange(1, len(data)) :]
         crop = (dice.choice((80, -8192, 8192)), 0, dice.choice((480, 1, 1280, 16384)))
         if not codec:
-            return Update(5, 0, 1, _hash(bytes(data), chain_digest(b"", self.key)), bytes(data), dice.choice((None, crop)))
+            hash = _hash(bytes(data), chain_digest(b"", self.key))
+            return Update(5, 0, 1, hash, bytes(data), dice.choice((None, crop)))
         return ReferencePart(dice.randrange(256), 0, 1, codec, _hash(bytes(data)), crop, bytes(data))
 
 
