@@ -175,7 +175,7 @@ class Encoder:
 
         if estimate is None:
             self.stats.face_lost_frames += 1
-            if not self._held:
+            if not self.stats.references:
                 self._waiting.append(pts)
                 if self.repeat_header:  # live: what is long past is shown to nobody
                     del self._waiting[:-WAITING_LIVE]
@@ -233,11 +233,15 @@ class Encoder:
             for sent in updates.values():
                 self._again += sent.packets
                 sent.since, sent.lost = self._sequence, True
-                missing = {key: sent for key, sent in missing.items() if key not in updates}
+            missing = {key: sent for key, sent in missing.items() if key not in updates}
         broken = {id(sent.chain) for sent in missing.values() if sent.chain is not None}
-        for key, sent in list(self._held.items()):
-            if key in missing or (sent.packets and id(sent.chain) in broken):
-                del self._held[key]
+        kept = {
+            key: sent for key, sent in self._held.items()
+            if key not in missing and not (sent.packets and id(sent.chain) in broken)
+        }  # fmt: skip
+        if not kept and self._now - self._asked_at < ASKED_AGAIN:
+            return
+        self._asked_at, self._held = self._asked_at if kept else self._now, kept
         if id(self._chain) in broken:
             self._chain = None
             self._rate.ended_chain()

@@ -248,7 +248,7 @@ def test_real_footage_beats_its_frozen_first_frame() -> None:
 @pytest.fixture(scope="module")
 def updated(portrait_clip: list[np.ndarray]) -> list[list[bytes]]:
     """A stream with several updates, packets by frame."""
-    sender = nc.Encoder(24, device="cpu", threads=1)
+    sender = nc.Encoder(64, device="cpu", threads=1)
     frames = [[bytes(p) for p in sender.encode(x, t)] for t, x in enumerate(portrait_clip[:14])]
     assert sender.stats.updates >= 3
     return frames
@@ -287,7 +287,7 @@ def test_a_damaged_update_ends_the_chain_and_a_key_begins_a_new_one(
 
 
 def test_a_sender_sends_a_lost_update_again_when_told(portrait_clip: list[np.ndarray]) -> None:
-    sender, receiver = nc.Encoder(24, device="cpu", threads=1), decoder()
+    sender, receiver = nc.Encoder(64, device="cpu", threads=1), decoder()
     lost = again = 0
     for pts, image in enumerate(portrait_clip):
         for data in map(bytes, sender.encode(image, pts)):

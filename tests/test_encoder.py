@@ -151,7 +151,7 @@ def test_motion_keeps_its_place_when_the_square_moves(portrait_clip: list[np.nda
 
 
 def test_pictures_after_the_first_are_updates_of_it(portrait_clip: list[np.ndarray]) -> None:
-    encoder = nc.Encoder(24, device="cpu", threads=1)
+    encoder = nc.Encoder(64, device="cpu", threads=1)
     packets = [p for pts, image in enumerate(portrait_clip[:12]) for p in encoder.encode(image, pts)]
     key = sum(len(p.payload) for p in packets if isinstance(p, ReferencePart))
     updates = [p for p in packets if isinstance(p, Update)]
@@ -188,7 +188,7 @@ def test_frames_share_packets(portrait_clip: list[np.ndarray]) -> None:
 
 def test_a_lost_face_is_followed_in_pixels_and_comes_back(portrait_clip: list[np.ndarray]) -> None:
     """A hand, a wall, a sheet of paper: pictures of it go out as fast as the rate allows and are shown as they are."""
-    sender, receiver = nc.Encoder(24, device="cpu", threads=1), nc.Decoder(device="cpu", threads=1)
+    sender, receiver = nc.Encoder(64, device="cpu", threads=1), nc.Decoder(device="cpu", threads=1)
     noise = np.random.default_rng(1).integers(0, 255, (16, 16, 3), np.uint8).repeat(16, 0).repeat(16, 1)
     film = [*portrait_clip[:3], *[np.roll(noise, 3 * i, 1) for i in range(12)], *portrait_clip[3:6]]
     shown = [f for t, x in enumerate(film) for p in sender.encode(x, t) for f in receiver.decode(bytes(p))]

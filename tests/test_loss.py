@@ -83,8 +83,10 @@ def test_a_lost_picture_never_shows_as_an_older_one(portrait_clip: Clip) -> None
     assert shown.state is Concealment.RECEIVED and shown.reference == 8 and receiver.feedback().held == (8,)
 
 
-def test_feedback_brings_the_sender_back_to_a_picture_that_is_held(portrait_clip: Clip) -> None:
-    sender, receiver = ends()
+@pytest.mark.parametrize("updates", [True, False])
+def test_feedback_brings_a_right_picture_with_the_next_frame(portrait_clip: Clip, updates: bool) -> None:
+    """Motion for one that the receiver holds, until the next picture can be paid."""
+    sender, receiver = ends(updates=updates)
     received(receiver, [p for packets in sent(sender, portrait_clip, range(2)) for p in packets])
     sender.send_reference()
     for packet in sender.encode(portrait_clip[2], 2):
@@ -101,7 +103,7 @@ def test_feedback_brings_the_sender_back_to_a_picture_that_is_held(portrait_clip
 
 
 def test_a_picture_still_on_its_way_is_not_given_up(portrait_clip: Clip) -> None:
-    sender, _ = ends()
+    sender, _ = ends(updates=False)
     sent(sender, portrait_clip, range(2))
     sender.send_reference()
     sent(sender, portrait_clip, range(2, 4))
