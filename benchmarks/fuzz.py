@@ -19,27 +19,40 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from neuralcodec.chain import HASH_BYTES, start_chain
+from neuralcodec.chain import HASH_BYTES, chain_digest, start_chain
 from neuralcodec.decoder import DecodedFrame, Decoder
 from neuralcodec.entropy import EntropyCoder
 from neuralcodec.errors import BitstreamError, PackMismatchError
 from neuralcodec.fields import signed_varint, varint
-from neuralcodec.fragments import split, split_update
+from neuralcodec.fragments import split
 from neuralcodec.motion import MotionParams
 from neuralcodec.pack import Pack, load_pack
-from neuralcodec.packet import Bundle, End, Extension, Feedback, Motion, Packet, Pixels, StreamHeader, parse_packet
+from neuralcodec.packet import (
+    Bundle,
+    End,
+    Extension,
+    Feedback,
+    Motion,
+    Packet,
+    ReferencePart,
+    StreamHeader,
+    Update,
+    parse_packet,
+)
 from neuralcodec.protection import Aggregator
 from neuralcodec.quantizer import Quantizer
 from neuralcodec.reference import BACKDROP, KEY, PICTURE, encode_reference
 
 HANG_SECONDS = 2.0  # of processor time for a packet that shows nothing; showing may take this long a frame
 WARM_EVERY = 200  # hostile packets between two runs of the warm stream
-WARM = 60  # its packets
+WARM = 44  # its packets
 GROWTH_MB = 48  # after the first tenth: what an allocator may keep for itself
 
 
@@ -52,13 +65,40 @@ class Outputs:
         self._picture = np.zeros((size, size, 3), np.uint8)
 
     def reference(self, picture: Any) -> Any:
-        return picture
+        return SimpleNamespace(picture=picture, feeds=None)
 
     def render(self, features: Any, motion: MotionParams) -> Any:
         return self._picture.copy()
 
 
-def stream(pack: Pack, seed: int) -> list[Packet]:
+@dataclass(frozen=True)
+class Pictures:
+    """Coded pictures of about a datagram, to be bent and sent under a hash that is right."""
+
+    still: bytes
+    key: bytes
+    update: bytes  # predicted from the key
+
+    def bent(self, dice: random.Random) -> Packet:
+        """One of them with some bytes changed: past the hash, into the AV1 decoder."""
+        codec, coded = dice.choice(((PICTURE, self.still), (BACKDROP, self.still), (KEY, self.key), (0, self.update)))
+        data = bytearray(coded)
+        for _ in range(dice.choice((0, 1, 1, 2, 20))):
+            data[dice.randrange(min(len(data), dice.choice((8, 40, len(data)))))] = dice.randrange(256)
+        if dice.random() < 0.1:
+            del data[dice.randrange(1, len(data)) :]
+        crop = (dice.choice((80, -8192, 8192)), 0, dice.choice((480, 1, 1280, 16384)))
+        if not codec:
+            hash = _hash(bytes(data), chain_digest(b"", self.key))
+            return Update(5, 0, 1, hash, bytes(data), dice.choice((None, crop)))
+        return ReferencePart(dice.randrange(256), 0, 1, codec, _hash(bytes(data)), crop, bytes(data))
+
+
+def _hash(coded: bytes, before: bytes = b"") -> bytes:
+    return chain_digest(before, coded)[:HASH_BYTES]
+
+
+def stream(pack: Pack, seed: int) -> tuple[list[Packet], Pictures]:
     """Every kind of packet a sender can make, in the order it would send them: no network is asked."""
     dice = np.random.default_rng(seed)
     tables = pack.tables
@@ -67,46 +107,39 @@ def stream(pack: Pack, seed: int) -> list[Packet]:
     ramp = np.linspace(0, 255, pack.size).astype(np.uint8)
     picture = np.stack([np.tile(ramp, (pack.size, 1)), np.tile(ramp[:, None], (1, pack.size)),
                         np.full((pack.size, pack.size), 128, np.uint8)], -1)  # fmt: skip
-    views = [np.roll(picture, 31 * i, 1) for i in range(6)]
-    place, reference = (80, 0, 480), -1
+    coded = [encode_reference(np.roll(picture, 31 * i, 1), max_bytes=2500) for i in range(3)]
     packets: list[Packet] = [header]
-    packets += split(encode_reference(views[0], max_bytes=2500), reference=0, codec=BACKDROP, crop=place)
+    packets += split(coded[0], reference=0, codec=BACKDROP, crop=(80, 0, 480))
+    chain, key, _ = start_chain(picture, max_bytes=900, preset=8)
+    update = chain.code(np.roll(picture, 2, 1))[0]
+    packets += split(key, reference=4, codec=KEY, crop=(80, 0, 480))
+    packets.append(Update(5, 0, 1, chain.digest[:HASH_BYTES], update))
     aggregator, values = Aggregator(coder), np.zeros(tables.size)
     for frame in range(60):
-        if news := frame % 20 == 0 or frame in (25, 30, 35):  # two stills, between them a key and three updates
-            reference += 1
-        if frame == 20:
-            chain, coded, _ = start_chain(views[1], max_bytes=2500, preset=8)
-            packets += split(coded, reference=reference, codec=KEY, crop=place, parity=1)
-        elif frame % 20 == 0:
-            coded = encode_reference(views[reference], max_bytes=2500)
-            packets += split(coded, reference=reference, codec=PICTURE, crop=place, parity=2)
-        elif news:
-            coded, _ = chain.code(views[reference])
-            packets += split_update(coded, reference=reference, hash=chain.digest[:HASH_BYTES])
+        if frame % 20 == 0:
+            reference = frame // 20
+            packets += split(coded[reference], reference=reference, codec=1, crop=(80, 0, 480), parity=2)
         values = 0.97 * values + dice.normal(0, 12, tables.size)
         motion = MotionParams.from_flat(tables.mean + values @ tables.synthesis)
         level = frame // 13 % 8
         symbols = quantizer.forward(motion, level=level, components=frame // 7 % 8, intra=frame % 20 == 0)
-        packets += aggregator.add(
-            Motion(
-                frame, level, symbols.components, b"", symbols.intra, reference if news else None,
-                frame if symbols.intra else None, as_is=frame % 20 > 17,
-            ),
-            symbols, frame % 3,
-        )  # fmt: skip
+        if symbols.intra:
+            head = Motion(frame, level, symbols.components, b"", True, frame // 20, frame)
+        else:
+            head = Motion(frame, level, symbols.components, b"", as_is=frame % 20 > 17)
+        packets += aggregator.add(head, symbols, frame % 3)
     packets += [
-        Pixels(60, 0, 2, 1, True, 60, bytes(dice.bytes(80))),
+        Update(1, 0, 2, bytes(dice.bytes(4)), bytes(dice.bytes(80)), (80, 0, 480)),
         Feedback(7, 12, (0, 1, 2), True, True),
         Feedback(need_intra=True),
         Extension(0x21, b"private"),
         Bundle((End(60), Extension(0x20, b""))),
         End(60),
     ]
-    return packets
+    return packets, Pictures(encode_reference(picture, max_bytes=900), key, update)
 
 
-def hostile(pool: list[bytes], dice: random.Random) -> Iterator[bytes]:
+def hostile(pool: list[bytes], pictures: Pictures, dice: random.Random) -> Iterator[bytes]:
     """Without end: valid packets bent in one to four places, spliced or cut, and random ones, half with a true kind."""
     kinds = bytes((1, 2, 3, 4, 5, 6, 7, 8, 0x20, 0x40, 0x7F, 0x80, 0x81, 0xFF))
     numbers = [0, 1, 63, 64, 127, 128, 255, 8192, 8193, 1 << 20, 1 << 31, (1 << 62) - 1, (1 << 63) - 1]
@@ -120,8 +153,10 @@ def hostile(pool: list[bytes], dice: random.Random) -> Iterator[bytes]:
         elif roll < 0.5:  # a chain of lengths and packets that looks like a bundle
             inside = [pick(pool) for _ in range(below(20))]
             yield b"\x06" + b"".join(varint(len(data) + (some() < 0.1)) + data for data in inside)
-        elif roll < 0.55:
+        elif roll < 0.54:
             yield pick(pool)
+        elif roll < 0.55:
+            yield bytes(pictures.bent(dice))
         else:
             data = bytearray(pick(pool))
             if len(data) > 600 and some() < 0.8:
@@ -190,13 +225,14 @@ def resident_mb() -> float:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     pack = load_pack(options.pack)
     dice = random.Random(options.seed)
-    pool = [bytes(packet) for packet in stream(pack, options.seed)]
+    packets, pictures = stream(pack, options.seed)
+    pool = [bytes(packet) for packet in packets]
     bits = Decoder(pack=pack, device="cpu", threads=1, full_frame=False)  # pasting is what costs
     whole = Decoder(pack=pack, device="cpu", threads=1)
     bits._networks = bits._pictures.networks = Outputs(pack.size)  # type: ignore[assignment]
     counts: Counter[str] = Counter()
     failures: list[Any] = []
-    source, begin, level_mb, number = hostile(pool, dice), time.monotonic(), 0.0, 0
+    source, begin, level_mb, number = hostile(pool, pictures, dice), time.monotonic(), 0.0, 0
     depths = {"decode": (options.decode_every, checked(bits)), "render": (options.render_every, checked(whole))}
     for depth, (every, call) in depths.items():
         for good in pool[:WARM] if every else ():

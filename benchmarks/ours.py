@@ -30,8 +30,9 @@ class Sent:
     """frames: decoded, one per original frame (a frame that never came repeats the one before, see ``missing``).
 
     file: the whole .ncv file. bytes_by_kind: packet bytes by packet class, and "container" for what the file adds.
-    motion_bytes: bytes of each motion packet, header in; motion_payload: without it. encode_ms: per frame. decode_ms:
-    per packet, references among them. keypoint_error_px: mean rms distance of sent from true keypoints, px of 256.
+    motion_bytes: bytes of motion packets a frame, header in; motion_payload: without it. encode_ms: per frame.
+    decode_ms: per packet, references among them. keypoint_error_px: mean rms distance of sent from true keypoints, px
+    of 256.
     """
 
     frames: list[Array]
@@ -42,11 +43,13 @@ class Sent:
     packet_frames: list[int] = field(repr=False)  # index of the frame whose encode call gave the packet
     first_reference_bytes: int
     bytes_by_kind: dict[str, int]
-    motion_bytes: tuple[int, ...]
-    motion_payload: tuple[int, ...]
+    motion_bytes: tuple[float, ...]
+    motion_payload: tuple[float, ...]
     encode_ms: tuple[float, ...] = field(repr=False)
     decode_ms: tuple[float, ...] = field(repr=False)
     references: int
+    updates: int
+    as_is_frames: int
     keypoint_error_px: float
     bytes_until: tuple[int, ...] = field(repr=False)  # file size after each frame's packets
     provider: str
@@ -64,9 +67,13 @@ class Sent:
 
 
 def send(
-    clip: Clip, *, kbps: float, pack: str | None, device: str, threads: int | None = None, **options: Any
+    clip: Clip, *, kbps: float, pack: str | None, device: str, threads: int | None = None,
+    every: int = 1, **options: Any
 ) -> Sent:
-    """Encode every frame, write the file, decode the file packet by packet. options: further ones of the Encoder."""
+    """Encode every frame, write the file, decode the file packet by packet. options: further ones of the Encoder.
+
+    every: show every so many frames only (and repeat them), where speed and the frames between do not matter.
+    """
     import neuralcodec
     from neuralcodec.container import ContainerWriter
     from neuralcodec.packet import Motion, Packet, ReferencePart, StreamHeader
@@ -105,7 +112,7 @@ def send(
     motion = [packet for packet in made if isinstance(packet, Motion)]
 
     references = [packet for packet in made if isinstance(packet, ReferencePart)]
-    shown = decode(file.getvalue(), clip, pack=pack, device=device, threads=threads)
+    shown = decode(file.getvalue(), clip, pack=pack, device=device, threads=threads, every=every)
     return Sent(
         frames=shown.frames,
         motions=shown.motions,
@@ -115,11 +122,13 @@ def send(
         packet_frames=made_at,
         first_reference_bytes=sum(len(bytes(p)) for p in references if p.reference == references[0].reference),
         bytes_by_kind=dict(kinds),
-        motion_bytes=tuple(len(bytes(packet)) for packet in motion),
-        motion_payload=tuple(len(packet.payload) for packet in motion),
+        motion_bytes=tuple(len(bytes(packet)) / packet.frames for packet in motion for _ in range(packet.frames)),
+        motion_payload=tuple(len(packet.payload) / packet.frames for packet in motion for _ in range(packet.frames)),
         encode_ms=tuple(encode_ms),
         decode_ms=shown.decode_ms,
         references=encoder.stats.references,
+        updates=encoder.stats.updates,
+        as_is_frames=encoder.stats.as_is_frames,
         bytes_until=tuple(bytes_until),
         keypoint_error_px=float(encoder.stats.keypoint_error_px),
         provider=encoder.stats.provider,
@@ -137,8 +146,10 @@ class Shown:
     decode_ms: tuple[float, ...]
 
 
-def decode(file: bytes, clip: Clip, *, pack: str | None, device: str, threads: int | None = None) -> Shown:
-    """Decode a file packet by packet; one frame per frame of ``clip``."""
+def decode(
+    file: bytes, clip: Clip, *, pack: str | None, device: str, threads: int | None = None, every: int = 1
+) -> Shown:
+    """Decode a file packet by packet; one frame per frame of ``clip``, of which every so many are made."""
     import neuralcodec
     from neuralcodec.container import ContainerReader
 
@@ -148,11 +159,11 @@ def decode(file: bytes, clip: Clip, *, pack: str | None, device: str, threads: i
     for packet in ContainerReader(io.BytesIO(file)):
         data = bytes(packet)
         start = time.perf_counter()
-        frames = decoder.decode(data)
+        frames = decoder.decode(data, wanted=lambda pts: pts % every == 0)
         decode_ms.append((time.perf_counter() - start) * 1000)
         shown.update((frame.pts, frame) for frame in frames)
     return Shown(
-        frames=_filled({pts: frame.image for pts, frame in shown.items()}, clip),
+        frames=_filled({pts: frame.image for pts, frame in shown.items() if pts % every == 0}, clip),
         motions=[frame.motion for frame in shown.values()],
         missing=sum(pts not in shown for pts in range(len(clip.frames))),
         decode_ms=tuple(decode_ms),

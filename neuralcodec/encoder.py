@@ -188,7 +188,7 @@ class Encoder:
 
         if estimate is None:
             self.stats.face_lost_frames += 1
-            if not self._held:
+            if not self.stats.references:
                 self._waiting.append(pts)
                 if self.repeat_header:  # live: what is long past is shown to nobody
                     del self._waiting[:-WAITING_LIVE]
@@ -243,15 +243,19 @@ class Encoder:
         }  # fmt: skip
         updates = {key: sent for key, sent in missing.items() if sent.packets and sent.chain is self._chain}
         cost = sum(len(bytes(packet)) for sent in updates.values() for packet in sent.packets)
-        if updates and (next(iter(updates)) - 1) % 256 in held and cost < self._rate.first_bytes:
+        if updates and (next(iter(updates)) - 1) % 256 in held and cost < self._rate.key_bytes:
             for sent in updates.values():
                 self._again += sent.packets
                 sent.since, sent.lost = self._sequence, True
-                missing = {key: sent for key, sent in missing.items() if key not in updates}
+            missing = {key: sent for key, sent in missing.items() if key not in updates}
         broken = {id(sent.chain) for sent in missing.values() if sent.chain is not None}
-        for key, sent in list(self._held.items()):
-            if key in missing or (sent.packets and id(sent.chain) in broken):
-                del self._held[key]
+        kept = {
+            key: sent for key, sent in self._held.items()
+            if key not in missing and not (sent.packets and id(sent.chain) in broken)
+        }  # fmt: skip
+        if not kept and self._now - self._asked_at < ASKED_AGAIN:
+            return
+        self._asked_at, self._held = self._asked_at if kept else self._now, kept
         if id(self._chain) in broken:
             self._chain = None
             self._rate.ended_chain()
@@ -304,7 +308,8 @@ class Encoder:
             drift = near.get(best, float("inf"))
             if self._active in near and drift >= SWITCH * near[self._active]:
                 best = self._active
-        if self._wants_reference or not self._held or (self.full_frame and self._follower.moved):
+        finer = self._chain is not None and self._rate.wants_finer()
+        if self._wants_reference or finer or not self._held or (self.full_frame and self._follower.moved):
             return self._send_reference(picture, tile, square, estimate)
         if self._follower.moved or self._rate.affords_picture(drift):
             if self._chain is None:
@@ -324,7 +329,7 @@ class Encoder:
         self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None
     ) -> list[Packet]:
         """A picture that stands on its own: a key that begins a chain, or a still."""
-        budget = self._rate.still_bytes if self._held and not self._updates else self._rate.first_bytes
+        budget = self._rate.still_bytes if self._held and not self._updates else self._rate.key_bytes
         packets: list[Packet] = [self._header()] if self.repeat_header and self._held else []
         if self._backdrop_due or (self.full_frame and self._follower.moved):
             packets += self._parts(

@@ -84,9 +84,9 @@ class Reader:
             raise self.error(f"fragment {index} of {count} does not exist", 11)
         return index, count
 
-    def codec(self, *, signed: bool = False) -> int:
+    def codec(self) -> int:
         codec = self.byte("the codec")
-        if not (codec & 0x7F if signed else codec):
+        if not codec & 0x7F:
             raise self.error("codec 0 is reserved", 12)
         return codec
 

@@ -19,7 +19,6 @@ FORMAT_VERSION = 1
 # First bytes, written down and never derived. 0x40-0x7f: intra motion. 0x80-0xff: predicted motion.
 KIND_HEADER = 0x01
 KIND_REFERENCE = 0x02
-KIND_PIXELS = 0x03
 KIND_END = 0x04
 KIND_UPDATE = 0x05
 KIND_BUNDLE = 0x06
@@ -113,7 +112,7 @@ class ReferencePart:
     def _parse(cls, read: Reader) -> ReferencePart:
         reference = read.byte("the reference id")
         index, count = read.fragment()
-        codec, digest = read.codec(signed=True), read.take(4, "the hash")
+        codec, digest = read.codec(), read.take(4, "the hash")
         return cls(reference, index, count, codec, digest, _crop(read), read.payload())
 
 
@@ -149,7 +148,7 @@ class Parity:
                 f"{groups} parities of {count} fragments, allowed are {groups} to {FRAGMENTS_MAX}",
                 rule="R11", offset=read.offset - 1,
             )  # fmt: skip
-        codec, digest, crop = read.codec(signed=True), read.take(4, "the hash"), _crop(read)
+        codec, digest, crop = read.codec(), read.take(4, "the hash"), _crop(read)
         length = read.limited("picture length", count, PACKET_MAX, 26)
         payload = read.payload()
         if len(payload) != -(-length // count) or (count - 1) * len(payload) >= length:
@@ -259,33 +258,6 @@ class Motion:
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """One fragment of an ordinary video frame, sent while the model cannot show what the camera sees."""
-
-    sequence: int  # shared with Motion: counts frames
-    index: int
-    count: int
-    codec: int  # 1..255 (FORMAT.md section 7)
-    key: bool  # decodable without earlier pixel frames
-    pts: int
-    payload: bytes
-
-    def __bytes__(self) -> bytes:
-        head = bytes((KIND_PIXELS, self.sequence, self.index, self.count, self.codec, self.key))
-        return head + signed_varint(self.pts) + self.payload
-
-    @classmethod
-    def _parse(cls, read: Reader) -> Pixels:
-        sequence = read.byte("the sequence number")
-        index, count = read.fragment()
-        codec, flags = read.codec(), read.byte("the pixel flags")
-        if flags > 1:
-            raise read.error(f"pixel flags {flags:#04x} set reserved bits", 10)
-        pts = read.signed("pts", (1 << 62) - 1, 4)
-        return cls(sequence, index, count, codec, bool(flags), pts, read.payload())
-
-
-@dataclass(frozen=True)
 class End:
     """The sender is done after this many frames."""
 
@@ -381,7 +353,7 @@ class Extension:
 
 def parse_packet(
     data: bytes,
-) -> StreamHeader | ReferencePart | Update | Motion | Pixels | End | Bundle | Parity | Feedback | Extension:
+) -> StreamHeader | ReferencePart | Parity | Update | Motion | End | Bundle | Feedback | Extension:
     """One packet from the bytes of one datagram or one container record."""
     if not data:
         raise TruncatedError("an empty packet; a packet has at least its kind byte", rule="R1")
@@ -398,8 +370,6 @@ def parse_packet(
         return StreamHeader._parse(read)
     if kind == KIND_REFERENCE:
         return ReferencePart._parse(read)
-    if kind == KIND_PIXELS:
-        return Pixels._parse(read)
     if kind == KIND_END:
         return End._parse(read)
     if kind == KIND_UPDATE:

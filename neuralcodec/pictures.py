@@ -24,7 +24,6 @@ from .signing import SIGNATURE_BYTES, public_key, statement, verify
 from .stats import DecoderStats, timed
 
 EARLY_MAX = 8  # updates that came before the one they follow
-KNOWN_MAX = 64  # pictures whose packets are known to be doubles; their ids go round after 256
 
 Crop = tuple[int, int, int]
 
@@ -54,7 +53,6 @@ class Pictures:
         self._trusted, self._context = None if trusted is None else public_key(trusted), context
         self._held: dict[int, HeldPicture] = {}  # by place
         self._assembler = Assembler()
-        self._known: dict[tuple[int, int, bytes], None] = {}  # id, codec and hash of what was decoded last
         self._chain = ChainDecoder(pack.size)
         self._chain_crop: Crop = (0, 0, 1)  # of its last picture
         self._early: list[tuple[Update, bytes]] = []
@@ -79,18 +77,20 @@ class Pictures:
         if self._trusted is not None and not signed:
             self._stats.rejected_references += part.index == 0 and not isinstance(part, Parity)
             return
-        if (part.reference, codec, part.hash) in self._known:
-            return  # a double
+        held = None if codec == BACKDROP else self.get(part.reference)
+        double = held is not None and held.hash == part.hash
+        if double and not isinstance(part, Update):
+            return
         damaged = self._assembler.damaged
         coded = self._assembler.add(part)
         self._stats.damaged_references += self._assembler.damaged - damaged
-        if self._trusted is None and codec != BACKDROP and self.get(part.reference) is not None:
+        if held is not None and not double and self._trusted is None:
             # its id is taken by another; motion that names it must not show the old one
             del self._held[part.reference % REFERENCES_HELD]
         if coded is None:
             return
         if isinstance(part, Update):
-            if (part, coded) not in self._early:
+            if (part, coded) not in self._early and not (double and not self._follows(part, coded)):
                 self._early.append((part, coded))
             self._follow(header)
             del self._early[:-EARLY_MAX]
@@ -113,7 +113,7 @@ class Pictures:
 
     def _follow(self, header: StreamHeader) -> None:
         """Decode every update that is here and follows the last picture of the chain."""
-        while found := next(((p, c) for p, c in self._early if self._chain.follows(_bare(p, c), p.hash)), None):
+        while found := next((early for early in self._early if self._follows(*early)), None):
             self._early.remove(found)
             part, coded = found
             crop = part.crop or self._chain_crop
@@ -126,6 +126,9 @@ class Pictures:
                 self._hold(part.reference, part.hash, pixels, crop)
             self._stats.updates += 1
 
+    def _follows(self, part: Update, coded: bytes) -> bool:
+        return self._chain.follows(_bare(part, coded), part.hash)
+
     def _accepted(
         self, part: Part, coded: bytes, crop: Crop, header: StreamHeader, before: bytes = b""
     ) -> bytes | None:
@@ -137,9 +140,6 @@ class Pictures:
             if not verify(self._trusted, coded[:SIGNATURE_BYTES], said):
                 self._stats.rejected_references += 1
                 return None
-        self._known[part.reference, codec, part.hash] = None
-        while len(self._known) > KNOWN_MAX:
-            del self._known[next(iter(self._known))]
         return picture
 
     def _hold(self, reference: int, hash: bytes, pixels: Array, crop: Crop) -> None:

@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 
 import neuralcodec as nc
+from neuralcodec.concealment import Concealment
 from neuralcodec.face import Square, crop
 from neuralcodec.fragments import PART_BYTES
-from neuralcodec.packet import End, Motion, ReferencePart, StreamHeader, parse_packet
+from neuralcodec.packet import End, Motion, Parity, ReferencePart, StreamHeader, Update, parse_packet
+from neuralcodec.quality import psnr
+from neuralcodec.reference import PICTURE
 
 Coded = tuple[nc.Encoder, list[list[object]]]
 
@@ -145,3 +148,126 @@ def test_motion_keeps_its_place_when_the_square_moves(portrait_clip: list[np.nda
         if square is here:
             wanted = place
     assert np.allclose(place, wanted, atol=1e-3)
+
+
+def test_pictures_after_the_first_are_updates_of_it(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(64, device="cpu", threads=1)
+    packets = [p for pts, image in enumerate(portrait_clip[:12]) for p in encoder.encode(image, pts)]
+    key = sum(len(p.payload) for p in packets if isinstance(p, ReferencePart))
+    updates = [p for p in packets if isinstance(p, Update)]
+    assert encoder.stats.references == 1 and encoder.stats.updates == len(updates) >= 2
+    assert np.mean([len(p.payload) for p in updates]) < 0.5 * key
+    assert [p.reference for p in updates] == list(range(1, len(updates) + 1))
+    named = [p.reference for p in packets if isinstance(p, Motion) and p.reference is not None]
+    assert set(range(1, len(updates) + 1)) <= set(named)
+
+
+def test_without_updates_every_picture_stands_on_its_own(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(4, device="cpu", threads=1, updates=False)
+    packets = encoder.encode(portrait_clip[0], 0)
+    encoder.send_reference()
+    packets += encoder.encode(portrait_clip[1], 1)
+    assert {p.codec for p in packets if isinstance(p, ReferencePart)} == {PICTURE}
+    assert encoder.stats.references == 2 and encoder.stats.updates == 0
+
+
+def test_frames_share_packets(portrait_clip: list[np.ndarray]) -> None:
+    alone, shared = (nc.Encoder(2, device="cpu", threads=1, frames_per_packet=n) for n in (1, 4))
+    streams = []
+    for encoder in (alone, shared):
+        packets = [p for pts, image in enumerate(portrait_clip[:10]) for p in encoder.encode(image, pts)]
+        streams.append([p for p in [*packets, *encoder.flush()] if isinstance(p, Motion)])
+    assert [p.frames for p in streams[0]] == [1] * 10
+    assert [p.frames for p in streams[1]] == [1, 4, 4, 1]  # intra; two full ones; what was left at the end
+    assert alone._quantizer.state == shared._quantizer.state
+    assert [p.sequence for p in streams[1]] == [0, 1, 5, 9]
+    assert shared.stats.bytes_motion < alone.stats.bytes_motion
+    with pytest.raises(ValueError, match="frames_per_packet is 0"):
+        nc.Encoder(2, device="cpu", frames_per_packet=0)
+
+
+def test_a_lost_face_is_followed_in_pixels_and_comes_back(portrait_clip: list[np.ndarray]) -> None:
+    """A hand, a wall, a sheet of paper: pictures of it go out as fast as the rate allows and are shown as they are."""
+    sender, receiver = nc.Encoder(64, device="cpu", threads=1), nc.Decoder(device="cpu", threads=1)
+    noise = np.random.default_rng(1).integers(0, 255, (16, 16, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    film = [*portrait_clip[:3], *[np.roll(noise, 3 * i, 1) for i in range(12)], *portrait_clip[3:6]]
+    shown = [f for t, x in enumerate(film) for p in sender.encode(x, t) for f in receiver.decode(bytes(p))]
+    assert [f.pts for f in shown] == list(range(len(film)))
+    assert sender.stats.face_lost_frames == 12
+    wall = [psnr(a, b.image) for a, b in zip(film[3:15], shown[3:15], strict=True)]
+    assert max(wall[4:]) > psnr(film[14], film[2]) + 3  # it is seen, where motion alone would freeze the face
+    assert psnr(film[-1], shown[-1].image) > 20  # and the face is back
+    assert receiver.stats.as_is_frames >= 12
+
+
+def test_a_renderer_that_does_worse_than_the_picture_is_passed_over(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = nc.Encoder(4, device="cpu", threads=1)
+    grey = np.full((256, 256, 3), 128, np.uint8)
+    monkeypatch.setattr(encoder._networks, "render", lambda *_: grey)
+    flags = []
+    for pts in range(20):
+        packets = encoder.encode(portrait_clip[pts % 4], pts * 5)  # five frames apart: a check at every third
+        flags += [p.as_is for p in packets if isinstance(p, Motion)]
+    assert not flags[0] and flags[-1] and encoder.stats.as_is_frames >= 10
+    monkeypatch.undo()
+    for pts in range(20, 40):
+        packets = encoder.encode(portrait_clip[pts % 4 + 8], pts * 5)
+    assert not any(p.as_is for p in packets if isinstance(p, Motion)) or encoder._ratio > 0.9
+
+
+def receiver_of(encoder: nc.Encoder, clip: list[np.ndarray], lose: object) -> tuple[nc.Decoder, list[nc.DecodedFrame]]:
+    """A call with feedback after every frame; ``lose(pts, packet)`` says which packets do not arrive."""
+    decoder, frames = nc.Decoder(device="cpu", threads=1), []
+    for pts, image in enumerate(clip):
+        for packet in encoder.encode(image, pts):
+            if not lose(pts, packet):  # type: ignore[operator]
+                frames += decoder.decode(bytes(packet), wanted=lambda _: False)
+        encoder.on_feedback(bytes(decoder.feedback(0.0)))
+    return decoder, frames
+
+
+def test_a_lost_update_is_sent_again(portrait_clip: list[np.ndarray]) -> None:
+    encoder, lost = nc.Encoder(40, device="cpu", threads=1), []
+
+    def lose(pts: int, packet: object) -> bool:
+        if isinstance(packet, Update) and pts > 2 and len(lost) < 2:
+            lost.append((packet.reference, packet.index))
+            return True
+        return False
+
+    decoder, frames = receiver_of(encoder, portrait_clip[:10], lose)
+    assert len(lost) == 2 and encoder.stats.references == 1  # the chain went on
+    assert not decoder.wants_reference and decoder.stats.updates == encoder.stats.updates
+    assert [f.pts for f in frames] == list(range(10)) and frames[-1].state is Concealment.RECEIVED
+
+
+def test_a_lost_key_begins_another_chain(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(40, device="cpu", threads=1)
+    decoder, frames = receiver_of(
+        encoder, portrait_clip[:6], lambda pts, packet: pts == 0 and isinstance(packet, ReferencePart)
+    )
+    assert encoder.stats.references == 2 and not decoder.wants_reference
+    assert frames[-1].state is Concealment.RECEIVED and frames[-1].pts == 5
+
+
+def test_pictures_are_sent_twice_where_packets_are_lost(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(40, device="cpu", threads=1, loss=0.05)
+    sent = [encoder.encode(image, pts) for pts, image in enumerate(portrait_clip[:4])]
+    assert not any(isinstance(p, Parity) for p in sent[0]) and any(isinstance(p, Parity) for p in sent[1])
+    for before, now in zip(sent[1:], sent[2:], strict=False):
+        updates = [p for p in before if isinstance(p, Update)]
+        assert updates and all(p in now for p in updates[-1:])
+
+
+def test_signatures_are_part_of_the_rate(portrait_clip: list[np.ndarray]) -> None:
+    pytest.importorskip("cryptography")
+    plain = nc.Encoder(6, device="cpu", threads=1)
+    signed = nc.Encoder(6, device="cpu", threads=1, signing_key=bytes(32))
+    for encoder in (plain, signed):
+        for pts, image in enumerate(portrait_clip):
+            for packet in encoder.encode(image, pts):
+                assert not isinstance(packet, Update) or packet.signed == (encoder is signed)
+    assert 0 < signed.stats.updates < plain.stats.updates
+    assert signed.stats.bytes_total < 1.1 * plain.stats.bytes_total

@@ -14,7 +14,7 @@ from neuralcodec.errors import BitstreamError, LimitError
 from neuralcodec.fragments import split
 from neuralcodec.motion import MotionParams
 from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, StreamHeader, parse_packet
-from neuralcodec.protection import Repeater
+from neuralcodec.protection import Aggregator
 from neuralcodec.quantizer import Quantizer
 from neuralcodec.reference import encode_reference
 
@@ -83,8 +83,10 @@ def test_a_lost_picture_never_shows_as_an_older_one(portrait_clip: Clip) -> None
     assert shown.state is Concealment.RECEIVED and shown.reference == 8 and receiver.feedback().held == (8,)
 
 
-def test_feedback_brings_the_sender_back_to_a_picture_that_is_held(portrait_clip: Clip) -> None:
-    sender, receiver = ends()
+@pytest.mark.parametrize("updates", [True, False])
+def test_feedback_brings_a_right_picture_with_the_next_frame(portrait_clip: Clip, updates: bool) -> None:
+    """Motion for one that the receiver holds, until the next picture can be paid."""
+    sender, receiver = ends(updates=updates)
     received(receiver, [p for packets in sent(sender, portrait_clip, range(2)) for p in packets])
     sender.send_reference()
     for packet in sender.encode(portrait_clip[2], 2):
@@ -95,13 +97,13 @@ def test_feedback_brings_the_sender_back_to_a_picture_that_is_held(portrait_clip
     sender.on_feedback(bytes(feedback))
     packets = sender.encode(portrait_clip[3], 3)
     motion = packets[-1]
-    assert isinstance(motion, Motion) and motion.intra
+    assert isinstance(motion, Motion) and motion.reference == 0
     shown = received(receiver, [bytes(p) for p in packets])
     assert shown[-1].state is Concealment.RECEIVED and not receiver.wants_reference
 
 
 def test_a_picture_still_on_its_way_is_not_given_up(portrait_clip: Clip) -> None:
-    sender, _ = ends()
+    sender, _ = ends(updates=False)
     sent(sender, portrait_clip, range(2))
     sender.send_reference()
     sent(sender, portrait_clip, range(2, 4))
@@ -186,9 +188,9 @@ def test_what_is_shown_as_received_is_what_was_sent(seed: int) -> None:
     pack, dice = nc.load_pack(), random.Random(seed)
     tables, noise = pack.tables, np.random.default_rng(seed)
     quantizer, coder = Quantizer(tables), EntropyCoder(tables)
-    repeater, again, values = Repeater(coder), seed % 3, np.zeros(tables.size)
+    aggregator, again, values = Aggregator(coder), seed % 3, np.zeros(tables.size)
     receiver = nc.Decoder(pack=pack, device="cpu", threads=1)
-    receiver._networks = Outputs(pack.size)  # type: ignore[assignment]
+    receiver._networks = receiver._pictures.networks = Outputs(pack.size)  # type: ignore[assignment]
     picture = encode_reference(np.full((pack.size, pack.size, 3), 90, np.uint8), max_bytes=900)
     receiver.decode(bytes(StreamHeader(pack.id, 256, 256, (1, 25), 2, pack.size)))
     for part in split(picture, reference=0, codec=1, crop=(0, 0, 256)):
@@ -206,13 +208,13 @@ def test_what_is_shown_as_received_is_what_was_sent(seed: int) -> None:
             components=frame // 57 % 8, intra=wants or frame % 120 == 0,
         )  # fmt: skip
         step = pts - max(truth, default=-2)
-        packet = Motion(
-            frame % 256, symbols.level, symbols.components, coder.encode(symbols), symbols.intra,
+        head = Motion(
+            frame % 256, symbols.level, symbols.components, b"", symbols.intra,
             *((0, pts) if symbols.intra else (None, None)), None if symbols.intra or step == 2 else step,
         )  # fmt: skip
         assert quantizer.last is not None
         truth[pts] = quantizer.last.flat()
-        data = bytes(repeater.wrap(packet, symbols, again))
+        (data,) = map(bytes, aggregator.add(head, symbols, again))
         silent = silent - 1 if silent else dice.choice((0,) * 900 + (5, 9, 20, 40, 200, 256, 257))
         if not silent and dice.random() > 0.15:
             for _ in range(dice.choice((1, 1, 2))):
