@@ -211,6 +211,14 @@ def test_a_damaged_graph_is_refused_in_one_sentence(damage: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_an_opset_that_the_runtime_does_not_know_is_refused_in_one_sentence() -> None:
+    model = onnx.load_model_from_string(GRAPH)
+    model.opset_import[0].version = 99
+    with pytest.raises(PackError, match="cannot be loaded by ONNX Runtime .*99") as caught:
+        open_session(model.SerializeToString())
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(PackError, match=r"render\.onnx is not there"):
         open_session(tmp_path / "render.onnx")
