@@ -145,7 +145,10 @@ def test_a_gpu_that_leaves_the_work_to_the_cpu_is_refused() -> None:
     found = {"CUDAExecutionProvider": ["Conv"], "CPUExecutionProvider": ["Shape", "GridSample", "GridSample", "Conv"]}
     with pytest.raises(BackendUnavailableError, match=r"CUDA\S+ does not run 3 operators of render .Conv, GridSample."):
         check_placement("render", "CUDAExecutionProvider", found)
-    check_placement("render", "CUDAExecutionProvider", {"CPUExecutionProvider": ["Shape", "Gather"]})
+    with pytest.raises(BackendUnavailableError, match="Tensorrt\\S+ was loaded and runs no operator of render"):
+        check_placement("render", "TensorrtExecutionProvider", {"CUDAExecutionProvider": ["Conv"]})
+    shapes = {"CUDAExecutionProvider": ["Conv"], "CPUExecutionProvider": ["Shape", "Gather"]}
+    check_placement("render", "CUDAExecutionProvider", shapes)
     check_placement("render", "CUDAExecutionProvider", {})
 
 
