@@ -104,6 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--peer-frames", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    try:
+        receivers = [peers.load_peer(folder) for folder in options.peer]
+    except NeuralCodecError as error:
+        raise SystemExit(f"benchmarks.latency: {error}") from error
     report.pin(options.cores)
     machine = report.machine()
     if options.clips is None:
@@ -113,7 +117,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         frames = clips.read(options.clips, limit=options.frames).frames
     try:
-        receivers = [peers.load_peer(folder) for folder in options.peer]
         mine, batched = {}, {}
         for device in options.device or present_devices():
             here = {"pack": options.pack, "device": device, "threads": options.cores}

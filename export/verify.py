@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,14 +115,20 @@ def flat_finding(
 ) -> Finding:
     """The given render graph against the same weights exported with 2-D sampling only."""
     with tempfile.TemporaryDirectory() as scratch:
-        path = export_graphs(networks, Path(scratch), graphs=["render"], volumetric=False)["render"]
-        flat, full = open_session(path, device=device), open_session(folder / "render.onnx", device=device)
-        worst, wrong = 0.0, ""
-        for case in input_cases(networks, rounds):
-            inputs = {n: v.numpy() for n, v in case["render"].items() if n in full.input_shapes}
-            found, wanted = flat.run(inputs)["picture"], full.run(inputs)["picture"]
-            worst, wrong = max(worst, difference(found, wanted)), wrong or fault(found, wanted, picture=True)
-    return Finding("render", "2-D sampling", flat.provider, worst, bounds["flat"]["render"], wrong)
+        flat = export_graphs(networks, Path(scratch), graphs=["render"], volumetric=False)["render"]
+        cases = input_cases(networks, rounds)
+        return twin_finding(folder / "render.onnx", flat, cases, device=device, bound=bounds["flat"]["render"])
+
+
+def twin_finding(graph: Path, flat: Path, cases: Iterable[dict[str, Tensors]], *, device: str, bound: float) -> Finding:
+    """Two render graphs on the same inputs."""
+    session, twin = open_session(graph, device=device), open_session(flat, device=device)
+    worst, wrong = 0.0, ""
+    for case in cases:
+        inputs = {n: v.numpy() for n, v in case["render"].items() if n in session.input_shapes}
+        found, wanted = twin.run(inputs)["picture"], session.run(inputs)["picture"]
+        worst, wrong = max(worst, difference(found, wanted)), wrong or fault(found, wanted, picture=True)
+    return Finding("render", "2-D sampling", twin.provider, worst, bound, wrong)
 
 
 def difference(found: Array, wanted: Array) -> float:

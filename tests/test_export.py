@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from torch import nn  # noqa: E402
 from torch.nn.utils.parametrizations import spectral_norm  # noqa: E402
 
 from export import build_pack, int8, to_onnx, verify  # noqa: E402
+from export.half import to_half  # noqa: E402
 from export.to_onnx import example_inputs, export_graphs, graph_modules, load_networks, store_half  # noqa: E402
 from neuralcodec.errors import PackError  # noqa: E402
+from neuralcodec.media import VideoWriter  # noqa: E402
 from neuralcodec.models import Networks  # noqa: E402
 from neuralcodec.pack import load_pack  # noqa: E402
 from neuralcodec.runtime.session import open_session  # noqa: E402
@@ -103,9 +106,11 @@ def test_flat_sampling_is_the_same_function_without_rank_5(networks: Networks, e
     ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in [*model.graph.value_info, *model.graph.input]}
     samples = [node for node in model.graph.node if node.op_type == "GridSample"]
     assert len(samples) > 4 and all(ranks[node.input[1]] == 4 for node in samples)
-    inputs = {k: v.numpy() for k, v in example_inputs(networks, batch=2, seed=3)["render"].items()}
-    flat, full = (open_session(p).run(inputs)["picture"] for p in (path, exported / "render.onnx"))
-    assert np.abs(flat - full).max() <= 1e-3
+    cases = list(verify.input_cases(networks, 2))
+    bound = BOUNDS["flat"]["render"]
+    finding = verify.twin_finding(exported / "render.onnx", path, cases, device="cpu", bound=bound)
+    assert finding.passed and 0 < finding.worst <= bound == 1e-3
+    assert not verify.twin_finding(exported / "render.onnx", path, cases, device="cpu", bound=0.0).passed
 
 
 def test_half_storage_halves_the_file_and_keeps_float32_arithmetic(
@@ -213,6 +218,70 @@ def test_an_opset_without_volumes_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         to_onnx.main(["--out", str(tmp_path), "--opset", "17"])
     assert caught.value.code == 2
+
+
+# half precision, and variants on clips
+
+
+@pytest.fixture(scope="module")
+def half(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The render graph in float16 arithmetic."""
+    out = tmp_path_factory.mktemp("half")
+    onnx.save(to_half(onnx.load(exported / "render.onnx")), out / "render.onnx")
+    return out
+
+
+def test_half_arithmetic_keeps_coordinates_and_ports_in_float32(networks: Networks, exported: Path, half: Path) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load(half / "render.onnx"))
+    types = {v.name: v.type.tensor_type.elem_type for v in [*model.graph.value_info, *model.graph.input]}
+    weights = {t.name: t.data_type for t in model.graph.initializer}
+    samples = [node for node in model.graph.node if node.op_type == "GridSample"]
+    assert len(samples) >= 4 and all(types[node.input[1]] == TensorProto.FLOAT for node in samples)
+    kinds = [weights[node.input[1]] for node in model.graph.node if node.op_type == "Conv"]
+    assert kinds and set(kinds) == {TensorProto.FLOAT16}
+    ports = [*model.graph.input, *model.graph.output]
+    assert {v.type.tensor_type.elem_type for v in ports} == {TensorProto.FLOAT}
+    assert verify.storage(half / "render.onnx") == "half" == verify.variant_kind(half)
+    cases = verify.input_cases(networks, 1)
+    finding = verify.twin_finding(exported / "render.onnx", half / "render.onnx", cases, device="cpu", bound=0.1)
+    assert finding.passed and finding.worst > 1e-6
+    stored = onnx.load(exported / "render.onnx")
+    store_half(stored)
+    with pytest.raises(PackError, match="stores float16 weights already"):
+        to_half(stored)
+    with pytest.raises(PackError, match="holds none of motion.onnx"):
+        verify.variant_kind(exported.parent / "nowhere")
+
+
+def test_variants_are_judged_on_clips(
+    exported: Path, half: Path, tmp_path: Path, portrait_clip: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips, spoiled, black = tmp_path / "clips", tmp_path / "spoiled", tmp_path / "black"
+    for folder in (clips, spoiled, black):
+        folder.mkdir()
+    with VideoWriter(clips / "one.mp4", 256, 256, Fraction(1, 25)) as film:
+        for pts, picture in enumerate(portrait_clip[:6]):
+            film.write(picture, pts)
+    for folder, factor in ((spoiled, 3.0), (black, 0.0)):
+        model = onnx.load(exported / "render.onnx")
+        for tensor in model.graph.initializer:
+            if tensor.name.endswith(("g3.1.weight", "g3.1.bias")):
+                values = numpy_helper.to_array(tensor) * np.float32(factor)
+                values = values - (90 * (factor == 0)) if tensor.name.endswith("bias") else values
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        onnx.save(model, folder / "render.onnx")
+    command = ["--onnx", str(exported), "--device", "cpu", "--clips", str(clips), "--frames", "2", "--variant"]
+    assert verify.main([*command, str(half)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{half}: 2 frames") and out.endswith(" ok\n")
+    assert verify.main([*command, str(spoiled), "--variant", str(black)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("MISS") and lines[1].endswith("MISS black or flat picture in one.mp4")
+    assert verify.main([*command[:4], "--clips", str(spoiled), "--variant", str(half)]) == 1
+    assert "is no folder with clips" in capsys.readouterr().err
+    for wrong in (command[:6], [*command[:4], "--variant", str(half)], command[:2]):
+        with pytest.raises(SystemExit):
+            verify.main(wrong)
 
 
 # int8

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import pickle
 import zlib
 from collections.abc import Mapping
@@ -28,9 +29,13 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 import neuralcodec as nc  # noqa: E402
 from export.checkpoints import fold_spectral_norms, read_checkpoint, read_checkpoints  # noqa: E402
 from export.families import FAMILIES, configure, detect, rename  # noqa: E402
-from export.import_checkpoint import Gauge, Regauged, import_checkpoint, main  # noqa: E402
+from export.import_checkpoint import Gauge, Regauged, import_checkpoint, main, see_faces  # noqa: E402
 from neuralcodec.errors import PackError  # noqa: E402
+from neuralcodec.face import HEAD_SCALE, HEAD_Y  # noqa: E402
+from neuralcodec.inference import as_tensor  # noqa: E402
 from neuralcodec.models import MotionOutput, build  # noqa: E402
+from neuralcodec.pack import load_pack  # noqa: E402
+from neuralcodec.runtime.session import open_session  # noqa: E402
 
 VECTORS = Path(__file__).parent / "vectors" / "checkpoints.json.gz"
 SIZE = 128
@@ -259,6 +264,23 @@ def test_the_gauge_moves_no_keypoint() -> None:
     assert Gauge.fitted([], []) == Gauge()
 
 
+def test_confidence_becomes_what_the_detector_says_of_the_same_picture(tmp_path: Path, portrait_clip: Any) -> None:
+    pack, path = load_pack(), tmp_path / "motion.onnx"
+    path.write_bytes(pack.graph("motion"))
+    see_faces(path, pack.graph("detector"))
+    session, before = open_session(path, threads=1), open_session(pack.graph("motion"), threads=1)
+    assert session.input_shapes == before.input_shapes and session.output_names == before.output_names
+    blank = np.full((256, 256, 3), 90, np.uint8)
+    image = np.concatenate([as_tensor(portrait_clip[0]), as_tensor(blank)])
+    feeds = {"image": image, "box": np.array([[0, HEAD_Y, HEAD_SCALE]] * 2, np.float32)}
+    found, wanted = session.run(feeds), before.run(feeds)
+    assert found["confidence"].shape == (2, 1)
+    assert found["confidence"][0] > 0.7 and found["confidence"][1] < 0.3  # the face, and no face, of one batch
+    for name in set(found) - {"confidence"}:
+        assert np.array_equal(found[name], wanted[name])
+
+
+@pytest.mark.skipif(not os.environ.get("NEURALCODEC_SLOW"), reason="two CPU minutes; NEURALCODEC_SLOW=1 runs it")
 def test_an_imported_pack_encodes_and_decodes(vectors: Any, tmp_path: Path, portrait_clip: Any) -> None:
     sections: dict[str, dict[str, Any]] = {}
     for name, tensor in invented(vectors["zhengkw"]["names"]).items():

@@ -17,12 +17,15 @@ from neuralcodec.models.extractor import (  # noqa: E402
     CanonicalKeypoints,
     Estimate,
     HeadPose,
+    MiddleOfFour,
     PaperMotion,
     PoseExpression,
+    Trunk,
     rotation_from_degrees,
+    shrinking,
     soft_argmax,
 )
-from neuralcodec.models.layers import coordinate_grid, gaussians, grid_sample_3d  # noqa: E402
+from neuralcodec.models.layers import ConvNorm, coordinate_grid, gaussians, grid_sample_3d, upsample  # noqa: E402
 from neuralcodec.models.synthesis import (  # noqa: E402
     AppearanceFeatures,
     MotionField,
@@ -146,6 +149,23 @@ def test_flat_sampling_has_the_same_gradients() -> None:
         gradients.append((v.grad, g.grad))
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, atol=1e-9)
+
+
+def test_what_community_checkpoints_do_otherwise_is_what_torch_calls_it() -> None:
+    generator = torch.Generator().manual_seed(4)
+    volume = torch.rand(2, 3, 4, 6, 5, generator=generator)
+    wanted = torch.nn.functional.interpolate(volume, scale_factor=(1, 2, 2), mode="trilinear", align_corners=False)
+    assert torch.allclose(upsample(volume, "trilinear"), wanted, atol=1e-6)
+    picture = torch.rand(2, 3, 16, 24, generator=generator)[..., :16]
+    wanted = torch.nn.functional.interpolate(picture, scale_factor=0.25, mode="bilinear", align_corners=False)
+    assert torch.allclose(MiddleOfFour()(picture), wanted, atol=1e-6)
+    stepped = ConvNorm(3, 4, dims=3, pool=2, stride=True)
+    assert stepped(volume).shape == (2, 4, 4, 3, 3) and stepped.conv.stride == (1, 2, 2)
+    trunk = Trunk("projecting")
+    assert [type(stage).__name__ for stage in trunk.stages] == ["Bottleneck"] * 17
+    assert trunk(torch.rand(1, 3, 64, 64, generator=generator)).shape == (1, 2048)
+    with pytest.raises(ValueError, match="a quarter only"):
+        shrinking(ModelConfig.community("zhengkw", keypoint_input_scale=0.5))
 
 
 def test_gaussians_against_the_plain_formula() -> None:

@@ -145,7 +145,10 @@ def test_a_gpu_that_leaves_the_work_to_the_cpu_is_refused() -> None:
     found = {"CUDAExecutionProvider": ["Conv"], "CPUExecutionProvider": ["Shape", "GridSample", "GridSample", "Conv"]}
     with pytest.raises(BackendUnavailableError, match=r"CUDA\S+ does not run 3 operators of render .Conv, GridSample."):
         check_placement("render", "CUDAExecutionProvider", found)
-    check_placement("render", "CUDAExecutionProvider", {"CPUExecutionProvider": ["Shape", "Gather"]})
+    with pytest.raises(BackendUnavailableError, match="Tensorrt\\S+ was loaded and runs no operator of render"):
+        check_placement("render", "TensorrtExecutionProvider", {"CUDAExecutionProvider": ["Conv"]})
+    shapes = {"CUDAExecutionProvider": ["Conv"], "CPUExecutionProvider": ["Shape", "Gather"]}
+    check_placement("render", "CUDAExecutionProvider", shapes)
     check_placement("render", "CUDAExecutionProvider", {})
 
 
@@ -208,6 +211,14 @@ def test_nan_is_found_only_when_asked_for() -> None:
 def test_a_damaged_graph_is_refused_in_one_sentence(damage: bytes) -> None:
     with pytest.raises(PackError, match="cannot be loaded by ONNX Runtime") as caught:
         open_session(damage)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_opset_that_the_runtime_does_not_know_is_refused_in_one_sentence() -> None:
+    model = onnx.load_model_from_string(GRAPH)
+    model.opset_import[0].version = 99
+    with pytest.raises(PackError, match="cannot be loaded by ONNX Runtime .*99") as caught:
+        open_session(model.SerializeToString())
     assert "\n" not in str(caught.value)
 
 

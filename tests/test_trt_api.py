@@ -29,6 +29,7 @@ from neuralcodec.runtime.engine import (
     load_tensorrt,
     pack_engine,
     unpack_engine,
+    unreadable,
     write_whole,
 )
 
@@ -234,6 +235,16 @@ def test_every_cuda_name_we_use_exists() -> None:
         checked += 1
     assert checked >= 20
     assert {"name", "major", "minor"} <= set(dir(cuda.cudaDeviceProp))
+
+
+def test_a_parser_that_cannot_sample_volumes_is_told_from_other_trouble() -> None:
+    problem = "GridSample 'node_grid_sample': input must be of rank 4"
+    assert unreadable("11.1.0.106", problem) == (
+        f"TensorRT 11.1.0.106 cannot read the graph: {problem}. This TensorRT cannot sample volumes; export the graph "
+        "with --no-volumetric."
+    )
+    assert "--no-volumetric" not in unreadable("11.4.0.106", problem)  # this one can, so it is something else
+    assert "--no-volumetric" not in unreadable("11.1.0.106", "Foo 'x': no importer")
 
 
 TAG = EngineTag("ab" * 32, "NVIDIA H200", "9.0", "11.4.0.106", EngineOptions(max_batch=32))

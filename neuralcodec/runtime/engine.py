@@ -100,10 +100,7 @@ def build_engine(graph: bytes, options: EngineOptions, timing: Path | None = Non
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(graph):
         problems = "; ".join(_parser_error(parser.get_error(i)) for i in range(min(parser.num_errors, 3)))
-        hint = ""
-        if "GridSample" in problems and _numbers(trt.__version__)[:3] < NATIVE_VOLUMES:
-            hint = " This TensorRT cannot sample volumes; export the graph with --no-volumetric."
-        raise PackError(f"TensorRT {trt.__version__} cannot read the graph: {problems}.{hint}")
+        raise PackError(unreadable(trt.__version__, problems))
     config = builder.create_builder_config()
     config.builder_optimization_level = options.effort
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
@@ -132,6 +129,14 @@ def build_engine(graph: bytes, options: EngineOptions, timing: Path | None = Non
     if timing is not None:
         write_whole(timing, bytes(cache.serialize()))
     return bytes(plan)
+
+
+def unreadable(version: str, problems: str) -> str:
+    """The sentence for a graph that TensorRT's parser refuses, with what to do where we know it."""
+    hint = ""
+    if "GridSample" in problems and _numbers(version)[:3] < NATIVE_VOLUMES:
+        hint = " This TensorRT cannot sample volumes; export the graph with --no-volumetric."
+    return f"TensorRT {version} cannot read the graph: {problems}.{hint}"
 
 
 def here(graph: bytes, options: EngineOptions) -> EngineTag:

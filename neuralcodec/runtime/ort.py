@@ -212,7 +212,12 @@ def placement(session: Any) -> dict[str, list[str]]:
 
 
 def check_placement(network: str, provider: str, found: Mapping[str, Sequence[str]]) -> None:
-    """Raise :class:`BackendUnavailableError` where heavy operators would run on the CPU beside a GPU provider."""
+    """Raise :class:`BackendUnavailableError` where a GPU provider runs nothing or leaves heavy work to the CPU."""
+    if found and provider not in found:
+        raise BackendUnavailableError(
+            f"{provider} was loaded and runs no operator of {network} ({', '.join(found)} would): its libraries are "
+            "missing or of another version; 'neuralcodec doctor' lists what there is."
+        )
     left = sorted(HEAVY.intersection(found.get(PROVIDERS["cpu"], ())))
     if left:
         count = sum(op in HEAVY for op in found[PROVIDERS["cpu"]])
@@ -268,6 +273,8 @@ def _load(ort: Any, graph: bytes | Path, device: str, threads: int | None, *, cu
     options.log_severity_level = ERRORS_ONLY
     if device != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if device == "ort-tensorrt":
+        (cache_folder() / "onnxruntime").mkdir(parents=True, exist_ok=True)
     source: Any = graph if isinstance(graph, bytes) else str(graph)
     if isinstance(graph, Path) and not graph.is_file():
         raise PackError(f"{graph} is not there; a model pack holds its networks as .onnx files.")
