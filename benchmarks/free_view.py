@@ -23,7 +23,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -383,25 +383,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found, runs = old["figures"], old["runs"]
     hashes = {clip.name: clip.sha256 for clip in footage}
     run = {"machine": machine, "pack": pack.id.hex(), "clips": hashes, "frames": options.frames}
-    runs |= dict.fromkeys(options.parts, run)
     with report.progress() as progress:
 
         def bar(items: Sequence[Any], title: str) -> Any:
             return progress.track(items, description=title)
 
-        if "redirect" in options.parts:
-            found["redirect"] = run_redirect(footage, networks, eyes, options.pictures, bar)
-        if "back" in options.parts:
-            found["back"] = run_back(footage, networks, bar)
-        if "transfer" in options.parts:
-            found["transfer"] = driving.transfer(footage, pack, options.threads, options.pictures, bar)
-        if "smooth" in options.parts:
-            found["smooth"] = driving.smooth(footage, pack, options.threads, bar)
-        if "cost" in options.parts:
-            found["cost"] = run_cost(footage, networks, bar)
+        ask: dict[str, Callable[[], dict[str, Any]]] = {
+            "redirect": lambda: run_redirect(footage, networks, eyes, options.pictures, bar),
+            "back": lambda: run_back(footage, networks, bar),
+            "transfer": lambda: driving.transfer(footage, pack, options.threads, options.pictures, bar),
+            "smooth": lambda: driving.smooth(footage, pack, options.threads, bar),
+            "cost": lambda: run_cost(footage, networks, bar),
+        }
+        for part in options.parts:
+            found[part], runs[part] = ask[part](), run
+            if options.json is not None:  # after each part: a run cut short keeps what it has
+                report.save(options.json, {"table": table(found), "figures": found, "runs": runs})
     rows = table(found)
-    if options.json is not None:
-        report.save(options.json, {"table": rows, "figures": found, "runs": runs})
     print(f"{len(footage)} clips, pack {pack.name} {pack.version} {pack.id.hex()}. {report.busy(machine)}\n")
     print(report.markdown(("figure", "bar", "measured", ""), rows))
     if "redirect" in found:

@@ -15,6 +15,7 @@ from PIL import Image
 
 import neuralcodec as nc
 from neuralcodec.demo import moving_portrait
+from neuralcodec.face import resize
 from neuralcodec.media import output_path, read_frames
 
 YAWS, PITCHES = (-30, -20, -10, 0, 10, 20, 30), (-20, -10, 0, 10, 20)
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("output", metavar="OUT.png")
     parser.add_argument("--picture", help="another picture with one face, of somebody who agreed")
     parser.add_argument("--kbps", type=float, default=24.0, help="rate that pays for the one picture (default: 24)")
+    parser.add_argument("--side", type=int, default=256, help="pixels of each view (default: 256)")
     parser.add_argument("-f", "--force", action="store_true", help="replace the output if it exists")
     options = parser.parse_args()
 
@@ -36,7 +38,8 @@ def main() -> None:
         for yaw in YAWS:
             decoder.view = nc.View(yaw, pitch)  # the head turns there smoothly: a second later it has arrived
             packets = encoder.encode(picture, encoder.stats.frames)
-            row += [frame.image for packet in packets for frame in decoder.decode(bytes(packet))]
+            frames = [frame for packet in packets for frame in decoder.decode(bytes(packet))]
+            row += [resize(frame.image, options.side, options.side) for frame in frames]
         if len(row) < len(YAWS):
             raise nc.NoFaceError("No face was found in the picture; use one that shows head and shoulders.")
         rows.append(np.concatenate(row, axis=1))

@@ -15,7 +15,7 @@ import numpy as np
 from .motion import Array, MotionParams, View, euler_angles, rotation_matrix
 
 EASE = 0.12  # seconds, time constant of the way to a new view: a joystick feels direct, a button looks like a turn
-TOLERANCE = 1e-3  # degrees and picture shares: less is rounding, not a clamp
+TOLERANCE = np.array([0.02, 0.02, 0.02, 1e-4, 1e-4])  # degrees and picture shares: less is rounding, not a clamp
 
 
 @dataclass(frozen=True)

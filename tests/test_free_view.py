@@ -74,11 +74,11 @@ def test_the_example_writes_its_grid(tmp_path: Path) -> None:
 
     out = tmp_path / "grid.png"
     done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "free_view.py", out], capture_output=True, text=True,
+        [sys.executable, ROOT / "examples" / "free_view.py", out, "--side", "64"], capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert Image.open(out).size == (7 * 256, 5 * 256) and "35 views of one picture" in done.stdout
+    assert Image.open(out).size == (7 * 64, 5 * 64) and "35 views of one picture" in done.stdout
     assert list(tmp_path.iterdir()) == [out]
 
 
