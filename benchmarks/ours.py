@@ -110,7 +110,7 @@ def send(clip: Clip, *, kbps: float, pack: str | None, device: str, threads: int
         file=file.getvalue(),
         packets=[bytes(packet) for packet in made],
         packet_frames=made_at,
-        first_reference_bytes=sum(len(bytes(p)) for p in references if p.reference == references[0].reference),
+        first_reference_bytes=sum(len(bytes(part)) for part in references[: references[0].count]),
         bytes_by_kind=dict(kinds),
         motion_bytes=tuple(len(bytes(packet)) for packet in motion),
         motion_payload=tuple(len(packet.payload) for packet in motion),
