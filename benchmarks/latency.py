@@ -1,8 +1,10 @@
 """Time per frame of every stage, ours and x264's in the same session: median and 95th percentile after a warm-up.
 
-``python -m benchmarks.latency [--clips FILE] [--cores N] [--json OUT]``. One process pinned to N cores; the networks
-get N threads, x264 one (more do not help it at this size). Both are fed uint8 RGB and give it back; references are in
-"encode" and "decode" where they fall, so look at the median for the usual frame and at p95 for the rare one.
+``python -m benchmarks.latency [--clips FILE] [--cores N] [--peer CHECKOUT] [--json OUT]``. One process pinned to N
+cores; the networks get N threads, x264 one (more do not help it at this size). Both are fed uint8 RGB and give it back;
+references are in "encode" and "decode" where they fall, so look at the median for the usual frame and at p95 for the
+rare one. Every backend that answers on this machine has its rows, with the renderer's time a frame at several batch
+sizes. ``--peer`` times another receiver's own code beside it (peers.py).
 """
 
 from __future__ import annotations
@@ -16,10 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import clips, codecs, report
+from benchmarks import clips, codecs, peers, report
+from neuralcodec.errors import NeuralCodecError
+from neuralcodec.runtime.session import present_devices
 
 WARM_UP = 10  # frames left out at the start of each run
 PEER, PEER_QUALITY = "x264-call", 42
+BATCHES = (1, 8, 32)
+BATCH_RUNS = 5  # timed calls of each batch size, after one to warm up
+FPS = 25
 
 
 def ours(frames: Sequence[Any], *, kbps: float, pack: str | None, device: str, threads: int) -> dict[str, list[float]]:
@@ -49,6 +56,25 @@ def ours(frames: Sequence[Any], *, kbps: float, pack: str | None, device: str, t
     return spent
 
 
+def batches(
+    frames: Sequence[Any], *, pack: str | None, device: str, threads: int, sizes: Sequence[int] = BATCHES
+) -> dict[int, list[float]]:
+    """Milliseconds a frame of the renderer alone, by how many people's frames one call makes."""
+    from neuralcodec.inference import Inference
+    from neuralcodec.pack import load_pack
+
+    networks = Inference(load_pack(pack), device=device, threads=threads)
+    reference = networks.reference(frames[0])
+    motions = [networks.motion(frames[i % len(frames)], reference.estimate.box).motion for i in range(max(sizes))]
+    spent: dict[int, list[float]] = {}
+    for size in sizes:
+        for _ in range(BATCH_RUNS + 1):
+            start = perf_counter()
+            networks.render_many([reference] * size, motions[:size])
+            spent.setdefault(size, []).append(1000 * (perf_counter() - start) / size)
+    return {size: times[1:] for size, times in spent.items()}
+
+
 def peer(frames: Sequence[Any]) -> dict[str, list[float]]:
     """The same for x264 as a call runs it."""
     coded = codecs.code(codecs.CODECS[PEER], frames, PEER_QUALITY)
@@ -69,8 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=100, help="first N frames (default 100)")
     parser.add_argument("--pack")
     parser.add_argument("--kbps", type=float, default=4.0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", action="append", help="repeatable; default: every one that answers")
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--batches", type=int, nargs="*", default=list(BATCHES), help="renderer's batch sizes")
+    parser.add_argument(
+        "--peer", type=Path, action="append", default=[], help="another receiver's checkout; repeatable"
+    )
+    parser.add_argument("--peer-frames", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     report.pin(options.cores)
@@ -81,25 +112,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
         frames = list(moving_portrait(options.frames / clips.FPS))
     else:
         frames = clips.read(options.clips, limit=options.frames).frames
-    mine = summary(ours(frames, kbps=options.kbps, pack=options.pack, device=options.device, threads=options.cores))
+    try:
+        receivers = [peers.load_peer(folder) for folder in options.peer]
+        mine, batched = {}, {}
+        for device in options.device or present_devices():
+            here = {"pack": options.pack, "device": device, "threads": options.cores}
+            mine[device] = summary(ours(frames, kbps=options.kbps, **here))
+            times = batches(frames, sizes=options.batches, **here) if options.batches else {}
+            batched[device] = summary({f"render, batch {size}": times[size] for size in options.batches})
+    except NeuralCodecError as error:
+        raise SystemExit(f"benchmarks.latency: {error}") from error
     theirs = summary(peer(frames))
-    ratios = {side: mine[side]["median_ms"] / theirs[side]["median_ms"] for side in ("encode", "decode")}
+    others = {r.name: summary({"render": peers.time_peer(r, options.peer_frames, options.cores)}) for r in receivers}
+    ratios = {
+        f"{device}: {side} / {PEER}": figures[side]["median_ms"] / theirs[side]["median_ms"]
+        for device, figures in mine.items()
+        for side in ("encode", "decode")
+    } | {
+        f"{device}: {name} render / ours": other["render"]["median_ms"] / figures["decode: render"]["median_ms"]
+        for device, figures in mine.items()
+        for name, other in others.items()
+    }
     if options.json is not None:
-        report.save(options.json, {"machine": machine, "options": vars(options), "neuralcodec": mine, PEER: theirs,
-                                   "ratio_of_medians": ratios})  # fmt: skip
+        chosen = {k: v for k, v in vars(options).items() if k not in ("clips", "json", "peer", "pack")}
+        report.save(options.json, {"machine": machine, "options": chosen, "neuralcodec": mine, "batches": batched,
+                                   PEER: theirs, "peers": others, "ratios_of_medians": ratios})  # fmt: skip
     rows = [
-        (f"{codec} {name}", f"{v['median_ms']:.2f}", f"{v['p95_ms']:.2f}")
-        for codec, figures in (("neuralcodec", mine), (PEER, theirs))
+        (f"{codec} {name}", f"{v['median_ms']:.2f}", f"{v['p95_ms']:.2f}", "")
+        for codec, figures in (*((f"neuralcodec {d}", f) for d, f in mine.items()), (PEER, theirs), *others.items())
         for name, v in figures.items()
-    ]
+    ] + [
+        (f"neuralcodec {device} {name}", f"{v['median_ms']:.2f}", f"{v['p95_ms']:.2f}",
+         f"{1000 / FPS / v['median_ms']:.1f}")
+        for device, figures in batched.items()
+        for name, v in figures.items()
+    ]  # fmt: skip
     height, width = frames[0].shape[:2]
     print(f"{len(frames) - WARM_UP} frames of {width}x{height} after {WARM_UP} to warm up; {machine['cpu']}, "
           f"{options.cores} cores, load {machine['load_before']}.\n")  # fmt: skip
-    print(report.markdown(("stage", "median, ms", "p95, ms"), rows))
-    print(
-        f"\nOurs / {PEER}, medians: encode {ratios['encode']:.1f}, decode {ratios['decode']:.1f}."
-        f" {report.busy(machine)}"
-    )
+    print(report.markdown(("stage", "median, ms a frame", "p95, ms", f"streams at {FPS} fps"), rows))
+    print("\nRatios of medians: " + "; ".join(f"{name} {value:.1f}" for name, value in ratios.items()) + ".")
+    print(report.busy(machine))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from export.to_onnx import strip_traces
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.pack import Pack, load_pack, write_manifest
 from neuralcodec.runtime.session import Session, open_session
+from neuralcodec.view import ViewRange
 
 GRAPHS = ("motion", "reference", "render")
 CARD = "MODEL_CARD.md"
@@ -37,9 +38,13 @@ OUTPUTS = {
 
 
 def build_pack(
-    graphs: Path, tables: Path, detector: Path, card: Path, out: Path, *, name: str, version: str, force: bool = False
-) -> Pack:
-    """Write a verified pack to ``out``; an existing one is replaced only with ``force``, when all went well."""
+    graphs: Path, tables: Path, detector: Path, card: Path, out: Path, *, name: str, version: str, force: bool = False,
+    view: ViewRange | None = None,
+) -> Pack:  # fmt: skip
+    """Write a verified pack to ``out``; an existing one is replaced only with ``force``, when all went well.
+
+    view: how far its heads may be turned, as benchmarks.free_view measures it; None says nothing about it.
+    """
     if out.exists() and not force:
         raise PackError(f"{out} exists; --force replaces it.")
     sources = {f"{graph}.onnx": graphs / f"{graph}.onnx" for graph in GRAPHS}
@@ -63,7 +68,7 @@ def build_pack(
                 graph = onnx.load(folder / file)
                 strip_traces(graph)
                 onnx.save(graph, folder / file)
-        write_manifest(folder, name=name, version=version, size=size, keypoints=keypoints)
+        write_manifest(folder, name=name, version=version, size=size, keypoints=keypoints, view=view)
         old = Path(scratch) / "old"
         if out.exists():
             out.rename(old)
@@ -109,6 +114,13 @@ def _table_keypoints(tables: Path) -> int:
         ) from error
 
 
+def _view(text: str) -> ViewRange:
+    try:
+        return ViewRange.parse(json.loads(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def main(arguments: list[str] | None = None) -> int:
     assert __doc__
     parser = argparse.ArgumentParser(prog="export.build_pack", description=__doc__.splitlines()[0])
@@ -119,12 +131,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", help="default: the folder's name")
     parser.add_argument("--version", default="0.1.0")
+    parser.add_argument("--view", type=_view, metavar="JSON", help="how far heads may be turned: a manifest's 'view'")
     parser.add_argument("--force", action="store_true", help="replace an existing pack")
     o = parser.parse_args(arguments)
     try:
         pack = build_pack(
-            o.onnx, o.tables, o.detector, o.card, o.out, name=o.name or o.out.name, version=o.version, force=o.force
-        )
+            o.onnx, o.tables, o.detector, o.card, o.out, name=o.name or o.out.name, version=o.version, force=o.force,
+            view=o.view,
+        )  # fmt: skip
     except (NeuralCodecError, OSError) as error:
         print(f"export.build_pack: {error}", file=sys.stderr)
         return 1

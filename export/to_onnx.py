@@ -5,7 +5,8 @@
 motion.onnx, reference.onnx and render.onnx have a free batch size, batch norms folded into convolutions, no control
 flow, and opset 20, the first whose GridSample reads volumes. ``--no-volumetric`` writes the same function with 2-D
 GridSample only, for engines that refuse rank 5. ``--fp16-storage`` halves the files and changes no arithmetic: large
-weights are stored as float16 behind a Cast that every runtime folds away when it loads the graph.
+weights are stored as float16 behind a Cast that every runtime folds away when it loads the graph. ``--fp16`` computes
+in float16 as well (export/half.py); motion stays float32, because its error would be everybody's.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from export.half import to_half
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.models import ModelConfig, Networks, build
 from neuralcodec.models.layers import grid_sample_3d
@@ -144,6 +146,7 @@ def export_graphs(
     graphs: Collection[str] = GRAPHS,
     volumetric: bool = True,
     fp16_storage: bool = False,
+    fp16: bool = False,
     opset: int = OPSET,
 ) -> dict[str, Path]:
     """Write the graphs into ``out`` and return their paths by name. Each file appears whole or not at all."""
@@ -158,7 +161,9 @@ def export_graphs(
             continue
         model = _to_model(module, inputs[name], output_names(name, features), opset, volumetric)
         model.graph.name = name
-        if fp16_storage:
+        if fp16 and name != "motion":
+            model = to_half(model)
+        elif fp16_storage:
             store_half(model)
         _check(name, model)
         paths[name] = out / f"{name}.onnx"
@@ -298,6 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--graph", action="append", choices=GRAPHS, help="only this one; repeatable")
     parser.add_argument("--no-volumetric", action="store_true", help="2-D GridSample only")
     parser.add_argument("--fp16-storage", action="store_true", help="float16 weights in the file, float32 arithmetic")
+    parser.add_argument("--fp16", action="store_true", help="float16 arithmetic in reference and render, for GPUs")
     parser.add_argument("--opset", type=int, default=OPSET)
     o = parser.parse_args(arguments)
     if o.opset < OPSET:
@@ -306,7 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
         networks = load_networks(o.preset, o.checkpoint)
         paths = export_graphs(
             networks, o.out, graphs=o.graph or GRAPHS, volumetric=not o.no_volumetric,
-            fp16_storage=o.fp16_storage, opset=o.opset,
+            fp16_storage=o.fp16_storage, fp16=o.fp16, opset=o.opset,
         )  # fmt: skip
     except (NeuralCodecError, OSError) as error:
         print(f"export.to_onnx: {error}", file=sys.stderr)

@@ -1,18 +1,21 @@
 """Compares every exported graph, on every backend of this machine, with torch. Exits 1 on a miss. Judges numbers only.
 
-    python -m export.verify --onnx build/onnx --preset portrait --checkpoint runs/portrait/average.safetensors
+    python -m export.verify --onnx build/onnx --preset portrait --checkpoint runs/portrait/average.safetensors \\
+        --flat --clips data/val/256 --variant build/fp16 --variant build/int8
 
 Inputs: two fixed cases (a picture on itself, nothing moving; a black picture), then random pictures and poses in
 batches of 1, 2 and 3. Bounds are the largest absolute difference, by how the graph stores its weights (bounds.json, or
 ``--bounds``). NaN, infinity and a render that turns a picture black or flat are misses whatever the bound.
+``--flat`` writes the render graph in its ``--no-volumetric`` form too and holds the two against each other.
+``--clips`` shows real clips to the graphs and to each ``--variant`` of them, and bounds what the variant loses in dB.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +24,20 @@ import numpy as np
 import onnx
 import torch
 
-from export.to_onnx import FEATURES, Tensors, example_inputs, graph_modules, load_networks, output_names
+from export.clip_loss import ClipLoss, clip_losses
+from export.to_onnx import (
+    FEATURES,
+    Tensors,
+    example_inputs,
+    export_graphs,
+    graph_modules,
+    load_networks,
+    output_names,
+)
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.models import Networks
 from neuralcodec.motion import Array
-from neuralcodec.runtime.ort import cuda_usable
-from neuralcodec.runtime.session import open_session
+from neuralcodec.runtime.session import open_session, present_devices
 
 BOUNDS = Path(__file__).with_name("bounds.json")
 BATCHES = (1, 2, 3)
@@ -89,12 +100,29 @@ def input_cases(networks: Networks, rounds: int) -> Iterator[dict[str, Tensors]]
 
 
 def storage(path: Path) -> str:
-    """How a graph keeps its weights: "int8", "float16" or "float32"."""
+    """How a graph keeps its weights: "int8", "half" (and computes in it), "float16" (stored only) or "float32"."""
     model = onnx.load(path, load_external_data=False)
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return "int8"
-    half = any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer)
+    half = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16}
+    if any(node.op_type == "Conv" and node.input[1] in half for node in model.graph.node):
+        return "half"
     return "float16" if half else "float32"
+
+
+def flat_finding(
+    networks: Networks, folder: Path, *, device: str, rounds: int, bounds: Mapping[str, Mapping[str, float]]
+) -> Finding:
+    """The given render graph against the same weights exported with 2-D sampling only."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = export_graphs(networks, Path(scratch), graphs=["render"], volumetric=False)["render"]
+        flat, full = open_session(path, device=device), open_session(folder / "render.onnx", device=device)
+        worst, wrong = 0.0, ""
+        for case in input_cases(networks, rounds):
+            inputs = {n: v.numpy() for n, v in case["render"].items() if n in full.input_shapes}
+            found, wanted = flat.run(inputs)["picture"], full.run(inputs)["picture"]
+            worst, wrong = max(worst, difference(found, wanted)), wrong or fault(found, wanted, picture=True)
+    return Finding("render", "2-D sampling", flat.provider, worst, bounds["flat"]["render"], wrong)
 
 
 def difference(found: Array, wanted: Array) -> float:
@@ -117,14 +145,12 @@ def fault(found: Array, wanted: Array, *, picture: bool) -> str:
     return ""
 
 
-def present_devices() -> list[str]:
-    """The devices of this machine that networks can run on."""
-    devices = ["cpu"]
-    if cuda_usable():
-        devices.append("cuda")
-    if importlib.util.find_spec("tensorrt") is not None:
-        devices.append("tensorrt")
-    return devices
+def variant_kind(folder: Path) -> str:
+    """The least exact kind among a folder's graphs."""
+    kinds = {storage(path) for path in folder.glob("*.onnx") if path.stem in ("motion", "reference", "render")}
+    if not kinds:
+        raise PackError(f"{folder} holds none of motion.onnx, reference.onnx and render.onnx.")
+    return next(kind for kind in ("int8", "half", "float16", "float32") if kind in kinds)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,24 +158,48 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="export.verify", description=__doc__.splitlines()[0])
     parser.add_argument("--onnx", type=Path, required=True, help="folder with motion.onnx, reference.onnx, render.onnx")
     parser.add_argument("--preset", choices=("portrait", "paper"), default="portrait")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the weights that were exported")
+    parser.add_argument("--checkpoint", type=Path, help="the weights that were exported; without it only --clips runs")
     parser.add_argument("--device", action="append", help="cpu, cuda or tensorrt; repeatable; default: all present")
     parser.add_argument("--rounds", type=int, default=6, help="random cases after the fixed ones")
+    parser.add_argument(
+        "--flat", action="store_true", help="also hold --no-volumetric sampling against the graph's own"
+    )
+    parser.add_argument("--clips", type=Path, help="folder of clips of the networks' size")
+    parser.add_argument(
+        "--variant", type=Path, action="append", default=[], help="folder of smaller graphs; repeatable"
+    )
+    parser.add_argument("--frames", type=int, default=4, help="of each clip")
     parser.add_argument("--bounds", type=Path, default=BOUNDS)
     o = parser.parse_args(arguments)
+    if o.checkpoint is None and (o.clips is None or o.flat):
+        parser.error("--checkpoint is needed, unless only --clips and --variant are compared")
+    if bool(o.clips) != bool(o.variant):
+        parser.error("--clips and --variant go together: which graphs to show the clips to")
+    findings: list[Finding] = []
+    losses: list[ClipLoss] = []
     try:
         bounds = json.loads(o.bounds.read_text("utf-8"))
-        networks = load_networks(o.preset, o.checkpoint)
-        findings = []
+        networks = load_networks(o.preset, o.checkpoint) if o.checkpoint is not None else None
         for device in o.device or present_devices():
-            findings += verify(networks, o.onnx, device=device, rounds=o.rounds, bounds=bounds)
-    except (NeuralCodecError, OSError, ValueError) as error:
-        print(f"export.verify: {error}", file=sys.stderr)
+            if networks is not None:
+                findings += verify(networks, o.onnx, device=device, rounds=o.rounds, bounds=bounds)
+                if o.flat:
+                    findings.append(flat_finding(networks, o.onnx, device=device, rounds=o.rounds, bounds=bounds))
+            if o.clips is not None:
+                variants = [(variant_kind(folder), folder) for folder in o.variant]
+                losses += clip_losses(o.onnx, variants, o.clips, bounds=bounds["clips"], device=device, frames=o.frames)
+    except (NeuralCodecError, OSError, ValueError, KeyError) as error:
+        what = f"{o.bounds} lacks {error}" if isinstance(error, KeyError) else str(error)
+        print(f"export.verify: {what}", file=sys.stderr)
         return 1
     for f in findings:
         verdict = "ok" if f.passed else f"MISS {f.fault}".rstrip()
         print(f"{f.provider:24} {f.graph:10} {f.output:14} {f.worst:.2e} of {f.bound:.0e}  {verdict}")
-    return 0 if all(f.passed for f in findings) else 1
+    for c in losses:
+        verdict = "ok" if c.passed else f"MISS {c.fault}".rstrip()
+        print(f"{c.variant}: {c.frames} frames, {c.psnr:.2f} dB, {c.loss:+.3f} dB lost of {c.bound:.1f} "
+              f"(worst frame {c.worst:+.2f})  {verdict}")  # fmt: skip
+    return 0 if all(f.passed for f in findings) and all(c.passed for c in losses) else 1
 
 
 if __name__ == "__main__":

@@ -27,11 +27,13 @@ from .errors import (
     NoFaceError,
     PackError,
     PackMismatchError,
+    SigningError,
     TruncatedError,
     UnsupportedVersionError,
 )
 
 if TYPE_CHECKING:
+    from .avatar import Avatar as Avatar
     from .decoder import DecodedFrame as DecodedFrame
     from .decoder import Decoder as Decoder
     from .encoder import Encoder as Encoder
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 
 # Loaded when first used: `import neuralcodec` stays under 150 ms and touches no codec library.
 _HOMES = {
+    "Avatar": "avatar",
     "Encoder": "encoder",
     "Decoder": "decoder",
     "DecodedFrame": "decoder",
@@ -71,6 +74,7 @@ __all__ = [
     "NoFaceError",
     "PackError",
     "PackMismatchError",
+    "SigningError",
     "TruncatedError",
     "UnsupportedVersionError",
 ]

@@ -18,6 +18,7 @@ from . import __version__
 from .errors import NeuralCodecError
 
 if TYPE_CHECKING:
+    from .avatar import Avatar
     from .video import FileStats, Progress
 
 
@@ -64,6 +65,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="follow the face (default), code the whole frame, or a fixed square in pixels",
     )  # fmt: skip
     command.add_argument("--full-frame", action="store_true", help="also send the surroundings, to paste the face into")
+    command.add_argument("--sign", metavar="KEY", help="sign every picture with this private key (see keygen)")
+    command.add_argument("--avatar", metavar="PICTURE", help="show this picture's person with the film's motion")
+    command.add_argument("--consent", metavar="WORDS", help="who agreed to be that avatar; goes with --avatar")
+    command.add_argument(
+        "--transfer", choices=("relative", "absolute"), default="relative",
+        help="add the motion to the avatar's own pose and expression (default), or take it as it is",
+    )  # fmt: skip
     _add_runtime(command)
     _add_force(command)
 
@@ -74,8 +82,20 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--loss", type=_share, default=0.0, metavar="P", help="lose motion packets: 0.05 or 5%%")
     command.add_argument("--burst", type=_burst, default=1.0, metavar="N", help="mean run of lost packets (default: 1)")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="which packets are lost (default: 0)")
+    command.add_argument(
+        "--trusted-sender", metavar="KEY", help="show no picture that this public key (file or 64 digits) did not sign"
+    )
     for angle, sense in (("yaw", "to the right of the picture"), ("pitch", "down"), ("roll", "clockwise")):
         command.add_argument(f"--{angle}", type=_angle, default=0.0, metavar="DEG", help=f"turn the head {sense}")
+    for axis, sense in (("x", "to the right"), ("y", "down")):
+        text = f"move the head {sense}, as a share of the picture"
+        command.add_argument(f"--{axis}", type=_shift, default=0.0, metavar="SHARE", help=text)
+    command.add_argument(
+        "--frontal", action="store_true",
+        help="face the camera whatever the sender does; angles then count from there",
+    )  # fmt: skip
+    command.add_argument("--eye-contact", action="store_true", help="bring the eyes onto the lens as far as is natural")
+    command.add_argument("--smooth", action="store_true", help="calm the trembling of pose and expression")
     _add_runtime(command)
     _add_force(command)
 
@@ -83,6 +103,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("input", metavar="FILE")
     command.add_argument("--packets", action="store_true", help="list every packet")
     command.add_argument("--json", action="store_true", help="one JSON object")
+
+    command = _command(commands, "keygen", _keygen, "a key pair to sign pictures with")
+    command.add_argument("output", metavar="KEY", help="the private key's file; the public one gets .pub added")
 
     command = _command(commands, "pack", None, "model packs")
     verbs = command.add_subparsers(metavar="list|verify", required=True)
@@ -107,11 +130,16 @@ def make_parser() -> argparse.ArgumentParser:
 def _encode(options: argparse.Namespace) -> int:
     from .video import encode_file
 
+    try:
+        avatar = _avatar(options)
+    except ValueError as error:
+        return _fail(str(error))
     with _progress("Encoding") as progress:
         stats = encode_file(
             options.input, options.output, target_kbps=options.kbps, pack=options.pack, device=options.device,
-            crop=options.crop, full_frame=options.full_frame, threads=options.threads, overwrite=options.force,
-            progress=progress,
+            crop=options.crop, full_frame=options.full_frame, avatar=avatar, threads=options.threads,
+            signing_key=options.sign,
+            overwrite=options.force, progress=progress,
         )  # fmt: skip
     print(_summary(options.output, stats))
     if stats.face_lost:
@@ -121,6 +149,18 @@ def _encode(options: argparse.Namespace) -> int:
     return 0
 
 
+def _avatar(options: argparse.Namespace) -> Avatar | None:
+    if options.avatar is None and options.consent is None:
+        return None
+    if options.avatar is None or options.consent is None or options.full_frame:
+        raise ValueError("--avatar PICTURE and --consent WORDS go together, and not with --full-frame.")
+    from .avatar import Avatar
+    from .media import read_frames
+
+    _, picture = next(read_frames(options.avatar))
+    return Avatar(picture, options.consent, options.transfer)
+
+
 def _decode(options: argparse.Namespace) -> int:
     from .motion import View
     from .video import decode_file
@@ -128,12 +168,17 @@ def _decode(options: argparse.Namespace) -> int:
     with _progress("Decoding") as progress:
         stats = decode_file(
             options.input, options.output, pack=options.pack, device=options.device,
-            view=View(options.yaw, options.pitch, options.roll), full_frame=options.full_frame or None,
+            view=View(options.yaw, options.pitch, options.roll, options.x, options.y, options.frontal),
+            eye_contact=options.eye_contact, smooth=options.smooth, full_frame=options.full_frame or None,
             loss=options.loss, burst=options.burst, seed=options.seed, threads=options.threads,
-            overwrite=options.force, progress=progress,
+            trusted_sender=options.trusted_sender, overwrite=options.force, progress=progress,
         )  # fmt: skip
     concealed = f", {stats.concealed} concealed" if stats.concealed else ""
     print(_summary(options.output, stats) + concealed)
+    if stats.clamped:
+        print(
+            f"The view was clamped to the pack's range in {stats.clamped} of {stats.frames} frames.", file=sys.stderr
+        )
     return 0
 
 
@@ -159,6 +204,15 @@ def _info(options: argparse.Namespace) -> int:
         for index, packet in enumerate(packets):
             print(f"{index:>6} {packet['kind']:<14}", *(f"{k}={v}" for k, v in packet.items() if k != "kind"))
     return _fail(f"{options.input} is not whole: {found['problem']}.") if found["problem"] else 0
+
+
+def _keygen(options: argparse.Namespace) -> int:
+    from .signing import generate_key
+
+    public = generate_key(options.output)
+    print(f"{options.output}: the private key; keep it to yourself")
+    print(f"{options.output}.pub: the public key, for receivers: {public}")
+    return 0
 
 
 def _pack_list(options: argparse.Namespace) -> int:
@@ -220,7 +274,7 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int] 
 
 
 def _add_runtime(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", choices=("auto", "cpu", "cuda", "tensorrt"), default="auto")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda", "tensorrt", "ort-tensorrt"), default="auto")
     command.add_argument("--pack", help="folder or name of a model pack (default: the bundled one)")
     command.add_argument("--threads", type=_threads, help="CPU threads for the networks (default: one a core)")
 
@@ -245,6 +299,10 @@ def _kbps(text: str) -> float:
 
 def _angle(text: str) -> float:
     return _number(text, -90, 90, "an angle in degrees")
+
+
+def _shift(text: str) -> float:
+    return _number(text, -1, 1, "a share of the picture")
 
 
 def _burst(text: str) -> float:

@@ -2,48 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
-from .errors import BitstreamError, MissingReferenceError, PackMismatchError
+from .errors import BitstreamError, LimitError, MissingReferenceError, PackMismatchError
 from .face import Square, paste, resize
-from .inference import Inference, ReferenceFeatures
+from .gaze import check_layout, eye_contact
+from .inference import Inference
 from .motion import Array, MotionParams, View
 from .pack import Pack, load_pack
-from .packet import Motion, ReferencePart, StreamHeader, parse_packet
-from .quantizer import Quantizer, start_state
-from .rate import REFERENCES_HELD
-from .reference import BACKDROP, PAYLOAD_MAX, PICTURE, decode_reference
+from .packet import Bundle, Feedback, Motion, Packet, Parity, ReferencePart, StreamHeader, Update, parse_packet
+from .pictures import HeldPicture, Pictures
+from .quantizer import Quantizer, State, start_state
+from .smoothing import MotionSmoother
 from .stats import DecoderStats, timed
+from .view import ViewControl
 
-ARRIVING_MAX = 4  # pictures in pieces at a time
+REORDER = 32  # frames: motion that comes out of order within so many still finds its place
+SILENT = 2  # frames concealed in a row after which an intra frame is wanted although nothing came that shows a gap
+JUMP = 0.15  # coded-picture units, or of log scale, from one frame to the next: more is another crop, not the head
+FORGET = 128  # frames missing after which the 8-bit sequence numbers may have gone round
 LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
 
 
 @dataclass(frozen=True)
 class DecodedFrame:
     """A shown frame. image: uint8 RGB (H, W, 3), never a view of the decoder's memory. pts: in the stream's time base.
-    state: how its motion was found. reference: id of the picture it was made from."""
+    state: how its motion was found. motion: as the sender coded it. shown: after smoothing and view. reference: id of
+    the picture it was made from."""
 
     image: Array
     pts: int
     state: Concealment
     motion: MotionParams
     reference: int
-
-
-@dataclass(frozen=True)
-class _Held:
-    features: ReferenceFeatures
-    crop: Square
-    hash: bytes
+    shown: MotionParams
 
 
 class Decoder:
@@ -52,6 +52,13 @@ class Decoder:
     pack: folder or name of a model pack, None for the bundled one. device: "auto", "cpu", "cuda" or "tensorrt".
     full_frame: paste the face into the last full picture sent, where the stream carries one; None follows the stream.
     view: turn the head at the receiver; assign `decoder.view` at any time.
+    eye_contact: bring the eyes onto the lens, within what eyes can do; `decoder.eye_contact` may be switched any time.
+    smooth: calm the trembling of pose and expression; adds no frame of delay.
+    None of the three needs anything from the sender.
+    trusted_sender: an Ed25519 public key, its file or its 64 hexadecimal digits: pictures that this key did not sign
+        for this pack, place and `signing_context` are never shown nor built upon (`.stats.rejected_references` counts
+        them).
+    max_pixels: of the source picture; a stream that claims more is refused before memory is taken (default: past 4K).
     """
 
     def __init__(
@@ -61,24 +68,37 @@ class Decoder:
         device: str = "auto",
         full_frame: bool | None = None,
         view: View | None = None,
+        eye_contact: bool = False,
+        smooth: bool = False,
         threads: int | None = None,
+        trusted_sender: Any = None,
+        signing_context: bytes = b"",
+        max_pixels: int = 1 << 23,
     ) -> None:
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
-        self.view = view or View()
+        self.view = View() if view is None else view
+        self.eye_contact = eye_contact
         self.full_frame = full_frame
         self.header: StreamHeader | None = None
         self.stats = DecoderStats()
         self._networks = Inference(self.pack, device=device, threads=threads)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
-        self._held: dict[int, _Held] = {}
-        self._arriving: dict[tuple[int, int, bytes], dict[int, bytes]] = {}
-        self._backdrop: Array | None = None
-        self._active = 0  # id that motion refers to
-        self._shows: _Held | None = None  # what it named when it was named; a new picture may have taken the id since
+        self._turning = ViewControl(self.pack.view_range)
+        self._smoother = MotionSmoother() if smooth else None
+        self._pictures = Pictures(self.pack, self._networks, self.stats, trusted_sender, signing_context)
+        self._max_pixels = max_pixels
+        self._active = 0  # id of the picture that motion refers to
+        self._named_ago = 0  # frames from the one that said so to the newest
+        self._shows: HeldPicture | None = None  # it, or the one before while it is not here
         self._lacks_reference = True
-        self._sequence: int | None = None  # of the last frame decoded or concealed
+        self._as_is = False  # the last frame was a picture as it is
+        self._sequence: int | None = None  # newest frame seen
         self._pts = 0
-        self._broken = True  # predicted frames cannot be followed until the next intra frame
+        self._broken = True  # the newest frame could not be followed
+        self._followed: int | None = None  # newest frame whose motion is known exactly
+        self._past: dict[int, tuple[State, int]] = {}  # state after and pts of such frames, the last REORDER
+        self._ahead: dict[int, Motion] = {}  # motion that came before the frames it continues
+        self._reported = [0, 0]  # frames expected and received since the last feedback
         self._last: MotionParams | None = None
         self._before: MotionParams | None = None
         self._missing = 0
@@ -92,13 +112,47 @@ class Decoder:
         that cannot be decoded the decoder waits for an intra frame.
         """
         packet = parse_packet(bytes(data))
-        if isinstance(packet, StreamHeader):
-            self._on_header(packet)
-        elif isinstance(packet, ReferencePart):
-            self._on_part(packet)
-        elif isinstance(packet, Motion):
-            return self._on_motion(packet)
-        return []
+        if not isinstance(packet, Bundle):
+            return self._on_packet(packet)
+        frames: list[DecodedFrame] = []
+        problem: BitstreamError | None = None
+        for inside in packet.packets:  # one that cannot be used does not cost the others
+            try:
+                frames += self._on_packet(inside)
+            except BitstreamError as error:
+                problem = error
+        if problem is not None and not frames:
+            raise problem
+        return frames
+
+    @property
+    def view(self) -> View:
+        """How the head is to be turned. A new one is reached smoothly, and clamped to ``pack.view_range`` (counted in
+        ``stats.clamped_frames``). Anything but a View is a ValueError."""
+        return self._view
+
+    @view.setter
+    def view(self, view: View) -> None:
+        if not isinstance(view, View):
+            raise ValueError(f"decoder.view is set to {view!r}; expected a View such as View(yaw=10).")
+        self._view = view
+
+    def frontalize(self) -> None:
+        """Turn the head to face the camera whatever the sender does; ``decoder.view = View()`` ends it."""
+        self.view = View(absolute=True)
+
+    @property
+    def eye_contact(self) -> bool:
+        """Whether eyes are brought onto the lens. ValueError for a pack whose keypoints hold no known eyes."""
+        return self._eye_contact
+
+    @eye_contact.setter
+    def eye_contact(self, wanted: bool) -> None:
+        if not isinstance(wanted, bool):
+            raise ValueError(f"eye_contact is {wanted!r}; expected True or False.")
+        if wanted:
+            check_layout(self.pack.keypoints)
+        self._eye_contact = wanted
 
     @property
     def wants_reference(self) -> bool:
@@ -108,7 +162,21 @@ class Decoder:
     @property
     def wants_intra(self) -> bool:
         """True while motion cannot be followed because some of it was lost: ask the sender for an intra frame."""
-        return self._broken
+        return self._broken or self._missing >= SILENT
+
+    def feedback(self, lost: float | None = None) -> Feedback:
+        """What to tell the sender, once a round trip: its ``Encoder.on_feedback`` takes it, as it is or as bytes.
+
+        lost: share of datagrams that did not come since the last call, when the transport knows it (0..1); otherwise
+        it is estimated from the frame numbers.
+        """
+        if self._sequence is None:
+            return Feedback(need_reference=self.wants_reference, need_intra=self.wants_intra)
+        expected, received = self._reported
+        self._reported = [0, 0]
+        share = lost if lost is not None else (expected - received) / expected if expected else 0.0
+        loss, held = min(255, max(0, round(256 * share))), self._pictures.ids
+        return Feedback(self._sequence, loss, held, self.wants_reference, self.wants_intra)
 
     @property
     def time_base(self) -> Fraction:
@@ -124,10 +192,21 @@ class Decoder:
                 "No frame has been decoded yet, so there is nothing to conceal with; wait for a reference."
             )
         self._missing += 1
+        if self._missing >= FORGET:
+            self._forget()
         self.stats.concealed_frames += 1
         return self._shown(conceal(self._last, self._before, self._missing), pts, state_after(self._missing))
 
     # --- one method a packet kind ---
+
+    def _on_packet(self, packet: Packet) -> list[DecodedFrame]:
+        if isinstance(packet, StreamHeader):
+            self._on_header(packet)
+        elif isinstance(packet, ReferencePart | Parity | Update):
+            self._on_part(packet)
+        elif isinstance(packet, Motion):
+            return self._on_motion(packet)
+        return []
 
     def _on_header(self, header: StreamHeader) -> None:
         if header.pack_id != self.pack.id:
@@ -139,93 +218,186 @@ class Decoder:
             raise BitstreamError(
                 f"The stream codes {header.size} pixels, its pack {self.pack.size}; drop the stream.", rule="R9"
             )
+        if header.width * header.height > self._max_pixels:
+            raise LimitError(
+                f"The stream is {header.width} x {header.height}; this decoder takes {self._max_pixels} pixels. "
+                "Give it a larger max_pixels if you trust the sender.",
+                rule="R7",
+            )
         self.header = header
 
-    def _on_part(self, part: ReferencePart) -> None:
-        if self.header is None or part.codec not in (PICTURE, BACKDROP) or part.reference >= REFERENCES_HELD:
+    def _on_part(self, part: ReferencePart | Parity | Update) -> None:
+        if self.header is None:
             return
-        if part.crop[2] > 2 * max(self.header.width, self.header.height, self.pack.size):
-            return  # a square far larger than the source has no use but to fill the memory
-        held = self._held.get(part.reference)
-        if part.codec == PICTURE and held is not None:
-            if held.hash == part.hash:
-                return  # a doubled packet
-            del self._held[part.reference]  # its id is taken; motion that names it must not show the old picture
-        key = (part.reference, part.codec, part.hash)
-        pieces = self._arriving.setdefault(key, {})
-        pieces[part.index] = part.payload
-        if sum(map(len, pieces.values())) > PAYLOAD_MAX:
-            self._arriving.pop(key)
-            self.stats.damaged_references += 1
-            return
-        if len(pieces) < part.count:
-            while len(self._arriving) > ARRIVING_MAX:  # pictures that never become whole must not fill it either
-                self._arriving.pop(next(iter(self._arriving)))
-            return
-        self._arriving.pop(key)
-        coded = b"".join(pieces[i] for i in sorted(pieces))
-        if hashlib.sha256(coded).digest()[:4] != part.hash or sorted(pieces) != list(range(part.count)):
-            self.stats.damaged_references += 1
-            return
-        with self._timed("reference"):
-            picture = decode_reference(coded, self.pack.size)
-            if part.codec == BACKDROP:
-                self._backdrop = resize(picture, self.header.width, self.header.height)
-                return
-            self._held[part.reference] = _Held(self._networks.reference(picture), Square(*part.crop), part.hash)
-        self._lacks_reference = False
-        self.stats.references += 1
-        self.stats.provider = self._networks.provider
+        self._pictures.add(part, self.header)
+        if self._lacks_reference:
+            self._look_for_reference()
 
     def _on_motion(self, packet: Motion) -> list[DecodedFrame]:
         header = self.header
-        if header is None or self._is_late(packet):
+        if header is None:
             return []
-        lost = 0 if self._sequence is None else (packet.sequence - self._sequence - 1) % 256
-        if lost:
-            self.stats.lost_frames += lost
-            self._broken = True
-        self._sequence = (packet.sequence + packet.frames - 1) % 256
+        end = (packet.sequence + packet.frames - 1) % 256
+        steps = packet.frames if self._sequence is None else (end - self._sequence) % 256
+        if self._sequence is not None and (steps == 0 or steps >= 192):
+            if packet.pts is not None and packet.pts > self._pts:  # after a long silence
+                steps = steps or 256
+            elif self._followed is None or 0 < (end - self._followed) % 256 < 128:
+                steps = 0  # its time has passed, but it may fill a gap
+            else:
+                return []  # a double, or older than what is known
+        fresh, lost = min(steps, packet.frames), max(0, steps - packet.frames)
+        known = self._past.get((packet.sequence - 1) % 256)
         step = header.frame_duration if packet.pts_step is None else packet.pts_step
-        first = packet.pts if packet.pts is not None else self._pts + lost * header.frame_duration + step
-        self._pts = first + (packet.frames - 1) * header.frame_duration
-        if packet.reference is not None:
-            self._lacks_reference = packet.reference not in self._held
-            if not self._lacks_reference:
-                self._active, self._shows = packet.reference, self._held[packet.reference]
-        if self._shows is None or self._lacks_reference or (self._broken and not packet.intra):
-            self._broken = True
-            self.stats.waiting_packets += 1
-            if self._last is None:
-                return []
-            # something came: keep the picture moving until an intra frame
-            return [self.conceal(first + i * header.frame_duration) for i in range(packet.frames)]
+        rest = (packet.frames - 1) * header.frame_duration
+        first = self._pts + (steps - packet.frames) * header.frame_duration + step  # a guess, unless it says or we know
+        if packet.pts is not None:
+            first = packet.pts
+        elif known is not None:
+            first = known[1] + step
+        if steps:
+            self._reported[0] += steps
+            self._reported[1] += fresh if packet.sequence not in self._past else 1
+            self.stats.lost_frames += lost
+            self._sequence, self._pts = end, first + rest
+            self._named_ago += steps
+            self._as_is = packet.as_is
         self._broken = True  # until the payload has proved good
+        if packet.reference is not None:
+            self._name(packet.reference, packet.sequence)
+        if packet.intra:
+            if steps:
+                self._ahead.clear()
+            known = start_state(self.pack.tables), first
+        if known is None:
+            self._ahead[packet.sequence] = packet
+            while len(self._ahead) > REORDER:
+                del self._ahead[next(iter(self._ahead))]
+            times = [first + i * header.frame_duration for i in range(packet.frames - fresh, packet.frames)]
+            return self._without_motion(times) if packet.as_is else self._held_over(times)
+        motions = self._follow(packet, known[0], first)
+        if packet.intra:  # nothing older is of use, and after a long silence its numbers would mislead
+            self._past = {end: self._past[end]}
+        if not steps:
+            self.stats.lost_frames -= min(packet.frames, self.stats.lost_frames)
+        self._catch_up()
+        self._broken = self._followed != self._sequence
+        if not steps and not self._broken:  # the gap was filled: go on from what is known now
+            self._pts = next(reversed(self._past.values()))[1]
+        return self._show_news(motions[packet.frames - fresh :], intra=packet.intra)
+
+    def _name(self, reference: int, sequence: int) -> None:
+        """Motion from that frame on is relative to this reference, unless a later frame has named another."""
+        assert self._sequence is not None
+        ago = (self._sequence - sequence) % 256
+        if ago <= self._named_ago or self._shows is None:
+            self._active, self._named_ago = reference, ago
+            self._look_for_reference()
+
+    def _look_for_reference(self) -> None:
+        held = self._pictures.get(self._active)
+        self._lacks_reference, self._shows = held is None, held or self._shows
+
+    def _follow(self, packet: Motion, state: State, first: int) -> list[tuple[MotionParams, int]]:
+        """Motion and pts of every frame of a packet whose earlier frames are known; remembers their states."""
         with self._timed("entropy"):
-            before = start_state(self.pack.tables) if packet.intra else self._quantizer.state
             group = self._coder.decode_group(
                 packet.payload, packet.frames, level=packet.level, components=packet.components, intra=packet.intra,
-                state=before,
+                state=state,
             )  # fmt: skip
-        self._broken, self._missing = False, 0
-        frames = []
+        found = []
         for i, symbols in enumerate(group):
-            self._before, self._last = (None if packet.intra else self._last), self._quantizer.inverse(symbols)
-            frames.append(self._shown(self._last, first + i * header.frame_duration, Concealment.RECEIVED))
-        return frames
+            self._followed = (packet.sequence + i) % 256
+            pts = first + i * self._known_header().frame_duration
+            found.append((self._quantizer.inverse(symbols), pts))
+            self._past.pop(self._followed, None)
+            self._past[self._followed] = self._quantizer.state, pts
+        while len(self._past) > REORDER:
+            del self._past[next(iter(self._past))]
+        return found
+
+    def _catch_up(self) -> None:
+        """Follow the packets that were ahead of a gap which has been filled."""
+        while ready := [p for p in self._ahead.values() if (p.sequence - 1) % 256 in self._past]:
+            for packet in ready:
+                del self._ahead[packet.sequence]
+                state, pts = self._past[(packet.sequence - 1) % 256]
+                end = (packet.sequence + packet.frames - 1) % 256
+                if end not in self._past and (end - (self._followed or 0)) % 256 < 128:
+                    step = self._known_header().frame_duration if packet.pts_step is None else packet.pts_step
+                    with suppress(BitstreamError):
+                        motions = self._follow(packet, state, pts + step)
+                        if not self._lacks_reference:
+                            self._before, self._last = None, motions[-1][0]
+
+    def _forget(self) -> None:
+        """So much is missing that frame numbers say nothing any more: only an intra frame can go on."""
+        self._past.clear()
+        self._ahead.clear()
+        self._followed, self._broken = None, True
 
     # --- showing ---
+
+    def _show_news(self, motions: list[tuple[MotionParams, int]], *, intra: bool) -> list[DecodedFrame]:
+        frames = []
+        for motion, pts in motions:
+            if self._shows is None or (self._lacks_reference and not self._near(motion)):
+                frames += self._held_over([pts])
+                continue
+            self._before, self._last, self._missing = (None if intra else self._last), motion, 0
+            borrowed = self._lacks_reference
+            self.stats.waiting_packets += borrowed
+            frames.append(self._shown(motion, pts, Concealment.BORROWED if borrowed else Concealment.RECEIVED))
+        return frames
+
+    def _without_motion(self, times: list[int]) -> list[DecodedFrame]:
+        """Frames that show a picture as it is need no motion."""
+        if self._lacks_reference or self.view != View():
+            return self._held_over(times)
+        self._missing, motion = 0, self._last or MotionParams.from_flat(self.pack.tables.mean)
+        return [self._shown(motion, pts, Concealment.RECEIVED) for pts in times]
+
+    def _held_over(self, times: list[int]) -> list[DecodedFrame]:
+        """Concealed frames for motion that cannot be used: something came, so the picture keeps moving."""
+        self.stats.waiting_packets += 1
+        return [self.conceal(pts) for pts in times] if self._last is not None else []
+
+    def _near(self, motion: MotionParams) -> bool:
+        """Whether motion meant for a reference that is not here can be shown on the one that is: both pictures were
+        then most likely cut from the same place. A jump says that they were not."""
+        if self._last is None:
+            return False
+        jump = np.abs(motion.translation - self._last.translation).max(), abs(np.log(motion.scale / self._last.scale))
+        return bool(max(jump) < JUMP)
 
     def _shown(self, motion: MotionParams, pts: int, state: Concealment) -> DecodedFrame:
         held = self._shows
         assert held is not None
-        seen = motion if self.view == View() else motion.turned(self.view)
-        with self._timed("render"):
-            picture = self._networks.render(held.features, seen)
+        seconds = float(pts * self.time_base)
+        with self._timed("view"):
+            calm = self._smoother.smooth(motion, seconds) if self._smoother else motion
+        seen, features = calm, held.features
+        if self._as_is and self._view == View():
+            picture = features.picture.copy()
+            seen = calm = features.estimate.motion if self._eye_contact else motion
+            self.stats.as_is_frames += 1
+        else:
+            with self._timed("reference"):
+                features.feeds  # noqa: B018  computed when first asked for
+            with self._timed("view"):
+                turned = self._turning.apply(self._view, calm, features.estimate.motion, seconds)
+                self.stats.clamped_frames += turned.clamped
+                seen = turned.motion
+            with self._timed("render"):
+                picture = self._networks.render(features, seen)
+        if self._eye_contact:
+            with self._timed("view"):
+                follows = self.pack.view_range.gaze
+                picture = eye_contact(picture, seen, calm, features.estimate.motion, features.canonical, follows)
         with self._timed("paste"):
             picture = self._composed(picture, held.crop)
         self.stats.frames += 1
-        return DecodedFrame(picture, pts, state, motion, self._active)
+        return DecodedFrame(picture, pts, state, motion, held.id, seen)
 
     def _composed(self, picture: Array, square: Square) -> Array:
         """At the source's size when it was coded whole or is to be pasted back, else the coded square as it is."""
@@ -234,20 +406,14 @@ class Decoder:
             luma = (picture.astype(np.uint16) @ LUMA >> 8).astype(np.uint8)
             picture = luma[..., None].repeat(3, axis=2)
         wanted = header.full_frame if self.full_frame is None else self.full_frame
-        if wanted and self._backdrop is not None:
-            return paste(self._backdrop, square, picture)
+        if wanted and self._pictures.backdrop is not None:
+            return paste(self._pictures.backdrop, square, picture)
         if square == Square.covering((header.width, header.height)):
             whole = resize(picture, square.side, square.side)
             return whole[-square.y : header.height - square.y, -square.x : header.width - square.x]
         return picture
 
     # --- bookkeeping ---
-
-    def _is_late(self, packet: Motion) -> bool:
-        """Whether the packet is older than the last one shown (or a double): its frame's time has passed."""
-        if self._sequence is None or (packet.pts is not None and packet.pts > self._pts):
-            return False
-        return (packet.sequence - self._sequence) % 256 == 0 or (packet.sequence - self._sequence) % 256 >= 192
 
     def _known_header(self) -> StreamHeader:
         if self.header is None:

@@ -13,6 +13,7 @@ from . import __version__
 from .errors import NeuralCodecError
 
 GOOD, ABSENT, BAD = "ok", "--", "!!"
+UNTRIED = "this path has not been run on hardware by us yet"
 Line = tuple[str, str]
 
 NEEDED = ("numpy", "av", "constriction", "rich")
@@ -68,11 +69,16 @@ def _backends() -> Iterator[Line]:
     if find_spec("onnxruntime") is None:
         yield BAD, 'onnxruntime is missing, so no network can run: pip install "neuralcodec[cpu]" or "neuralcodec[gpu]"'
         return
-    from .runtime.ort import cuda_usable
+    from .runtime.ort import PROVIDERS, cuda_usable, provider_names
 
-    yield GOOD, "ONNX Runtime runs on the CPU"
+    built = provider_names()
+    yield GOOD, f"ONNX Runtime runs on the CPU; it was built with {', '.join(built)}"
     if cuda_usable():
-        yield GOOD, "ONNX Runtime runs on CUDA"
+        yield GOOD, f"ONNX Runtime runs on CUDA; {UNTRIED}, so compare its pictures with --device cpu"
+        if PROVIDERS["ort-tensorrt"] in built:
+            yield GOOD, f"ONNX Runtime has its own TensorRT provider (--device ort-tensorrt); {UNTRIED}"
+    elif PROVIDERS["cuda"] in built:
+        yield ABSENT, "ONNX Runtime has its CUDA provider, but no GPU answers: check the driver with nvidia-smi"
     else:
         yield ABSENT, 'ONNX Runtime cannot use CUDA here (it needs an NVIDIA GPU and "neuralcodec[gpu]")'
 
@@ -96,8 +102,7 @@ def _pack() -> Iterator[Line]:
 
 
 def _tensorrt() -> Iterator[Line]:
-    untried = "our TensorRT engine path has not been run on hardware by us yet"
     if find_spec("tensorrt") is None:
-        yield ABSENT, f"TensorRT is not installed; {untried}"
+        yield ABSENT, f"TensorRT is not installed; {UNTRIED}"
     else:
-        yield GOOD, f"TensorRT is installed; {untried}, so compare its pictures with --device cuda"
+        yield GOOD, f"TensorRT is installed; {UNTRIED}, so compare its pictures with --device cuda"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,27 +11,54 @@ from typing import Any
 
 import numpy as np
 
+from .avatar import Avatar, AvatarDriver
+from .chain import HASH_BYTES, ChainEncoder, start_chain
 from .entropy import EntropyCoder
+from .errors import BitstreamError
 from .face import CropFollower, Face, Square, crop, resize
+from .fragments import UPDATE_MAX, split, split_update
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .motion import Array, MotionParams
 from .pack import Pack, load_pack
-from .packet import End, Motion, Packet, ReferencePart, StreamHeader
+from .packet import (
+    SIGNED,
+    Bundle,
+    End,
+    Feedback,
+    Motion,
+    Packet,
+    Parity,
+    ReferencePart,
+    StreamHeader,
+    Update,
+    parse_packet,
+)
+from .protection import Aggregator, Protection, believed, protection
 from .quantizer import Quantizer
-from .rate import PERIOD, REFERENCES_HELD, SWITCH, RateControl, distance
-from .reference import BACKDROP, PICTURE, decode_reference, encode_reference
+from .rate import REFERENCES_HELD, SWITCH, RateControl, distance
+from .reference import BACKDROP, KEY, PICTURE, UPDATE, decode_reference, encode_reference
+from .signing import SIGNATURE_BYTES, private_key, sign, statement
 from .stats import EncoderStats, timed
 
-PART_BYTES = 1150  # of a reference in one packet, so that it fits a datagram with room for headers
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
+ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
 SURE = 0.5  # confidence below which the motion network does not see a face
+CHECK_SECONDS = 0.5  # how often the encoder renders a frame itself to see whether the receiver had better not
+WORSE, BETTER = 1.12, 0.95  # rendered error over held error past which frames are shown as they are, and moved again
+OFTEN_SECONDS = 0.14  # pictures that follow each other faster than this are shown as they are
+GREY_PER_PIXEL = 4.0  # rms grey levels of change that count as one pixel of drift where no face can be measured
 
 
 @dataclass
 class _Held:
     features: ReferenceFeatures
-    keypoints: Array
+    keypoints: Array | None  # of the camera's picture; None: no face in it
     crop: Square
+    error: float  # mean squared error of coding
+    since: int  # sequence number of the first frame after it was sent
+    chain: ChainEncoder | None = None  # that it belongs to; None: a still
+    packets: Sequence[Packet] = ()  # of an update, to send it again
+    lost: bool = False  # a receiver has said so and not yet said that it came after all
 
 
 class Encoder:
@@ -43,7 +69,17 @@ class Encoder:
     crop: "auto" follows the face, "none" codes the whole frame, or (x, y, side) in pixels.
     time_base: seconds per pts unit. frame_duration: the usual pts step.
     full_frame: also send the surroundings, so that the receiver can paste the face back. gray: the source is grey.
+    avatar: show this registered picture with the camera's motion, never the camera's picture; see `Avatar`.
     repeat_header: send the stream header again with each reference (a live stream needs it, a file does not).
+    loss: share of packets expected to be lost, 0..1: frames and pictures are sent with as much redundancy as that
+        takes. Reports given to on_feedback add to it.
+    signing_key: an Ed25519 private key or its file (see signing.py): every picture is signed, updates too, for 64 bytes
+        each, which at low rates is about as much as an update itself: so there are half as many of them.
+    signing_context: what both ends know of this call (at most 255 bytes), so that a picture signed in another call
+        is not accepted in this one.
+    frames_per_packet: motion frames that share a packet, 1 to 16. Each saves up to 3 bytes and waits for the last one.
+    updates: code references after the first as updates of it; False: each on its own, several times as large, for
+    channels that lose so much that chains break all the time.
     """
 
     def __init__(
@@ -57,23 +93,50 @@ class Encoder:
         frame_duration: int = 1,
         full_frame: bool = False,
         gray: bool = False,
+        avatar: Avatar | None = None,
         threads: int | None = None,
         repeat_header: bool = True,
+        loss: float = 0.0,
+        signing_key: Any = None,
+        signing_context: bytes = b"",
+        frames_per_packet: int = 1,
+        updates: bool = True,
     ) -> None:
+        if not 0 <= loss < 1:
+            raise ValueError(f"loss is {loss}; expected a share of packets, 0 <= loss < 1.")
+        if not 1 <= frames_per_packet <= 16:
+            raise ValueError(f"frames_per_packet is {frames_per_packet}; expected 1 to 16.")
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.time_base = Fraction(time_base).limit_denominator(1 << 30)
         self.frame_duration = frame_duration
         self.full_frame, self.gray, self.repeat_header = full_frame, gray, repeat_header
         self.stats = EncoderStats()
         self._networks = Inference(self.pack, device=device, threads=threads)
+        if avatar is not None and (full_frame or not isinstance(avatar, Avatar)):
+            raise ValueError("avatar must be an Avatar, and goes without full_frame: no surroundings are sent with it.")
+        self._avatar = AvatarDriver(avatar, self._networks) if avatar is not None else None
         self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", Square(*crop))
         self._rate = RateControl(target_kbps)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._held: dict[int, _Held] = {}
-        self._active = -1  # id of the reference in use
+        self._active = self._newest = -1  # ids of the reference in use and of the one sent last
         self._next_id = 0
         self._face: Face | None = None  # where it was last seen, source pixels
-        self._size: tuple[int, int] | None = None
+        self._size: tuple[int, int] | None = None  # as the header says
+        self._camera: tuple[int, int] | None = None
+        self._key = None if signing_key is None else private_key(signing_key)
+        self._context = signing_context
+        self._expected_loss = self._loss = loss
+        self._aggregator = Aggregator(self._coder, frames_per_packet)
+        self._asked_at = float("-inf")  # seconds, of the last reference sent because a receiver asked
+        self._now = 0.0
+        self._again: list[Packet] = []  # to be sent once more with the next frame
+        self._updates = updates
+        self._chain: ChainEncoder | None = None
+        self._named = -1  # reference that motion packets named last
+        self._as_is = False  # rendering does worse than showing the reference
+        self._ratio = 1.0  # rendered error over held error, over the last checks
+        self._check_at = 0.0
         self._wants_reference = self._wants_intra = False
         self._sequence = 0
         self._pts: int | None = None
@@ -93,18 +156,22 @@ class Encoder:
         picture = as_picture(image)
         self._check_pts(pts)
         seconds = float(pts * self.time_base)
+        self._now = seconds
         self._rate.advance(seconds)
         self.stats.frames += 1
-        packets: list[Packet] = []
-        size = (picture.shape[1], picture.shape[0])
+        packets, self._again = self._again, []
+        camera = (picture.shape[1], picture.shape[0])
+        if camera != self._camera:
+            self._camera, self._face = camera, None
+        size = self._avatar.size if self._avatar else camera
         if size != self._size:
-            self._size, self._face = size, None
-            packets.append(self._header())
+            self._size = size
+            packets = [self._header()]
             self._wants_reference = True
 
         with self._timed("face"):
             face = self._face or self._find(picture)
-            square = self._follower.update(size, face, seconds)
+            square = self._follower.update(camera, face, seconds)
             tile = crop(picture, square, self.pack.size)
         with self._timed("motion"):
             estimate = self._look(tile, square, face)
@@ -115,6 +182,9 @@ class Encoder:
             with self._timed("motion"):
                 estimate = self._look(tile, square, face)
         self._face = Face.from_box(square, estimate.box) if estimate else None
+        if self._avatar is not None:  # from here on the camera's picture is out of play
+            estimate = self._avatar.driven(estimate, square) if estimate else None
+            picture, tile, square = self._avatar.tile, self._avatar.tile, self._avatar.square
 
         if estimate is None:
             self.stats.face_lost_frames += 1
@@ -124,12 +194,18 @@ class Encoder:
                     del self._waiting[:-WAITING_LIVE]
                 self._pts = pts
                 return self._sent(packets)
-        else:
-            packets += self._refresh(picture, tile, square, estimate, seconds)
+        often = self._rate.since_picture < OFTEN_SECONDS
+        pictures = self._refresh(picture, tile, square, estimate)
+        if pictures:
+            packets += [*self._aggregator.close(self._protection.again), *pictures]
         for late in self._waiting:
-            packets.append(self._motion(estimate, square, late, seconds))
+            packets += self._motion(estimate, square, late, seconds, as_is=False)
         self._waiting.clear()
-        packets.append(self._motion(estimate, square, pts, seconds))
+        as_is = self._as_is or estimate is None or bool(pictures and often and not self._wants_intra)
+        as_is &= self._avatar is None  # its picture is nobody's present state
+        packets += self._motion(estimate, square, pts, seconds, as_is=as_is)
+        if estimate is not None and self._avatar is None:
+            self._check(tile, square, estimate, seconds)
         return self._sent(packets)
 
     def send_reference(self) -> None:
@@ -140,9 +216,57 @@ class Encoder:
         """Make the next motion frame decodable without the ones before it."""
         self._wants_intra = True
 
+    def on_feedback(self, feedback: Feedback | bytes) -> None:
+        """React to what a receiver reports: send again the pictures it lacks, or new ones, or an intra frame with the
+        next frame, and protect the stream as the loss it sees demands. Bytes that are no feedback: BitstreamError."""
+        packet = parse_packet(feedback) if isinstance(feedback, bytes) else feedback
+        if not isinstance(packet, Feedback):
+            raise BitstreamError(f"a {type(packet).__name__} where feedback is expected; drop the packet")
+        self._wants_intra |= packet.need_intra
+        if packet.sequence is not None:
+            self._loss = max(self._expected_loss, believed(self._loss, packet.lost / 256))
+        for key in packet.held:
+            if key in self._held:
+                self._held[key].lost = False
+        if packet.need_reference and packet.sequence is not None:
+            self._replace_lost(packet.held, packet.sequence)
+        elif packet.need_reference and self._now - self._asked_at >= ASKED_AGAIN:
+            self._wants_reference, self._asked_at = True, self._now
+
+    def _replace_lost(self, held: Sequence[int], sequence: int) -> None:
+        """Go on from a picture that the receiver holds, and send again the updates that it lacks. Where that is not
+        enough the chain is given up: the next picture begins another."""
+        missing = {
+            key: sent for key, sent in self._held.items()
+            # sent before a frame that has arrived, so it is not on its way but lost
+            if key not in held and (sequence - sent.since) % 256 < 128
+        }  # fmt: skip
+        updates = {key: sent for key, sent in missing.items() if sent.packets and sent.chain is self._chain}
+        cost = sum(len(bytes(packet)) for sent in updates.values() for packet in sent.packets)
+        if updates and (next(iter(updates)) - 1) % 256 in held and cost < self._rate.first_bytes:
+            for sent in updates.values():
+                self._again += sent.packets
+                sent.since, sent.lost = self._sequence, True
+                missing = {key: sent for key, sent in missing.items() if key not in updates}
+        broken = {id(sent.chain) for sent in missing.values() if sent.chain is not None}
+        for key, sent in list(self._held.items()):
+            if key in missing or (sent.packets and id(sent.chain) in broken):
+                del self._held[key]
+        if id(self._chain) in broken:
+            self._chain = None
+            self._rate.ended_chain()
+        here = [key for key, sent in self._held.items() if not sent.lost]
+        if here and self._active not in here:
+            self._active = here[-1]
+    def recenter_avatar(self) -> None:
+        """Take the sender's face in the next frame for the calm one that the avatar's picture stands for."""
+        if self._avatar is None:
+            raise ValueError("This encoder shows the camera's own picture; there is no avatar to recenter.")
+        self._avatar.recenter()
+
     def flush(self) -> list[Packet]:
-        """The packet that ends the stream."""
-        return self._sent([End(self.stats.frames)])
+        """What is still waiting to be sent, and the packet that ends the stream."""
+        return self._sent([*self._again, *self._aggregator.close(self._protection.again), End(self.stats.frames)])
 
     # --- steps, in order ---
 
@@ -164,74 +288,161 @@ class Encoder:
         estimate = self._networks.motion(tile, face.box_in(square))
         return estimate if estimate.confidence >= SURE else None
 
-    def _refresh(
-        self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate, seconds: float
-    ) -> list[Packet]:
+    def _refresh(self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None) -> list[Packet]:
         """Choose the reference for this frame; send a new one where it is due."""
-        near = {
-            key: distance(held.keypoints, estimate.placed(square, held.crop).keypoints)
-            for key, held in self._held.items()
-        }
-        best = min(near, key=near.__getitem__, default=-1)
-        drift = near.get(best, float("inf"))
-        due = self._wants_reference or self._follower.moved or not self._held
-        if due or self._rate.affords_reference(drift):
-            return self._send_reference(picture, tile, square)
-        if best >= 0 and (self._active not in near or drift < SWITCH * near[self._active]):
-            self._wants_intra |= best != self._active
-            self._active = best
+        if self._avatar is not None and self._held and not self._wants_reference:
+            return []  # the one picture there is does not age
+        if estimate is None or self._as_is:
+            best, drift = self._active, self._staleness(tile, square)
+        else:
+            near = {
+                key: distance(held.keypoints, estimate.placed(square, held.crop).keypoints)
+                for key, held in self._held.items()
+                if held.keypoints is not None and not held.lost
+            }
+            best = min(near, key=near.__getitem__, default=self._active)
+            drift = near.get(best, float("inf"))
+            if self._active in near and drift >= SWITCH * near[self._active]:
+                best = self._active
+        if self._wants_reference or not self._held or (self.full_frame and self._follower.moved):
+            return self._send_reference(picture, tile, square, estimate)
+        if self._follower.moved or self._rate.affords_picture(drift):
+            if self._chain is None:
+                return self._send_reference(picture, tile, square, estimate)
+            return self._send_update(tile, square, estimate)
+        self._active = best
         return []
 
-    def _send_reference(self, picture: Array, tile: Array, square: Square) -> list[Packet]:
-        budget = self._rate.reference_bytes if self._held else self._rate.first_bytes
+    def _staleness(self, tile: Array, square: Square) -> float:
+        """How far the picture has moved on from the reference in use, as drift, where no keypoints can tell."""
+        held = self._held.get(self._active)
+        if held is None or held.crop != square:
+            return float("inf")
+        return float(np.sqrt(max(0.0, _error(tile, held.features.picture) - held.error))) / GREY_PER_PIXEL
+
+    def _send_reference(
+        self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None
+    ) -> list[Packet]:
+        """A picture that stands on its own: a key that begins a chain, or a still."""
+        budget = self._rate.still_bytes if self._held and not self._updates else self._rate.first_bytes
         packets: list[Packet] = [self._header()] if self.repeat_header and self._held else []
         if self._backdrop_due or (self.full_frame and self._follower.moved):
             packets += self._parts(
                 encode_reference(resize(picture, *tile.shape[:2]), max_bytes=2 * budget), BACKDROP, square
             )
             self._backdrop_due = False
+        budget -= SIGNATURE_BYTES if self._key else 0
         with self._timed("reference"):
-            coded = encode_reference(tile, max_bytes=budget)
-            features = self._networks.reference(decode_reference(coded, self.pack.size))
-        packets += self._parts(coded, PICTURE, square)
-        self._held[self._next_id] = _Held(features, features.estimate.keypoints, square)
-        self._active, self._next_id = self._next_id, (self._next_id + 1) % REFERENCES_HELD
+            if self._updates:
+                self._chain, coded, shown = start_chain(tile, max_bytes=budget, preset=self._rate.preset)
+                self._rate.sent_key(len(coded), SIGNATURE_BYTES if self._key else 0)
+            else:
+                coded = encode_reference(tile, max_bytes=budget)
+                shown = decode_reference(coded, self.pack.size)
+        packets += self._parts(coded, KEY if self._updates else PICTURE, square)
+        self._hold(tile, shown, square, estimate)
         self._wants_reference, self._wants_intra = False, True
         self.stats.references += 1
         return packets
 
-    def _parts(self, coded: bytes, codec: int, square: Square) -> list[Packet]:
-        pieces = [coded[i : i + PART_BYTES] for i in range(0, len(coded), PART_BYTES)]
-        digest = hashlib.sha256(coded).digest()[:4]
-        place = (square.x, square.y, square.side)
-        return [
-            ReferencePart(self._next_id, i, len(pieces), codec, digest, place, piece) for i, piece in enumerate(pieces)
-        ]
+    def _send_update(self, tile: Array, square: Square, estimate: MotionEstimate | None) -> list[Packet]:
+        """The next picture of the chain."""
+        assert self._chain is not None
+        before, place = self._chain.digest, (square.x, square.y, square.side)
+        with self._timed("reference"):
+            coded, shown = self._chain.code(tile)
+        signature = self._signature(UPDATE, place, coded, before)
+        if len(signature) + len(coded) > UPDATE_MAX:  # as after a cut; a chain cannot leave out a picture
+            self._wants_reference = True
+            return []
+        packets = split_update(
+            signature + coded, reference=self._next_id, hash=self._chain.digest[:HASH_BYTES],
+            crop=None if square == self._held[self._newest].crop else place, signed=bool(signature),
+        )  # fmt: skip
+        twice = bool(self._protection.parity)
+        self._rate.sent_update((1 + twice) * sum(len(bytes(packet)) for packet in packets))
+        self._again += packets if twice else []
+        self._hold(tile, shown, square, estimate, packets)
+        self.stats.updates += 1
+        return [*packets]
 
-    def _motion(self, estimate: MotionEstimate | None, square: Square, pts: int, seconds: float) -> Motion:
+    def _hold(
+        self, tile: Array, shown: Array, square: Square, estimate: MotionEstimate | None, packets: Sequence[Packet] = ()
+    ) -> None:
+        """Remember what the receiver now has under the next id, and use it."""
+        keypoints = None if estimate is None else estimate.keypoints
+        self._held.pop((self._next_id - REFERENCES_HELD) % 256, None)
+        features, error = self._networks.reference(shown), _error(tile, shown)
+        self._held[self._next_id] = _Held(features, keypoints, square, error, self._sequence, self._chain, packets)
+        self._active = self._newest = self._next_id
+        self._next_id = (self._next_id + 1) % 256
+
+    def _parts(self, coded: bytes, codec: int, square: Square) -> list[Packet]:
+        """Packets of a picture that stands on its own. Its parity goes with the next frame: losses come in runs."""
+        place = (square.x, square.y, square.side)
+        if signature := self._signature(codec, place, coded):
+            coded, codec = signature + coded, codec | SIGNED
+        packets = split(coded, reference=self._next_id, codec=codec, crop=place, parity=self._protection.parity)
+        self._again += [packet for packet in packets if isinstance(packet, Parity)]
+        return [packet for packet in packets if not isinstance(packet, Parity)]
+
+    def _signature(self, codec: int, place: tuple[int, int, int], coded: bytes, before: bytes = b"") -> bytes:
+        """Of the next picture; empty without a key."""
+        if self._key is None:
+            return b""
+        assert self._size is not None
+        said = statement(self.pack.id, self._size, self._next_id, codec, place, coded, self._context, before)
+        return sign(self._key, said)
+
+    def _motion(
+        self, estimate: MotionEstimate | None, square: Square, pts: int, seconds: float, *, as_is: bool
+    ) -> list[Packet]:
         """``estimate`` was made in ``square``; what is sent is in the square that the reference was cut from."""
-        with self._timed("entropy"):
-            held, before = self._held[self._active], self._quantizer.last
+        held, before, period = self._held[self._active], self._quantizer.last, self._protection.period
+        intra = before is None or ((self._wants_intra or seconds - self._intra_at >= period) and not as_is)
+        frozen = estimate is None or (self._as_is and not intra)  # nothing moves, so nothing is sent
+        true: MotionParams | None = None
+        with self._timed("motion"):
             reference = held.features
-            true = estimate.placed(square, held.crop).relative_to(reference.canonical) if estimate else before
-            assert true is not None
-            intra = self._wants_intra or before is None or seconds - self._intra_at >= PERIOD
+            if estimate is not None and not frozen:
+                true = estimate.placed(square, held.crop).relative_to(reference.canonical)
+        with self._timed("entropy"):
             quality = self._rate.quality
-            symbols = self._quantizer.forward(true, level=quality.level, components=quality.components, intra=intra)
-            payload = self._coder.encode(symbols)
-        if estimate is not None:
+            if true is None:
+                symbols = self._quantizer.hold(level=quality.level, components=quality.components)
+            else:
+                symbols = self._quantizer.forward(true, level=quality.level, components=quality.components, intra=intra)
+        if true is not None:
             self._note_error(true, reference)
         step = None if self._pts is None else pts - self._pts
-        packet = Motion(
-            self._sequence, quality.level, quality.components, payload, intra,
-            reference=self._active if intra else None, pts=pts if intra else None,
+        head = Motion(
+            self._sequence, quality.level, quality.components, b"", intra,
+            reference=self._active if intra or self._active != self._named else None,
+            pts=pts if intra else None,
             pts_step=None if intra or step == self.frame_duration else step,
+            as_is=as_is and not intra,
         )  # fmt: skip
-        self._sequence, self._pts = (self._sequence + 1) % 256, pts
+        self._sequence, self._pts, self._named = (self._sequence + 1) % 256, pts, self._active
+        self.stats.as_is_frames += head.as_is
         if intra:
             self._wants_intra, self._intra_at = False, seconds
             self.stats.intra_frames += 1
-        return packet
+        with self._timed("entropy"):
+            return self._aggregator.add(head, symbols, self._protection.again)
+
+    def _check(self, tile: Array, square: Square, estimate: MotionEstimate, seconds: float) -> None:
+        """Now and then: does rendering this frame beat showing the reference as it is?"""
+        held = self._held[self._active]
+        if seconds - self._check_at < CHECK_SECONDS or held.crop != square:
+            return
+        self._check_at = seconds
+        with self._timed("check"):
+            rendered = self._networks.render(held.features, estimate.relative_to(held.features.canonical))
+            ratio = (_error(tile, rendered) + 1) / (_error(tile, held.features.picture) + 1)
+        self._ratio = float(np.sqrt(self._ratio * ratio))
+        leaving = self._as_is and self._ratio < BETTER
+        self._wants_intra |= leaving
+        self._as_is = self._ratio > WORSE or (self._as_is and not leaving)
 
     # --- bookkeeping ---
 
@@ -245,14 +456,20 @@ class Encoder:
     def _sent(self, packets: list[Packet]) -> list[Packet]:
         for packet in packets:
             size = len(bytes(packet))
-            payload = len(packet.payload) if isinstance(packet, Motion | ReferencePart) else 0
-            self.stats.bytes_motion += payload if isinstance(packet, Motion) else 0
-            self.stats.bytes_reference += payload if isinstance(packet, ReferencePart) else 0
-            self.stats.bytes_overhead += size - payload
+            inside = packet.packets if isinstance(packet, Bundle) else (packet,)
+            motion = sum(len(p.payload) for p in inside if isinstance(p, Motion))
+            pictures = sum(len(p.payload) for p in inside if isinstance(p, ReferencePart | Parity | Update))
+            self.stats.bytes_motion += motion
+            self.stats.bytes_reference += pictures
+            self.stats.bytes_overhead += size - motion - pictures
             self._rate.spend(size)
         self.stats.packets += len(packets)
         self.stats.provider = self._networks.provider if self._held else ""
         return packets
+
+    @property
+    def _protection(self) -> Protection:
+        return protection(self._loss)
 
     def _check_pts(self, pts: int) -> None:
         last = self._waiting[-1] if self._waiting else self._pts
@@ -261,6 +478,12 @@ class Encoder:
 
     def _timed(self, stage: str) -> AbstractContextManager[None]:
         return timed(self.stats.stage_seconds, stage)
+
+
+def _error(a: Array, b: Array) -> float:
+    """Mean squared error of two uint8 pictures."""
+    difference = np.subtract(a, b, dtype=np.int16).ravel().astype(np.float32)
+    return float(difference @ difference) / difference.size
 
 
 def as_picture(image: Any) -> Array:

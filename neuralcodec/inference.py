@@ -5,7 +5,7 @@ Knows no packets and no frames per second.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -66,14 +66,28 @@ class MotionEstimate:
         return MotionParams(m.yaw, m.pitch, m.roll, m.translation, m.scale, delta)
 
 
-@dataclass(frozen=True)
 class ReferenceFeatures:
-    """A held reference: its picture's features where the renderer wants them, and its own keypoints and pose."""
+    """A held reference picture, uint8 RGB (S, S, 3) as decoded, and what the networks see in it. Each is computed when
+    first asked for: a picture that is shown as it is, or never, costs nothing."""
 
-    picture: Array  # uint8 RGB (S, S, 3), as decoded
-    estimate: MotionEstimate
-    feeds: Any  # placed inputs of the renderer
-    confidence: float
+    def __init__(self, picture: Array, networks: Inference) -> None:
+        self.picture = picture
+        self._networks = networks
+
+    @cached_property
+    def estimate(self) -> MotionEstimate:
+        """Its own keypoints and pose."""
+        return self._networks.estimate(self.picture)
+
+    @cached_property
+    def arrays(self) -> dict[str, Array]:
+        """Inputs of the renderer in host memory, (1, ...) each; batches are made of these."""
+        return self._networks.features(self.picture, self.estimate)
+
+    @cached_property
+    def feeds(self) -> Any:
+        """The same, placed where the renderer wants them."""
+        return self._networks.place(self.arrays)
 
     @property
     def canonical(self) -> Array:
@@ -85,6 +99,7 @@ class Inference:
 
     def __init__(self, pack: Pack, *, device: str = "auto", threads: int | None = None) -> None:
         self.pack, self._device, self._threads = pack, device, threads
+        self._together: tuple[tuple[ReferenceFeatures, ...], Any] = ((), None)  # of the last batch
 
     def _open(self, name: str) -> Session:
         return open_session(self.pack.graph(name), device=self._device, threads=self._threads)
@@ -120,23 +135,33 @@ class Inference:
         return MotionEstimate.from_outputs(self._motion.run({name: feeds[name] for name in self._motion.input_shapes}))
 
     def reference(self, picture: Array) -> ReferenceFeatures:
-        """Features of a decoded reference picture, uint8 RGB (S, S, 3). Both ends run this on the same pixels."""
-        image = as_tensor(picture)
-        side = picture.shape[0]
+        """A decoded reference picture, uint8 RGB (S, S, 3). Both ends run this on the same pixels."""
+        return ReferenceFeatures(picture, self)
+
+    def estimate(self, picture: Array) -> MotionEstimate:
+        """The face of a picture of which nothing is known yet."""
+        image, side = as_tensor(picture), picture.shape[0]
         faces = self.detector.detect(picture)
         box = faces[0].box_in(Square(0, 0, side)) if faces else np.array([0, HEAD_Y, HEAD_SCALE], np.float32)
         for _ in range(LOOKS):
             estimate = self._look(image, box)
             box = estimate.box
-        features = self._reference.run({"image": image})
+        return estimate
+
+    def features(self, picture: Array, estimate: MotionEstimate) -> dict[str, Array]:
+        """What the renderer takes from a reference."""
+        image = as_tensor(picture)
         shared = {
             "image": image,
-            **features,
+            **self._reference.run({"image": image}),
             "source_keypoints": estimate.keypoints[None],
             "source_rotation": estimate.motion.rotation[None],
         }
-        wanted = {name: value for name, value in shared.items() if name in self._render.input_shapes}
-        return ReferenceFeatures(picture, estimate, self._render.place(wanted), estimate.confidence)
+        return {name: value for name, value in shared.items() if name in self._render.input_shapes}
+
+    def place(self, features: dict[str, Array]) -> Any:
+        """Features where the renderer wants them: a GPU keeps them for every frame of that reference."""
+        return self._render.place(features)
 
     def render(self, reference: ReferenceFeatures, motion: MotionParams) -> Array:
         """The reference's person in another motion: uint8 RGB (S, S, 3)."""
@@ -144,10 +169,39 @@ class Inference:
             "driving_keypoints": motion.keypoints(reference.canonical)[None],
             "driving_rotation": motion.rotation[None],
         }
-        picture = self._render.run({**reference.feeds, **driving})["picture"][0]
-        if np.isnan(picture[:, ::16, ::16]).any():
-            raise InferenceError("The renderer gave NaN; use device='cpu' or a pack with fp32 graphs.")
-        return np.ascontiguousarray((picture * 255 + 0.5).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+        return _as_picture(self._render.run({**reference.feeds, **driving})["picture"][0])
+
+    def render_many(self, references: Sequence[ReferenceFeatures], motions: Sequence[MotionParams]) -> list[Array]:
+        """One frame of each of several people in one call of the network: uint8 RGB (S, S, 3) each.
+
+        The references' features are joined and placed once for as long as the same people come in the same order.
+        """
+        if len(references) != len(motions) or not references:
+            raise ValueError(f"{len(references)} references and {len(motions)} motions were given; one each is needed.")
+        held, placed = self._together
+        if len(held) != len(references) or any(a is not b for a, b in zip(held, references, strict=True)):
+            names = references[0].arrays
+            placed = self._render.place({n: np.concatenate([r.arrays[n] for r in references]) for n in names})
+            self._together = tuple(references), placed
+        keypoints = [m.keypoints(r.canonical) for m, r in zip(motions, references, strict=True)]
+        rotations = np.stack([m.rotation for m in motions])
+        driving = {"driving_keypoints": np.stack(keypoints), "driving_rotation": rotations}
+        return [_as_picture(picture) for picture in self._render.run({**placed, **driving})["picture"]]
+
+    def warm_up(self, batch: int = 1) -> None:
+        """Run every network once on black pictures, ``batch`` of them in the renderer: opening a session, choosing
+        kernels, building an engine or recording a CUDA graph then does not fall on the first frames."""
+        black = self.reference(np.zeros((self.pack.size, self.pack.size, 3), np.uint8))
+        self.render(black, black.estimate.motion)
+        if batch > 1:
+            self.render_many([black] * batch, [black.estimate.motion] * batch)
+
+
+def _as_picture(picture: Array) -> Array:
+    """float32 (3, S, S) in 0..1 to uint8 RGB (S, S, 3)."""
+    if np.isnan(picture[:, ::16, ::16]).any():
+        raise InferenceError("The renderer gave NaN; use device='cpu' or a pack with fp32 graphs.")
+    return np.ascontiguousarray((picture * 255 + 0.5).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 def as_tensor(picture: Array) -> Array:

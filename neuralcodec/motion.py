@@ -9,7 +9,9 @@ it does not change when only the pose does:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -18,16 +20,42 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 POSE_SIZE = 7  # yaw, pitch, roll, tx, ty, tz, log scale: the first numbers of the flat layout
+# What a head turns about, in its own frame and units of its size: below and behind the middle of the face. Fitted to
+# the labels of 208 clips of 129 people, where turning about it explains 40 % of all that faces move.
+NECK = np.array([0.0, 0.76, 0.71])
 LOG_SCALE_MAX = 3.0  # a face twenty times the picture or a twentieth of it: garbage must not overflow
 
 
 @dataclass(frozen=True)
 class View:
-    """A turn of the head asked for at the receiver, in degrees, added on top of the coded pose (paper section 3.2)."""
+    """Where the receiver wants the head to look (paper section 3.2); costs the sender no bit.
+
+    yaw, pitch, roll: degrees, signs as in :class:`MotionParams`. Added on top of the coded pose; with ``absolute`` they
+    take its place, so that ``View(absolute=True)`` faces the camera whatever the sender does.
+    x, y: shift of the head, as a share of the coded picture's side (to the right, down); always on top of the coded
+    place. Anything but finite numbers raises ValueError. Decoder clamps a view to what its pack can show.
+    """
 
     yaw: float = 0.0
     pitch: float = 0.0
     roll: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+    absolute: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.absolute, bool):
+            raise ValueError(f"View.absolute is {self.absolute!r}; expected True or False.")
+        for name in (field.name for field in fields(self) if field.name != "absolute"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+                raise ValueError(f"View.{name} is {value!r}; expected a finite number.")
+            object.__setattr__(self, name, float(value))
+
+    @property
+    def rotation(self) -> Array:
+        """float32 (3, 3), for row vectors."""
+        return rotation_matrix(self.yaw, self.pitch, self.roll)
 
 
 @dataclass(frozen=True)
@@ -58,10 +86,20 @@ class MotionParams:
         return np.asarray(points, np.float32)
 
     def turned(self, view: View) -> MotionParams:
-        """The same expression seen after the head turned by ``view`` (receiver-side redirection)."""
-        rotation = self.rotation @ rotation_matrix(view.yaw, view.pitch, view.roll)
+        """The same expression with the head where ``view`` wants it (receiver-side redirection)."""
+        place = self.neck + [2 * view.x, 2 * view.y]  # the picture's side is 2 units
+        return self.posed(view.rotation if view.absolute else self.rotation @ view.rotation, place)
+
+    @property
+    def neck(self) -> Array:
+        """float64 (2,): where the point that heads turn about lies in the picture."""
+        return np.asarray(self.translation[:2] + self.scale * (NECK @ self.rotation)[:2], np.float64)
+
+    def posed(self, rotation: Array, neck: Array) -> MotionParams:
+        """The same face turned to ``rotation`` (3, 3) with its neck at ``neck`` (2,) in the picture."""
         yaw, pitch, roll = euler_angles(rotation)
-        return replace(self, yaw=yaw, pitch=pitch, roll=roll)
+        place = np.array([*(neck - self.scale * (NECK @ rotation)[:2]), self.translation[2]], np.float32)
+        return replace(self, yaw=yaw, pitch=pitch, roll=roll, translation=place)
 
     def flat(self) -> Array:
         """float64 (7 + 3K,): yaw, pitch, roll, tx, ty, tz, log(scale), then delta row by row."""

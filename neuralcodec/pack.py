@@ -11,13 +11,14 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .errors import PackError
 from .quantizer import MotionTables
+from .view import ViewRange
 
 MANIFEST_FORMAT = 1
 GRAPHS = ("motion.onnx", "reference.onnx", "render.onnx", "detector.onnx")
@@ -37,6 +38,7 @@ class Pack:
     keypoints: int
     id: bytes
     files: Mapping[str, str]
+    view_range: ViewRange = field(default_factory=ViewRange)  # how far heads may be turned; no part of the id
 
     def graph(self, name: str) -> bytes:
         """The ONNX graph "motion", "reference", "render" or "detector"."""
@@ -66,9 +68,11 @@ def load_pack(source: str | Path | None = None) -> Pack:
             raise PackError(
                 f"{path} has SHA-256 {found[:12]}.., its manifest says {wanted[:12]}..: install the pack again."
             )
-    return Pack(folder, str(manifest["name"]), str(manifest["version"]), int(manifest["size"]),
-    int(manifest["keypoints"]),
-                pack_id(files), files)  # fmt: skip
+    view_range = ViewRange.parse(manifest["view"]) if "view" in manifest else ViewRange()
+    return Pack(
+        folder, str(manifest["name"]), str(manifest["version"]), int(manifest["size"]), int(manifest["keypoints"]),
+        pack_id(files), files, view_range,
+    )  # fmt: skip
 
 
 def bundled_packs() -> Iterator[str]:
@@ -81,8 +85,13 @@ def pack_id(files: Mapping[str, str]) -> bytes:
     return hashlib.sha256(json.dumps(dict(files), sort_keys=True, separators=(",", ":")).encode()).digest()[:8]
 
 
-def write_manifest(folder: Path, *, name: str, version: str, size: int, keypoints: int) -> Pack:
-    """Hash the files of ``folder`` into its manifest.json (atomically) and return the pack."""
+def write_manifest(
+    folder: Path, *, name: str, version: str, size: int, keypoints: int, view: ViewRange | None = None
+) -> Pack:
+    """Hash the files of ``folder`` into its manifest.json (atomically) and return the pack.
+
+    view: how far its heads may be turned, as ``benchmarks.free_view`` measures it; None keeps what it said before.
+    """
     missing = [file for file in (*GRAPHS, TABLES) if not (folder / file).is_file()]
     if missing:
         raise PackError(f"{folder} lacks {', '.join(missing)}; a pack needs them all.")
@@ -99,6 +108,11 @@ def write_manifest(folder: Path, *, name: str, version: str, size: int, keypoint
         "keypoints": keypoints,
         "files": files,
     }
+    if view is None and (folder / "manifest.json").is_file():
+        before = _read_manifest(folder).get("view")
+        view = None if before is None else ViewRange.parse(before)
+    if view is not None:
+        manifest["view"] = view.as_dict()
     with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as partial:
         json.dump(manifest, partial, indent=2)
     os.chmod(partial.name, 0o644)
@@ -127,4 +141,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         for key, kind in (("name", str), ("version", str), ("size", int), ("keypoints", int))
     ):
         raise PackError(f"{path} lacks name, version, size or keypoints; install the pack again.")
+    if "view" in manifest:
+        try:
+            ViewRange.parse(manifest["view"])
+        except ValueError as problem:
+            raise PackError(f"{path}: {problem}; install the pack again.") from problem
     return manifest

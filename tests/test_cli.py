@@ -149,6 +149,8 @@ def test_no_face_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ["encode", "a.mp4", "a.ncv", "--device", "abacus"],
         ["decode", "a.ncv", "a.mp4", "--loss", "1.5"],
         ["decode", "a.ncv", "a.mp4", "--yaw", "nan"],
+        ["decode", "a.ncv", "a.mp4", "--x", "2"],
+        ["encode", "a.mp4", "a.ncv", "--transfer", "magic"],
         ["decode", "a.ncv", "a.mp4", "--threads", "0"],
         ["pack"],
         ["demo", "--seconds", "-1"],
@@ -170,6 +172,24 @@ def test_flags_of_the_design_are_understood() -> None:
     words = "decode in out --loss 5% --burst 3 --seed 9 --yaw -10 --pitch 4 --roll 1"
     o = make_parser().parse_args(words.split())
     assert (o.loss, o.burst, o.seed, o.yaw, o.pitch, o.roll) == (0.05, 3, 9, -10, 4, 1)
+    assert not (o.frontal or o.eye_contact or o.smooth)
+    o = make_parser().parse_args("decode in out --frontal --eye-contact --smooth --x 0.1 --y -0.05 --pitch -5".split())
+    assert (o.frontal, o.eye_contact, o.smooth, o.x, o.y, o.pitch) == (True, True, True, 0.1, -0.05, -5)
+    o = make_parser().parse_args(["encode", "in", "out", "--avatar", "a.png", "--consent", "she said yes"])
+    assert (o.avatar, o.consent, o.transfer) == ("a.png", "she said yes", "relative")
+
+
+@pytest.mark.parametrize("flags", [["--avatar", "a"], ["--consent", "yes"], ["--avatar", "a", "--consent", " "]])
+def test_an_avatar_without_consent_is_refused(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    if "--avatar" in flags:
+        flags = ["--avatar", str(tmp_path / "a.png"), *flags[2:]]
+        Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert main(["encode", "in.mp4", str(tmp_path / "out.ncv"), *flags]) == 1
+    assert "consent" in capsys.readouterr().err and not (tmp_path / "out.ncv").exists()
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

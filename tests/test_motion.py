@@ -1,4 +1,7 @@
+import math
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +54,33 @@ def test_no_turn_changes_nothing_and_turns_add_up(angles: tuple[float, float, fl
     assert np.allclose(same.rotation, motion.rotation, atol=1e-5)
     there_and_back = motion.turned(View(yaw=25)).turned(View(yaw=-25))
     assert np.allclose(there_and_back.rotation, motion.rotation, atol=1e-4)
+
+
+def test_a_view_is_finite_numbers() -> None:
+    for wrong in (float("nan"), float("inf"), "10", None, True, 1j, np.zeros(2)):
+        for name in ("yaw", "pitch", "roll", "x", "y"):
+            with pytest.raises(ValueError, match=f"View.{name} is .*finite number"):
+                View(**{name: wrong})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"View\.absolute is 1"):
+        View(absolute=1)  # type: ignore[arg-type]
+    assert View(np.float32(3), 4).yaw == 3.0 and type(View(4).yaw) is float
+
+
+def test_an_absolute_view_takes_the_place_of_the_pose() -> None:
+    turned = params(yaw=31, pitch=-8, roll=12).turned(View(5, absolute=True))
+    assert np.allclose((turned.yaw, turned.pitch, turned.roll), (5, 0, 0), atol=1e-4)
+
+
+@given(pose, st.floats(-40, 40), st.floats(-20, 20))
+def test_heads_turn_about_their_necks(angles: tuple[float, float, float], yaw: float, pitch: float) -> None:
+    motion = params(*angles, scale=0.7)
+    assert np.allclose(motion.turned(View(yaw, pitch)).neck, motion.neck, atol=1e-5)
+    assert np.allclose(motion.turned(View(yaw, x=0.1, y=-0.2)).neck - motion.neck, [0.2, -0.4], atol=1e-5)
+
+
+def test_a_face_moves_to_the_side_it_turns_to() -> None:
+    turned = params(scale=0.5).turned(View(yaw=30))
+    assert np.isclose(turned.translation[0], 0.5 * 0.71 * math.sin(math.radians(30)), atol=1e-5)
 
 
 def test_a_turn_is_seen_from_the_camera() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from neuralcodec.errors import PackError
 from neuralcodec.pack import BUNDLED, bundled_packs, load_pack, pack_id, write_manifest
+from neuralcodec.view import ViewRange
 
 MANIFEST = "manifest.json"
 
@@ -32,6 +33,22 @@ def test_the_id_depends_on_every_byte(copy: Path) -> None:
     with pytest.raises(PackError, match=r"MODEL_CARD\.md has SHA-256 .* manifest says"):
         load_pack(copy)
     assert write_manifest(copy, name="portrait", version="0.1.0", size=256, keypoints=30).id != before
+
+
+def test_a_manifest_says_how_far_heads_turn_and_it_is_no_part_of_the_id(copy: Path) -> None:
+    before = load_pack(copy)
+    sized = {"name": "portrait", "version": "0.1.0", "size": 256, "keypoints": 30}
+    narrow = ViewRange(5, 5, 5, 0.1, 0.1, 0.5)
+    assert write_manifest(copy, **sized, view=narrow).view_range == narrow  # type: ignore[arg-type]
+    assert write_manifest(copy, **sized).view_range == narrow  # type: ignore[arg-type]  # kept
+    assert load_pack(copy).id == before.id
+    manifest = json.loads((copy / MANIFEST).read_text("utf-8"))
+    del manifest["view"]
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    assert load_pack(copy).view_range == ViewRange()
+    (copy / MANIFEST).write_text(json.dumps(manifest | {"view": {"yaw": "wide"}}))
+    with pytest.raises(PackError, match="'view' must be an object of"):
+        load_pack(copy)
 
 
 def test_the_id_does_not_depend_on_the_order_of_files() -> None:

@@ -11,8 +11,23 @@ import numpy as np
 import pytest
 
 from neuralcodec.errors import BackendUnavailableError, InferenceError, PackError
-from neuralcodec.runtime.ort import OrtSession, cuda_usable
-from neuralcodec.runtime.session import Port, check_feeds, check_outputs, open_session
+from neuralcodec.runtime.ort import (
+    PLANS_KEPT,
+    PROVIDERS,
+    OrtSession,
+    check_placement,
+    cuda_usable,
+    placement,
+    providers,
+)
+from neuralcodec.runtime.session import (
+    DEVICES,
+    Port,
+    check_feeds,
+    check_outputs,
+    open_session,
+    present_devices,
+)
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
@@ -90,6 +105,65 @@ def test_placed_inputs_give_the_same_results_and_serve_many_runs() -> None:
         np.testing.assert_allclose(out["ratio"], image / f["gain"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_bound_inputs_may_change_from_run_to_run(fixed: bool) -> None:
+    """What a GPU session does, on the CPU's memory: bind placed inputs, or with CUDA graphs copy them to one place."""
+    session = OrtSession(GRAPH)
+    session._graphs = fixed
+    first, second = feeds(seed=1), feeds(seed=2)
+    a, b = (session._to_device({"gain": f["gain"]})["gain"] for f in (first, second))
+    kept = []
+    for f, gain, plain in ((first, a, first), (second, a, first), (second, b, second), (first, b, second)):
+        out = session.run({"image": f["image"], "gain": gain})
+        kept.append((out, expected({"image": f["image"], "gain": plain["gain"]})))
+    f = feeds(seed=3)
+    kept.append((session.run({"image": session._to_device(f)["image"], "gain": f["gain"]}), expected(f)))
+    f = feeds(batch=5, seed=4)  # another shape has buffers of its own
+    kept.append((session.run({"image": f["image"], "gain": session._to_device(f)["gain"]}), expected(f)))
+    for out, wanted in kept:  # no later run wrote into an earlier result
+        for name in wanted:
+            np.testing.assert_allclose(out[name], wanted[name], rtol=1e-5)
+    assert len(session._plans) == 2
+    for size in range(6, 20):
+        f = feeds(batch=size)
+        session.run({"image": f["image"], **session._to_device({"gain": f["gain"]})})
+    assert len(session._plans) == PLANS_KEPT
+
+
+def test_where_each_operator_runs_is_read_from_onnx_runtime() -> None:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = ort.InferenceSession(GRAPH, options, providers=["CPUExecutionProvider"])
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        pytest.skip("this ONNX Runtime does not tell")
+    assert sorted(placement(session)["CPUExecutionProvider"]) == ["Div", "Mul", "ReduceSum"]
+
+
+def test_a_gpu_that_leaves_the_work_to_the_cpu_is_refused() -> None:
+    found = {"CUDAExecutionProvider": ["Conv"], "CPUExecutionProvider": ["Shape", "GridSample", "GridSample", "Conv"]}
+    with pytest.raises(BackendUnavailableError, match=r"CUDA\S+ does not run 3 operators of render .Conv, GridSample."):
+        check_placement("render", "CUDAExecutionProvider", found)
+    check_placement("render", "CUDAExecutionProvider", {"CPUExecutionProvider": ["Shape", "Gather"]})
+    check_placement("render", "CUDAExecutionProvider", {})
+
+
+def test_present_devices_are_those_that_open() -> None:
+    for device in present_devices():
+        assert open_session(GRAPH, device=device).provider
+    assert present_devices()[0] == "cpu"
+
+
+def test_providers_come_with_their_fallbacks_in_order() -> None:
+    assert [name for name, _ in providers("ort-tensorrt")] == [
+        "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider",
+    ]  # fmt: skip
+    assert dict(providers("cuda", cuda_graphs=True))["CUDAExecutionProvider"]["enable_cuda_graph"] == "1"
+    assert providers("cpu") == [("CPUExecutionProvider", {})]
+    assert set(PROVIDERS) == set(DEVICES) - {"auto", "tensorrt"}
+
+
 def test_inputs_bound_on_a_device_run_through_io_binding() -> None:
     session = OrtSession(GRAPH)
     f = feeds()
@@ -143,9 +217,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(cuda_usable(), reason="there is a GPU here")
-def test_cuda_that_cannot_be_had_raises_instead_of_falling_back() -> None:
-    with pytest.raises(BackendUnavailableError, match="device 'cuda'"):
-        open_session(GRAPH, device="cuda")
+@pytest.mark.parametrize("device", ["cuda", "ort-tensorrt"])
+def test_a_gpu_that_cannot_be_had_raises_instead_of_falling_back(device: str) -> None:
+    with pytest.raises(BackendUnavailableError, match=f"device '{device}'"):
+        open_session(GRAPH, device=device)
 
 
 def test_an_unknown_device_and_no_threads_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -11,6 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from neuralcodec.errors import PackError  # noqa: E402
 from neuralcodec.models import ModelConfig, build  # noqa: E402
 from neuralcodec.motion import rotation_matrix  # noqa: E402
 from neuralcodec.pack import load_pack  # noqa: E402
@@ -25,6 +27,7 @@ from neuralcodec.training.data import (  # noqa: E402
 )
 from neuralcodec.training.losses import gradient_loss  # noqa: E402
 from neuralcodec.training.phases import Perception, Phase, face_weight, psnr  # noqa: E402
+from neuralcodec.training.start import freeze_norms, load_graphs  # noqa: E402
 from neuralcodec.training.train import Options, train  # noqa: E402
 
 
@@ -131,6 +134,34 @@ def test_losses_know_their_values() -> None:
     points[0, 16:26, 1] = 0.5
     heavy = face_weight(points, 128)[0, 0]
     assert heavy[96, 64] == pytest.approx(7, abs=0.1) and heavy[4, 4] < 1.01
+
+
+def test_a_pack_is_a_start_with_its_own_function() -> None:
+    """Networks filled from the bundled graphs give the graphs' outputs, in training mode too once norms are frozen."""
+    from export.to_onnx import example_inputs, graph_modules
+    from neuralcodec.runtime.session import open_session
+
+    pack = load_pack()
+    nets = build(ModelConfig.preset("portrait"))
+    load_graphs(nets, pack.folder)
+    nets.train()
+    freeze_norms(nets)
+    inputs = example_inputs(nets)
+    for name, module in graph_modules(nets).items():
+        session = open_session(pack.folder / f"{name}.onnx", device="cpu", threads=1)
+        wanted = session.run({key: value.numpy() for key, value in inputs[name].items()})
+        with torch.no_grad():
+            found = module(*inputs[name].values())
+        for key, value in zip(session.output_names, [found] if name == "render" else found, strict=True):
+            assert np.abs(wanted[key] - value.numpy()).max() < 1e-4, (name, key)
+
+
+def test_a_pack_of_other_networks_is_no_start(tmp_path: Path) -> None:
+    with pytest.raises(PackError, match="--start takes the folder of a pack"):
+        load_graphs(build(ModelConfig.preset("portrait")), tmp_path)
+    smaller = replace(ModelConfig.preset("portrait"), keypoints=20)
+    with pytest.raises(PackError, match="same preset"):
+        load_graphs(build(smaller), load_pack().folder)
 
 
 def test_a_run_learns_saves_and_resumes(data: Path, tmp_path: Path) -> None:

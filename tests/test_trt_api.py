@@ -84,15 +84,20 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return _dump("tensorrt", {})
     if importlib.util.find_spec("tensorrt_bindings") is None:
         pytest.skip("the wheel tensorrt-cu13-bindings is not installed")
+    folder = _stand_ins(tmp_path_factory.mktemp("libraries"), LIBRARIES)
+    return _dump("tensorrt_bindings", {"LD_LIBRARY_PATH": str(folder)})
+
+
+def _stand_ins(folder: Path, libraries: dict[str, list[str]]) -> Path:
+    """Empty libraries that satisfy the loader and are never called."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler to make the empty libraries that let the bindings load")
-    folder = tmp_path_factory.mktemp("libraries")
-    for name, functions in LIBRARIES.items():
+    for name, functions in libraries.items():
         source = folder / (name + ".c")
         source.write_text("".join(f"void *{f}(void) {{ return 0; }}\n" for f in functions))
         subprocess.run([compiler, "-shared", "-fPIC", source, "-o", folder / name, f"-Wl,-soname,{name}"], check=True)
-    return _dump("tensorrt_bindings", {"LD_LIBRARY_PATH": str(folder)})
+    return folder
 
 
 def _dump(module: str, more: dict[str, str]) -> dict[str, Any]:
@@ -183,6 +188,27 @@ def test_a_wrong_name_or_argument_would_be_noticed(bindings: dict[str, Any]) -> 
     assert signatures == [[("cache", False), ("ignore_mismatch", False)]]
     call = ast.parse("config.set_timing_cache(cache)", mode="eval").body
     assert isinstance(call, ast.Call) and not _takes(signatures[0], call)
+
+
+def test_the_lean_runtime_has_all_that_running_an_engine_takes(
+    bindings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Where engines come ready built, the lean wheels do, a tenth of the size."""
+    if importlib.util.find_spec("tensorrt_lean_bindings") is None:
+        pytest.skip("the wheel tensorrt-lean-cu13-bindings is not installed")
+    functions = ["createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL", "getPluginRegistry"]
+    folder = _stand_ins(tmp_path_factory.mktemp("lean"), {"libnvinfer_lean.so.11": functions})
+    lean = _dump("tensorrt_lean_bindings", {"LD_LIBRARY_PATH": str(folder)})
+    assert lean["version"].split(".")[:2] == bindings["version"].split(".")[:2]
+    tree, checked = ast.parse((RUNTIME / "trt.py").read_text()), 0
+    used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    for owner in ("Runtime", "ICudaEngine", "IExecutionContext", "TensorIOMode"):
+        for name in used & bindings["classes"][owner].keys():
+            assert lean["classes"][owner].get(name, {}).keys() == bindings["classes"][owner][name].keys(), name
+            whole, ours = (b["classes"][owner][name].get("doc", "") for b in (bindings, lean))
+            assert _signatures(whole) == _signatures(ours), f"{owner}.{name}"
+            checked += 1
+    assert checked >= 12 and "Builder" not in lean["classes"]
 
 
 def test_tensorrt_shapes_and_types_convert_as_we_rely_on(bindings: dict[str, Any]) -> None:

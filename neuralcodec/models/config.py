@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What to build. ``ModelConfig.preset("paper")``, ``.preset("portrait")`` or ``.community("liveportrait")``.
+    """What to build: ``ModelConfig.preset("paper")``, ``.preset("portrait")`` or ``.community("liveportrait")``.
 
     Everything after ``keypoints`` concerns the paper's pipeline only. Its defaults are the paper; the other values are
     what community checkpoints of the same pipeline were trained with.
@@ -26,11 +26,13 @@ class ModelConfig:
 
     # L: canonical keypoints
     keypoint_input_scale: float = 1.0  # 0.25 looks at a picture a quarter the side: 16 times cheaper
+    keypoint_shrink: Literal["gaussian", "bilinear"] = "gaussian"  # how that smaller picture is made
     keypoint_kernel: int = 3  # last convolution of L; the paper's figure says 7 (+0.2 M), every public checkpoint has 3
     keypoint_temperature: float = 0.1  # of the softmax before soft-argmax
 
     # H and Delta
     motion_trunk: Literal["shared", "split", "unified"] = "shared"  # unified: L, H, Delta in one ConvNeXt-V2 tiny
+    trunk_blocks: Literal["even", "projecting"] = "even"  # projecting: a stage's first bottleneck widens
     angle_bins: int = 66  # 3 degrees each
     angle_offset: float = 99.0  # degrees of bin 0, negated; 97.5 in LivePortrait
     pi: float = 3.141592653589793  # 3.14 in several checkpoints
@@ -41,6 +43,11 @@ class ModelConfig:
 
     # M: motion field
     motion_channels: int = 4  # the volume is squeezed to this before it is warped K + 1 times
+    squeeze_norm: bool = True  # batch norm and ReLU follow the squeeze
+    field_skips: bool = True  # the U-Net has skips at every level and a last convolution; False: at the input only
+    volume_shrink: Literal["pool", "stride"] = "pool"  # how volumes are halved in the U-Net
+    volume_grow: Literal["nearest", "trilinear"] = "nearest"  # how volumes are doubled, in L too
+    mask_floor: float = 0.0  # mask values below it count as 0 in the flow
     heatmap_variance: float = 0.01
     flow_rotation: bool = True  # Eq. 4; False: pure translation per keypoint
     align_corners: bool = True  # of every GridSample; False keeps the half-voxel mismatch some checkpoints learned with
@@ -49,6 +56,7 @@ class ModelConfig:
     head: Literal["original", "spade", "spade+shuffle"] = "original"  # +shuffle doubles the output side
     spectral_norm: bool = True  # on G while training; an importer folds it into the weights and says False
     leaky_slope: float = 0.01  # of the first activation after the warp
+    output: Literal["sigmoid", "clip"] = "sigmoid"  # what keeps the original head's picture in 0..1
 
     # D: discriminator
     discriminator_scales: int = 1  # the paper: 1 at 256, 2 at 512
@@ -98,17 +106,31 @@ _ZHANGLONGHAO: dict[str, Any] = {
     "spectral_norm": False,
     "discriminator_heatmaps": False,
 }
+_BETA = {**_ZHANGLONGHAO, "euler": "beta", "volume_shrink": "stride", "volume_grow": "trilinear"}
 _COMMUNITY: dict[str, dict[str, Any]] = {
     "zhanglonghao": {**_ZHANGLONGHAO, "head": "spade", "first_kernel": 3, "keypoint_input_scale": 0.25},
-    "zhanglonghao-beta": {**_ZHANGLONGHAO, "euler": "beta"},
+    "zhanglonghao-original": {**_ZHANGLONGHAO, "keypoint_input_scale": 0.25},
+    "zhanglonghao-beta": _BETA,
     "sadtalker": {
         **_ZHANGLONGHAO,
         "head": "spade",
         "first_kernel": 3,
         "keypoint_input_scale": 0.25,
         "translation_mask": "y",
+        "mask_floor": 1e-3,
     },
-    "gfvc": {**_ZHANGLONGHAO},
+    "gfvc": _BETA,
+    "zhengkw": {
+        "keypoints": 15,
+        "keypoint_input_scale": 0.25,
+        "keypoint_shrink": "bilinear",
+        "trunk_blocks": "projecting",
+        "squeeze_norm": False,
+        "field_skips": False,
+        "spectral_norm": False,
+        "leaky_slope": 0.2,
+        "output": "clip",
+    },
     "liveportrait": {
         "keypoints": 21,
         "first_kernel": 3,

@@ -28,11 +28,12 @@ class CanonicalKeypoints(nn.Module):
         self.depth = config.volume_depth
         self.temperature = config.keypoint_temperature
         widths = (64, 128, 256, 512, 1024)
-        self.shrink = AntiAliasedShrink(config.keypoint_input_scale)
+        self.shrink = shrinking(config)
         self.down = nn.Sequential(*(ConvNorm(a, b, pool=2) for a, b in zip((3, *widths), widths, strict=False)))
         self.fold = nn.Conv2d(1024, 1024 * self.depth, 1)
         out = (1024, 512, 256, 128, 64, 32)
-        self.up = nn.Sequential(*(UpConvNorm(a, b, dims=3) for a, b in zip(out, out[1:], strict=False)))
+        grow = config.volume_grow
+        self.up = nn.Sequential(*(UpConvNorm(a, b, dims=3, grow=grow) for a, b in zip(out, out[1:], strict=False)))
         kernel = config.keypoint_kernel
         self.heat = nn.Conv3d(32, config.keypoints, kernel, padding=kernel // 2)
 
@@ -41,6 +42,23 @@ class CanonicalKeypoints(nn.Module):
         x = self.fold(x)  # (B, 1024 * 16, s/32, s/32)
         x = x.reshape(x.shape[0], 1024, self.depth, *x.shape[2:])  # (B, 1024, 16, s/32, s/32)
         return soft_argmax(self.heat(self.up(x)), self.temperature)  # heat (B, K, 16, s, s)
+
+
+def shrinking(config: ModelConfig) -> nn.Module:
+    """What makes L's input picture smaller."""
+    if config.keypoint_shrink == "gaussian":
+        return AntiAliasedShrink(config.keypoint_input_scale)
+    if config.keypoint_input_scale != 0.25:
+        raise ValueError(f"a bilinear shrink is known for a quarter only, not for {config.keypoint_input_scale}")
+    return MiddleOfFour()
+
+
+class MiddleOfFour(nn.Module):
+    """Bilinear interpolation to a quarter the side: the mean of the middle 2 x 2 pixels of every 4 x 4."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        side = image.shape[-1]
+        return F.avg_pool2d(image[..., 1 : side - 1, 1 : side - 1], 2, 4)
 
 
 class AntiAliasedShrink(nn.Module):
@@ -94,15 +112,18 @@ class HeadPose(nn.Module):
 class Trunk(nn.Module):
     """ResNet-50-like trunk of H and Delta (Fig. 12): (B, 3, S, S) -> (B, 2048)."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: str = "even") -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 64, 7, 2, 3)
         self.norm = nn.BatchNorm2d(64)
         stages: list[nn.Module] = []
         channels = 64
-        for width, blocks, stride in ((256, 3, 1), (512, 4, 2), (1024, 6, 2), (2048, 3, 2)):
-            stages.append(ConvNorm(channels, width, 1))
-            stages += [Bottleneck(width, stride if index == 0 else 1) for index in range(blocks)]
+        for width, count, stride in ((256, 3, 1), (512, 4, 2), (1024, 6, 2), (2048, 3, 2)):
+            if blocks == "even":
+                stages += [ConvNorm(channels, width, 1), Bottleneck(width, stride)]
+            else:
+                stages += [Bottleneck(channels, stride, width)] + [Bottleneck(width) for _ in range(stride == 1)]
+            stages += [Bottleneck(width) for _ in range(count - 1)]
             channels = width
         self.stages = nn.Sequential(*stages)
 
@@ -129,8 +150,8 @@ class PoseExpression(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.trunk = Trunk()
-        self.own_trunk = Trunk() if config.motion_trunk == "split" else None
+        self.trunk = Trunk(config.trunk_blocks)
+        self.own_trunk = Trunk(config.trunk_blocks) if config.motion_trunk == "split" else None
         self.pose = HeadPose(TRUNK_FEATURES, config)
         self.delta = nn.Linear(TRUNK_FEATURES, 3 * config.keypoints)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,8 @@ class MotionOutput(NamedTuple):
 class ConvNorm(nn.Module):
     """Convolution, batch norm, activation, then average pooling by ``pool``: Same and Down blocks of Fig. 13.
 
-    (B, C, [D,] H, W) -> (B, out, [D,] H/pool, W/pool); depth is never pooled.
+    (B, C, [D,] H, W) -> (B, out, [D,] H/pool, W/pool); depth is never pooled. ``stride`` True: the convolution itself
+    steps by ``pool`` and nothing is averaged.
     """
 
     def __init__(
@@ -40,14 +41,16 @@ class ConvNorm(nn.Module):
         *,
         dims: int = 2,
         pool: int = 1,
+        stride: bool = False,
         slope: float = 0.0,
         spectral: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = convolution(channels, out, kernel, dims=dims, spectral=spectral)
+        step = (1, pool, pool)[-dims:] if stride else 1
+        self.conv = convolution(channels, out, kernel, dims=dims, stride=step, spectral=spectral)
         self.norm = batch_norm(out, dims)
         self.slope = slope
-        self.pool = pool
+        self.pool = 1 if stride else pool
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu(self.norm(self.conv(x)), self.slope) if self.slope else F.relu(self.norm(self.conv(x)))
@@ -59,10 +62,16 @@ class ConvNorm(nn.Module):
 
 
 class UpConvNorm(ConvNorm):
-    """Up block of Fig. 13: nearest x2 in height and width, convolution, batch norm, ReLU."""
+    """Up block of Fig. 13: x2 in height and width (nearest, or ``grow`` "trilinear"), convolution, batch norm, ReLU."""
+
+    def __init__(
+        self, channels: int, out: int, *, dims: int = 2, grow: str = "nearest", spectral: bool = False
+    ) -> None:
+        super().__init__(channels, out, dims=dims, spectral=spectral)
+        self.grow = grow
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(upsample(x))
+        return super().forward(upsample(x, self.grow))
 
 
 class Residual(nn.Module):
@@ -81,17 +90,18 @@ class Residual(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """ResBottleneck of Fig. 13: 1x1 to a quarter, 3x3, 1x1 back; (B, C, H, W) -> (B, C, H/stride, W/stride)."""
+    """ResBottleneck of Fig. 13: 1x1 to a quarter of ``out``, 3x3, 1x1; (B, C, H, W) -> (B, out, H/stride, W/stride)."""
 
-    def __init__(self, channels: int, stride: int = 1) -> None:
+    def __init__(self, channels: int, stride: int = 1, out: int | None = None) -> None:
         super().__init__()
-        inner = channels // 4
+        out = out or channels
+        inner = out // 4
         self.conv1, self.norm1 = nn.Conv2d(channels, inner, 1), nn.BatchNorm2d(inner)
         self.conv2, self.norm2 = nn.Conv2d(inner, inner, 3, stride, 1), nn.BatchNorm2d(inner)
-        self.conv3, self.norm3 = nn.Conv2d(inner, channels, 1), nn.BatchNorm2d(channels)
+        self.conv3, self.norm3 = nn.Conv2d(inner, out, 1), nn.BatchNorm2d(out)
         self.skip: nn.Module = nn.Identity()
-        if stride != 1:
-            self.skip = nn.Sequential(nn.Conv2d(channels, channels, 1, stride), nn.BatchNorm2d(channels))
+        if stride != 1 or out != channels:
+            self.skip = nn.Sequential(nn.Conv2d(channels, out, 1, stride), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
@@ -140,10 +150,17 @@ class SpadeResidual(nn.Module):
 
 
 def convolution(
-    channels: int, out: int, kernel: int, *, dims: int = 2, stride: int = 1, spectral: bool = False, bias: bool = True
+    channels: int,
+    out: int,
+    kernel: int,
+    *,
+    dims: int = 2,
+    stride: int | tuple[int, ...] = 1,
+    spectral: bool = False,
+    bias: bool = True,
 ) -> nn.Module:
     """Same-padded convolution in 2 or 3 dimensions, spectrally normalised where asked."""
-    kind = nn.Conv3d if dims == 3 else nn.Conv2d
+    kind: Any = nn.Conv3d if dims == 3 else nn.Conv2d
     layer: nn.Module = kind(channels, out, kernel, stride, kernel // 2, bias=bias)
     return spectral_norm(layer) if spectral else layer
 
@@ -152,8 +169,12 @@ def batch_norm(channels: int, dims: int) -> nn.Module:
     return nn.BatchNorm3d(channels) if dims == 3 else nn.BatchNorm2d(channels)
 
 
-def upsample(x: Tensor) -> Tensor:
-    """Nearest neighbour, twice the height and width; depth is kept."""
+def upsample(x: Tensor, mode: str = "nearest") -> Tensor:
+    """Twice the height and width, depth is kept: "nearest" or, for volumes, "trilinear" (pixel centres aligned)."""
+    if mode == "trilinear":  # bilinear in the plane, because depth does not change: what every runtime has
+        flat = x.flatten(1, 2)  # (B, C * D, H, W)
+        flat = F.interpolate(flat, scale_factor=(2.0, 2.0), mode="bilinear", align_corners=False)
+        return flat.reshape(*x.shape[:3], *flat.shape[2:])
     return F.interpolate(x, scale_factor=(1.0, 2.0, 2.0) if x.dim() == 5 else (2.0, 2.0), mode="nearest")
 
 

@@ -47,17 +47,22 @@ class Hourglass(nn.Module):
 
     WIDTHS = (64, 128, 256, 512, 1024)
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
-        widths = self.WIDTHS
+        widths, stride = self.WIDTHS, config.volume_shrink == "stride"
+        self.skips = config.field_skips
         self.down = nn.ModuleList(
-            ConvNorm(a, b, dims=3, pool=2) for a, b in zip((channels, *widths), widths, strict=False)
+            ConvNorm(a, b, dims=3, pool=2, stride=stride) for a, b in zip((channels, *widths), widths, strict=False)
         )
-        inputs = (1024, 2 * 512, 2 * 256, 2 * 128, 2 * 64)  # after the first, each sees the skip of its level too
+        seen = 2 if self.skips else 1  # after the first, each sees the skip of its level too
+        inputs = (1024, seen * 512, seen * 256, seen * 128, seen * 64)
         outputs = (512, 256, 128, 64, 32)
-        self.up = nn.ModuleList(UpConvNorm(a, b, dims=3) for a, b in zip(inputs, outputs, strict=True))
+        grow = config.volume_grow
+        self.up = nn.ModuleList(UpConvNorm(a, b, dims=3, grow=grow) for a, b in zip(inputs, outputs, strict=True))
         self.out_channels = 32 + channels
-        self.last = ConvNorm(self.out_channels, self.out_channels, dims=3)
+        self.last: nn.Module = nn.Identity()
+        if self.skips:
+            self.last = ConvNorm(self.out_channels, self.out_channels, dims=3)
 
     def forward(self, x: Tensor) -> Tensor:
         skips = [x]
@@ -65,7 +70,10 @@ class Hourglass(nn.Module):
             skips.append(down(skips[-1]))
         x = skips.pop()  # (B, 1024, D, h/32, h/32)
         for up in self.up:
-            x = torch.cat([up(x), skips.pop()], 1)
+            x = up(x)
+            if self.skips or len(skips) == 1:
+                x = torch.cat([x, skips[-1]], 1)
+            skips.pop()
         return self.last(x)  # (B, 32 + n, D, h, h)
 
 
@@ -74,7 +82,7 @@ class Motion(NamedTuple):
 
     flow: Tensor  # (B, D, h, h, 3), source coordinates in -1..1
     occlusion: Tensor  # (B, 1, h, h), 0 hidden .. 1 visible
-    masks: Tensor  # (B, K + 1, D, h, h), sum to 1; slot 0 is the background
+    masks: Tensor  # (B, K + 1, D, h, h), sum to 1 without a floor; slot 0 is the background
 
 
 class MotionField(nn.Module):
@@ -89,8 +97,10 @@ class MotionField(nn.Module):
         slots = config.keypoints + 1
         self.config = config
         self.volumetric = True
-        self.squeeze = ConvNorm(config.volume_channels, config.motion_channels, 1, dims=3)
-        self.hourglass = Hourglass(slots * (config.motion_channels + 1))
+        self.squeeze: nn.Module = ConvNorm(config.volume_channels, config.motion_channels, 1, dims=3)
+        if not config.squeeze_norm:
+            self.squeeze = nn.Conv3d(config.volume_channels, config.motion_channels, 1)
+        self.hourglass = Hourglass(slots * (config.motion_channels + 1), config)
         channels = self.hourglass.out_channels
         self.mask = nn.Conv3d(channels, slots, 7, padding=3)
         self.occlusion = nn.Conv2d(channels * config.volume_depth, 1, 7, padding=3)
@@ -106,6 +116,8 @@ class MotionField(nn.Module):
         x = torch.cat([heat, warped], 2).reshape(batch, -1, depth, height, width)  # (B, 5(K+1), D, h, h)
         x = self.hourglass(x)  # (B, 32 + 5(K+1), D, h, h)
         masks = self.mask(x).softmax(1)  # (B, K+1, D, h, h)
+        if self.config.mask_floor:
+            masks = torch.where(masks < self.config.mask_floor, torch.zeros_like(masks), masks)
         flow = (masks.reshape(batch, slots, -1, 1) * flows).sum(1)  # (B, D*h*h, 3)
         occlusion = torch.sigmoid(self.occlusion(x.flatten(1, 2)))  # (B, 1, h, h)
         return Motion(flow.reshape(batch, depth, height, width, 3), occlusion, masks)
@@ -165,9 +177,11 @@ class OriginalHead(nn.Module):
         self.residuals = nn.Sequential(*(Residual(256, spectral=spectral) for _ in range(6)))
         self.up = nn.Sequential(UpConvNorm(256, 128, spectral=spectral), UpConvNorm(128, 64, spectral=spectral))
         self.final = convolution(64, 3, 7, spectral=spectral)
+        self.clip = config.output == "clip"
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(self.final(self.up(self.residuals(x))))
+        x = self.final(self.up(self.residuals(x)))
+        return x.clamp(0, 1) if self.clip else torch.sigmoid(x)
 
 
 class SpadeHead(nn.Module):

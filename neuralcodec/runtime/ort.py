@@ -1,8 +1,14 @@
-"""Networks in ONNX Runtime, on the CPU or an NVIDIA GPU. Knows no network by name and never falls back in silence."""
+"""Networks in ONNX Runtime, on the CPU or an NVIDIA GPU. Knows no network by name and never falls back in silence.
+
+NOT RUN ON A GPU BY US: the CUDA and TensorRT providers are driven as their documentation says, and what the CPU wheel
+has of it (binding, device values, copies between them, where each node runs) is tested on the CPU.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +16,16 @@ import numpy as np
 
 from neuralcodec.errors import BackendUnavailableError, InferenceError, PackError
 from neuralcodec.motion import Array
+from neuralcodec.runtime.engine import cache_folder
 from neuralcodec.runtime.session import Port, check_feeds, check_outputs
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "ort-tensorrt": "TensorrtExecutionProvider",  # engines inside ONNX Runtime; runtime/trt.py is TensorRT without it
+}
+HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "GridSample"}  # on a GPU, one of these on the CPU spoils everything
+PLANS_KEPT = 8  # sets of input shapes a GPU session keeps buffers (and a CUDA graph) for
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -27,10 +40,20 @@ ERRORS_ONLY = 3  # ONNX Runtime's log severity; its warnings about providers are
 
 
 class OrtSession:
-    """A :class:`neuralcodec.runtime.session.Session` in ONNX Runtime."""
+    """A :class:`neuralcodec.runtime.session.Session` in ONNX Runtime.
+
+    cuda_graphs: on a GPU, record the kernels of each set of input shapes once and replay them. Off by default until
+    somebody has run it on hardware.
+    """
 
     def __init__(
-        self, graph: bytes | Path, *, device: str = "cpu", threads: int | None = None, check_finite: bool = False
+        self,
+        graph: bytes | Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        check_finite: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         ort = _onnxruntime()
         wanted = PROVIDERS[device]
@@ -40,12 +63,16 @@ class OrtSession:
                 f"{', '.join(ort.get_available_providers())}: pip uninstall onnxruntime, "
                 "then pip install 'neuralcodec[gpu]'."
             )
-        if device == "cuda":
+        if device != "cpu":
             _preload_cuda(ort)
         self._ort = ort
-        self._device = device
+        self._device = "cpu" if device == "cpu" else "cuda"  # where its memory is
         self._check_finite = check_finite
-        self._session = _load(ort, graph, wanted, threads)
+        self._graphs = cuda_graphs and device != "cpu"
+        self._lock = threading.Lock()
+        self._plans: dict[tuple[tuple[int, ...], ...], _Bound] = {}
+        self._captured = 0
+        self._session = _load(ort, graph, device, threads, cuda_graphs=self._graphs)
         found = self._session.get_providers()
         if found[:1] != [wanted]:
             raise BackendUnavailableError(
@@ -54,16 +81,21 @@ class OrtSession:
             )
         self.provider: str = wanted
         self._name: str = self._session.get_modelmeta().graph_name or "the network"
+        if device != "cpu":
+            check_placement(self._name, wanted, placement(self._session))
         self._ports = {i.name: _port(i) for i in self._session.get_inputs()}
+        self._results = {o.name: _port(o) for o in self._session.get_outputs()}
         self.input_shapes = {name: port.shape for name, port in self._ports.items()}
-        self.output_names: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+        self.output_names: tuple[str, ...] = tuple(self._results)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        check_feeds(self._name, self._ports, {name: self._describe(value) for name, value in feeds.items()})
-        placed = {name: value for name, value in feeds.items() if isinstance(value, self._ort.OrtValue)}
+        described = {name: self._describe(value) for name, value in feeds.items()}
+        check_feeds(self._name, self._ports, described)
+        placed = any(isinstance(value, Placed) for value in feeds.values())
         try:
-            if placed:
-                arrays = self._run_bound(feeds, placed)
+            if placed or self._device != "cpu":
+                with self._lock:
+                    arrays = self._plan({name: described[name][1] for name in self._ports}).run(feeds)
             else:
                 arrays = self._session.run(self.output_names, dict(feeds))
         except Exception as error:  # ONNX Runtime raises a dozen types of its own, all derived from Exception alone
@@ -80,25 +112,114 @@ class OrtSession:
 
     def _to_device(self, arrays: Mapping[str, Array]) -> dict[str, Any]:
         make = self._ort.OrtValue.ortvalue_from_numpy
-        return {name: make(np.ascontiguousarray(array), self._device, 0) for name, array in arrays.items()}
+        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        return {name: Placed(array, make(array, self._device, 0)) for name, array in whole.items()}
 
-    def _run_bound(self, feeds: Mapping[str, Any], placed: Mapping[str, Any]) -> list[Array]:
-        binding = self._session.io_binding()
-        for name, value in feeds.items():
-            if name in placed:
-                binding.bind_ortvalue_input(name, value)
-            else:
-                binding.bind_cpu_input(name, np.ascontiguousarray(value))
-        for name in self.output_names:
-            binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding)
-        return list(binding.copy_outputs_to_cpu())
+    def _plan(self, shapes: Mapping[str, tuple[int, ...]]) -> _Bound:
+        key = tuple(shapes.values())
+        if key not in self._plans:
+            if len(self._plans) == PLANS_KEPT:
+                del self._plans[next(iter(self._plans))]
+            sizes = {n: v for name, port in self._ports.items() for n, v in zip(port.shape, shapes[name], strict=True)}
+            self._captured += 1
+            self._plans[key] = _Bound(
+                self._ort,
+                self._session,
+                self._device,
+                {name: (port.dtype, shapes[name]) for name, port in self._ports.items()},
+                {
+                    name: (port.dtype, tuple(n if isinstance(n, int) else sizes.get(n) for n in port.shape))
+                    for name, port in self._results.items()
+                },
+                str(self._captured) if self._graphs else None,
+            )
+        return self._plans[key]
 
     def _describe(self, value: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:
-        if isinstance(value, self._ort.OrtValue):
-            return np.dtype(DTYPES[value.data_type()]), tuple(value.shape())
-        array = np.asarray(value)
+        array = value.array if isinstance(value, Placed) else np.asarray(value)
         return array.dtype, array.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """An input that lies in device memory already, and where it came from."""
+
+    array: Array
+    value: Any  # an OrtValue
+
+
+class _Bound:
+    """Device buffers and bindings for one set of input shapes.
+
+    A placed input (the features of a reference) is bound where it lies. A recorded CUDA graph reads from fixed
+    addresses, so with graphs it is copied into the buffer instead, once for the many frames it serves.
+    """
+
+    def __init__(
+        self,
+        ort: Any,
+        session: Any,
+        device: str,
+        inputs: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
+        outputs: Mapping[str, tuple[np.dtype[Any], tuple[int | None, ...]]],
+        graph_id: str | None,
+    ) -> None:
+        self._session, self._binding = session, session.io_binding()
+        make = ort.OrtValue.ortvalue_from_shape_and_type
+        self._inputs = {name: make(list(shape), dtype, device, 0) for name, (dtype, shape) in inputs.items()}
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, (dtype, shape) in outputs.items():
+            if None in shape:  # a size that no input tells: let ONNX Runtime make room at each run
+                self._binding.bind_output(name, device)
+            else:
+                self._binding.bind_ortvalue_output(name, make(list(shape), dtype, device, 0))
+        self._held: dict[str, Placed] = {}
+        self._fixed = graph_id is not None
+        self._options = ort.RunOptions()
+        if graph_id is not None:
+            self._options.add_run_config_entry("gpu_graph_id", graph_id)
+
+    def run(self, feeds: Mapping[str, Any]) -> list[Array]:
+        for name, buffer in self._inputs.items():
+            value, held = feeds[name], self._held.get(name)
+            if isinstance(value, Placed):
+                if held is not value and self._fixed:
+                    buffer.update_inplace(value.array)
+                elif held is not value:
+                    self._binding.bind_ortvalue_input(name, value.value)
+                self._held[name] = value
+                continue
+            if held is not None and not self._fixed:
+                self._binding.bind_ortvalue_input(name, buffer)
+            self._held.pop(name, None)
+            buffer.update_inplace(np.ascontiguousarray(value))
+        self._binding.synchronize_inputs()
+        self._session.run_with_iobinding(self._binding, self._options)
+        self._binding.synchronize_outputs()
+        return [np.array(value.numpy()) for value in self._binding.get_outputs()]
+
+
+def placement(session: Any) -> dict[str, list[str]]:
+    """Operators by the provider that runs them; empty where this ONNX Runtime does not tell (before 1.24)."""
+    tell = getattr(session, "get_provider_graph_assignment_info", None)
+    if tell is None:
+        return {}
+    found: dict[str, list[str]] = {}
+    for part in tell():
+        found.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
+    return found
+
+
+def check_placement(network: str, provider: str, found: Mapping[str, Sequence[str]]) -> None:
+    """Raise :class:`BackendUnavailableError` where heavy operators would run on the CPU beside a GPU provider."""
+    left = sorted(HEAVY.intersection(found.get(PROVIDERS["cpu"], ())))
+    if left:
+        count = sum(op in HEAVY for op in found[PROVIDERS["cpu"]])
+        raise BackendUnavailableError(
+            f"{provider} does not run {count} operators of {network} ({', '.join(left)}), they would run on the CPU: "
+            "update onnxruntime-gpu to 1.25 or later, or export the graph with --no-volumetric."
+        )
 
 
 def cuda_usable() -> bool:
@@ -112,6 +233,11 @@ def cuda_usable() -> bool:
     except Exception:  # no driver, no device, no library: each its own type, and each means no
         return False
     return True
+
+
+def provider_names() -> list[str]:
+    """Execution providers that the installed ONNX Runtime was built with."""
+    return list(_onnxruntime().get_available_providers())
 
 
 def _onnxruntime() -> Any:
@@ -131,7 +257,7 @@ def _preload_cuda(ort: Any) -> None:
         preload()
 
 
-def _load(ort: Any, graph: bytes | Path, provider: str, threads: int | None) -> Any:
+def _load(ort: Any, graph: bytes | Path, device: str, threads: int | None, *, cuda_graphs: bool = False) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or 0
@@ -140,20 +266,40 @@ def _load(ort: Any, graph: bytes | Path, provider: str, threads: int | None) -> 
     # shared with another busy process, render at 256: 64 ms a frame and 61 ms of CPU without, 106 and 111 with.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = ERRORS_ONLY
-    providers = [provider] if provider == PROVIDERS["cpu"] else [provider, PROVIDERS["cpu"]]
+    if device != "cpu":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     source: Any = graph if isinstance(graph, bytes) else str(graph)
     if isinstance(graph, Path) and not graph.is_file():
         raise PackError(f"{graph} is not there; a model pack holds its networks as .onnx files.")
     try:
-        return ort.InferenceSession(source, options, providers=providers)
+        return ort.InferenceSession(source, options, providers=providers(device, cuda_graphs=cuda_graphs))
     except Exception as error:
         what = str(graph) if isinstance(graph, Path) else f"The network ({len(graph)} bytes)"
         raise PackError(f"{what} cannot be loaded by ONNX Runtime {ort.__version__}: {_first_line(error)}") from error
 
 
+def providers(device: str, *, cuda_graphs: bool = False) -> list[tuple[str, dict[str, str]]]:
+    """Execution providers for a device, the wanted one first, with their options."""
+    graphs = "1" if cuda_graphs else "0"
+    cuda = (PROVIDERS["cuda"], {"enable_cuda_graph": graphs, "cudnn_conv_algo_search": "EXHAUSTIVE"})
+    engines = cache_folder() / "onnxruntime"
+    trt = (
+        PROVIDERS["ort-tensorrt"],
+        {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(engines),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(engines),
+            "trt_cuda_graph_enable": graphs,
+        },
+    )
+    cpu: tuple[str, dict[str, str]] = (PROVIDERS["cpu"], {})
+    return {"cpu": [cpu], "cuda": [cuda, cpu], "ort-tensorrt": [trt, cuda, cpu]}[device]
+
+
 def _port(value: Any) -> Port:
     if value.type not in DTYPES:
-        raise PackError(f"Input {value.name!r} is a {value.type}; networks here take {', '.join(DTYPES)}.")
+        raise PackError(f"The tensor {value.name!r} is a {value.type}; networks here take {', '.join(DTYPES)}.")
     shape = tuple(
         size if isinstance(size, int) else str(size or f"{value.name}_{axis}") for axis, size in enumerate(value.shape)
     )

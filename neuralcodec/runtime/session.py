@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ import numpy as np
 from neuralcodec.errors import BackendUnavailableError, InferenceError
 from neuralcodec.motion import Array
 
-DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+DEVICES = ("auto", "cpu", "cuda", "tensorrt", "ort-tensorrt")
 
 
 class Session(Protocol):
@@ -56,8 +57,9 @@ def open_session(
     """Load an ONNX graph onto a device.
 
     device: "cpu" and "cuda" run in ONNX Runtime, "tensorrt" builds (or finds) an engine for the GPU in this machine,
-    "auto" takes CUDA where it works and the CPU elsewhere. What was asked for is checked: a device that is not there
-    raises :class:`BackendUnavailableError`, nothing falls back in silence.
+    "ort-tensorrt" leaves that to ONNX Runtime's own TensorRT provider, "auto" takes CUDA where it works and the CPU
+    elsewhere. What was asked for is checked: a device that is not there, or a provider that leaves convolutions to the
+    CPU, raises :class:`BackendUnavailableError`; nothing falls back in silence.
     threads: CPU threads of this session, None for one per physical core. Ignored on a GPU.
     check_finite: raise :class:`InferenceError` when an output holds NaN or infinity. Costs a pass over the outputs.
     """
@@ -74,6 +76,24 @@ def open_session(
     if device == "auto":
         device = "cuda" if cuda_usable() else "cpu"
     return OrtSession(graph, device=device, threads=threads, check_finite=check_finite)
+
+
+def present_devices() -> list[str]:
+    """The devices of this machine that networks can run on, the CPU first."""
+    from neuralcodec.runtime.engine import load_cuda
+    from neuralcodec.runtime.ort import PROVIDERS, cuda_usable, provider_names
+
+    devices = ["cpu"]
+    if cuda_usable():
+        devices.append("cuda")
+        devices += ["ort-tensorrt"] * (PROVIDERS["ort-tensorrt"] in provider_names())
+    if find_spec("tensorrt") is not None:
+        try:
+            load_cuda()
+            devices.append("tensorrt")
+        except BackendUnavailableError:
+            pass
+    return devices
 
 
 def check_feeds(

@@ -2,7 +2,8 @@
 
 motion       L, H, Delta of `portrait` on tight face pictures, guided by landmark labels
 render       F, M, G of `portrait`, driven by labels (through the codec's quantizer where tables are given)
-joint        everything at once on picture pairs: the paper's six losses, plus landmark guidance where K = 30
+joint        everything at once on picture pairs: the paper's six losses for `paper`; for `portrait` those of render,
+             with landmark guidance in place of the unsupervised ones
 adversarial  render plus a discriminator (hinge and feature matching)
 """
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuralcodec.models import Networks
+from neuralcodec.models import MotionOutput, Networks
 from neuralcodec.models.discriminator import Discriminator
 from neuralcodec.models.portrait import EYES, MOUTH, PATCH, PATCH_DOWN, PATCH_GROW
 from neuralcodec.quantizer import MotionTables
@@ -69,9 +70,11 @@ class Phase:
         perceive: Perception,
         tables: MotionTables | None = None,
         coded: float = 0.0,
+        near: float = 0.3,
         device: Any = "cpu",
     ) -> None:
-        self.name, self.nets, self.perceive, self.tables, self.coded = name, nets, perceive, tables, coded
+        self.name, self.nets, self.perceive, self.tables = name, nets, perceive, tables
+        self.coded, self.near = coded, near  # shares of the pairs, see random_pairs
         self.trained: list[nn.Module] = {
             "motion": [nets.motion],
             "joint": [nets.motion, nets.reference, nets.render],
@@ -82,7 +85,7 @@ class Phase:
     def batch(self, clips: list[Clip], count: int, random: torch.Generator) -> tuple[Any, Any]:
         if self.name == "motion":
             return random_patches(clips, count, PATCH, random, PATCH_GROW, PATCH_DOWN)
-        return random_pairs(clips, count, random, coded=self.coded, tables=self.tables)
+        return random_pairs(clips, count, random, near=self.near, coded=self.coded, tables=self.tables)
 
     def terms(self, a: Any, b: Any) -> Terms:
         """Loss terms of the trained modules; "psnr" among them is for the log."""
@@ -108,9 +111,6 @@ def motion_terms(nets: Networks, frames: Frames, face: Tensor) -> Terms:
     def mean(x: Tensor) -> Tensor:  # over the patches that show a face
         return (x.flatten(1).mean(1) * face).sum() / face.sum().clamp_min(1)
 
-    def gaps(points: Tensor) -> Tensor:
-        return torch.stack([points[:, low, 1] - points[:, high, 1] for low, high in GAPS], 1)
-
     sizes = (torch.log(size[:, 0].float()) - torch.log(frames.scale)).abs()[:, None]
     return {
         "points": 20 * mean((composed - frames.keypoints).abs() * fine),
@@ -134,12 +134,8 @@ def render_terms(
         source.image, *nets.reference(source.image),
         xs=jittered(source.keypoints), rs=source.rotation, xd=jittered(driving.keypoints), rd=driving.rotation,
     )  # fmt: skip
-    weight = face_weight(driving.keypoints, picture.shape[-1])
     return {
-        "picture": 5 * ((picture - driving.image).abs() * weight).mean(),
-        "copied": 1.5 * ((copied - driving.image).abs() * weight).mean(),
-        "edges": 12 * gradient_loss(picture, driving.image, 3, weight),
-        **perceive(picture, driving.image, driving.keypoints),
+        **picture_terms(picture, copied, driving, perceive),
         **(judged(critic, picture, driving.image, driving.keypoints) if critic else {}),
         "psnr": psnr(picture.detach(), driving.image),
         "rendered": picture.detach(),
@@ -150,35 +146,71 @@ def joint_terms(
     nets: Networks, source: Frames, driving: Frames, perceive: Perception, critic: Discriminator | None = None
 ) -> Terms:
     """The paper's training step (section 3.3): keypoints from both pictures, the driving one made from the source."""
-    portrait = nets.config.name == "portrait"
-
-    def box(frames: Frames) -> Tensor | None:
-        return torch.cat([frames.translation, frames.scale[:, None]], 1) if portrait else None
-
-    found_s, found_d = nets.motion(source.image, box(source)), nets.motion(driving.image, box(driving))
+    if nets.config.name == "portrait":
+        return guided_terms(nets, source, driving, perceive)
+    found_s, found_d = nets.motion(source.image, None), nets.motion(driving.image, None)
     xs, xd = found_s.keypoints(), found_d.keypoints(found_s.canonical)
     warp = RandomWarp.sample(len(xs), device=xs.device)
-    found_w = nets.motion(warp.image(driving.image), box(driving))
+    found_w = nets.motion(warp.image(driving.image), None)
     out = nets.render(
         source.image, *nets.reference(source.image), source_keypoints=xs, source_rotation=found_s.rotation,
                       driving_keypoints=xd, driving_rotation=found_d.rotation)  # fmt: skip
-    terms = {
+    return {
         "equivariance": WEIGHTS.equivariance * equivariance_loss(found_d.keypoints(), found_w.keypoints(), warp),
         "pose": WEIGHTS.head_pose / 20 * head_pose_loss(found_d.rotation, driving.rotation),
         "expression": WEIGHTS.expression * expression_loss(found_d.delta),
+        "prior": WEIGHTS.keypoint_prior * keypoint_prior(found_d.keypoints()),
         "edges": 12 * gradient_loss(out, driving.image, 3, face_weight(driving.keypoints, out.shape[-1])),
         **perceive(out, driving.image, driving.keypoints),
         **(judged(critic, out, driving.image, xd) if critic else {}),
         "psnr": psnr(out.detach(), driving.image),
         "rendered": out.detach(),
     }
-    if portrait:
-        fine = FINE.to(xs.device)
-        terms["points"] = 20 * (landmark_loss(found_s.keypoints(), source.keypoints, fine)
-                                + landmark_loss(found_d.keypoints(), driving.keypoints, fine))  # fmt: skip
-    else:
-        terms["prior"] = WEIGHTS.keypoint_prior * keypoint_prior(found_d.keypoints())
-    return terms
+
+
+def guided_terms(nets: Networks, source: Frames, driving: Frames, perceive: Perception) -> Terms:
+    """`portrait` as the codec runs it: found motion drives the renderer, whose error then trains the motion network.
+
+    Labels keep the keypoints where their names say; the picture decides the rest, below what labels can tell.
+    """
+
+    def found(frames: Frames) -> MotionOutput:
+        box = torch.cat([frames.translation, frames.scale[:, None]], 1)
+        jitter = torch.randn_like(box) * torch.tensor([0.04, 0.04, 0.04], device=box.device) * box[:, 2:]
+        return nets.motion(frames.image, box + jitter)  # as following a face does
+
+    a, b = found(source), found(driving)
+    xs, xd = a.keypoints(), b.keypoints(a.canonical)
+    rounding = 0.5 * JITTER * torch.randn_like(xd)  # what the quantizer adds at low rates
+    picture, copied, _ = nets.render_full(
+        source.image, *nets.reference(source.image), xs=xs, rs=a.rotation, xd=xd + rounding, rd=b.rotation
+    )
+    fine = FINE.to(xs.device)
+    return {
+        **picture_terms(picture, copied, driving, perceive),
+        "points": 10 * (landmark_loss(a.keypoints(), source.keypoints, fine)
+                        + landmark_loss(b.keypoints(), driving.keypoints, fine)),
+        "gaps": 10 * (gaps(b.keypoints()) - gaps(driving.keypoints)).abs().mean(),
+        "turn": 2 * (b.rotation - driving.rotation).abs().mean(),
+        "psnr": psnr(picture.detach(), driving.image),
+        "rendered": picture.detach(),
+    }  # fmt: skip
+
+
+def picture_terms(picture: Tensor, copied: Tensor, wanted: Frames, perceive: Perception) -> Terms:
+    """What a rendered picture is held to: colours and edges, most at eyes and mouth, and a face network's features."""
+    weight = face_weight(wanted.keypoints, picture.shape[-1])
+    return {
+        "picture": 5 * ((picture - wanted.image).abs() * weight).mean(),
+        "copied": 1.5 * ((copied - wanted.image).abs() * weight).mean(),
+        "edges": 12 * gradient_loss(picture, wanted.image, 3, weight),
+        **perceive(picture, wanted.image, wanted.keypoints),
+    }
+
+
+def gaps(points: Tensor) -> Tensor:
+    """Openings of lids and lips (B, 4) of keypoints (B, 30, 3)."""
+    return torch.stack([points[:, low, 1] - points[:, high, 1] for low, high in GAPS], 1)
 
 
 def judged(critic: Discriminator, picture: Tensor, real: Tensor, keypoints: Tensor) -> Terms:

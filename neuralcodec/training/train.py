@@ -26,11 +26,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from neuralcodec.errors import NeuralCodecError
 from neuralcodec.models import ModelConfig, build
 from neuralcodec.quantizer import MotionTables
 from neuralcodec.training.data import Clip, gather, load_clips, mean_shape
 from neuralcodec.training.losses import FaceFeatureLoss, PerceptualLoss
 from neuralcodec.training.phases import PHASES, Perception, Phase, psnr
+from neuralcodec.training.start import freeze_norms, load_graphs
 
 NOT_LOSSES = ("psnr", "rendered")  # among a phase's terms
 
@@ -41,6 +43,7 @@ class Options:
 
     data: Path
     out: Path
+    start: Path | None = None
     preset: str = "portrait"
     phase: str = "render"
     minutes: float = 10.0
@@ -52,6 +55,7 @@ class Options:
     vgg: Path | None = None
     tables: Path | None = None
     coded: float = 0.0
+    near: float = 0.3
     seed: int = 0
     save_every: int = 500
     sample_every: int = 2000
@@ -97,15 +101,18 @@ class Run:
         self.latest, self.smooth = o.out / "networks.safetensors", o.out / "average.safetensors"
         if self.latest.exists():
             self.nets.load_state_dict(load_file(self.latest))
+        elif o.start is not None:
+            load_graphs(self.nets, o.start)
         self.average.load_state_dict(load_file(self.smooth) if self.smooth.exists() else self.nets.state_dict())
-        self.nets.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.nets.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._train_mode()
         self.average.to(self.device).requires_grad_(False)
         perceive = Perception(
             FaceFeatureLoss(o.face_net).to(self.device) if o.face_net else None,
             PerceptualLoss(o.vgg).to(self.device) if o.vgg else None,
         )
         tables = MotionTables.load(o.tables) if o.tables else None
-        self.phase = Phase(o.phase, self.nets, perceive, tables, o.coded, self.device)
+        self.phase = Phase(o.phase, self.nets, perceive, tables, o.coded, o.near, self.device)
         self.trained = [p for part in self.phase.trained for p in part.parameters()]
         self.optimizer = torch.optim.AdamW(self.trained, lr=o.rate, betas=(0.9, 0.99), weight_decay=1e-4)
         self.memory = o.out / f"{o.phase}.safetensors"
@@ -116,6 +123,11 @@ class Run:
             if self.critic_file.exists():
                 self.phase.critic.load_state_dict(load_file(self.critic_file))
             self.judge = torch.optim.AdamW(self.phase.critic.parameters(), lr=2e-4, betas=(0.5, 0.999))
+
+    def _train_mode(self) -> None:
+        self.nets.train()
+        if self.options.start is not None:
+            freeze_norms(self.nets)
 
     def learn(self, a: Any, b: Any, rate: float) -> dict[str, Tensor]:
         """One optimizer step on one batch."""
@@ -302,6 +314,9 @@ def main() -> None:
     p = argparse.ArgumentParser(prog="neuralcodec.training.train", description="Train a model pack's networks.")
     p.add_argument("data", type=Path, help="folder with train/ and val/ as neuralcodec.training.prepare writes them")
     p.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoints, log, pictures")
+    p.add_argument(
+        "--start", type=Path, help="pack folder whose weights a new run begins with; its norms, folded, stay frozen"
+    )
     p.add_argument("--preset", choices=("portrait", "paper"), default="portrait")
     p.add_argument("--phase", choices=PHASES, default="render")
     p.add_argument("--minutes", type=float, default=10.0, help="wall-clock time of this run; the rate falls over it")
@@ -313,6 +328,7 @@ def main() -> None:
     p.add_argument("--vgg", type=Path, help="torchvision's vgg19 state dict for the paper's perceptual loss")
     p.add_argument("--tables", type=Path, help="motion tables: the renderer then sees motion as the decoder will")
     p.add_argument("--coded", type=float, default=0.0, help="share of source pictures sent through the reference codec")
+    p.add_argument("--near", type=float, default=0.3, help="share of pairs at most half a second apart")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     p.add_argument("--sample-every", type=int, default=2000, help="steps between validations with a contact sheet")
@@ -323,7 +339,10 @@ def main() -> None:
         p.error("--phase motion is for --preset portrait; the paper's networks train together: --phase joint")
     if options.phase in ("render", "adversarial") and options.preset != "portrait":
         p.error(f"--phase {options.phase} needs keypoints that are labelled; train --preset paper with --phase joint")
-    print(json.dumps(train(options)))
+    try:
+        print(json.dumps(train(options)))
+    except NeuralCodecError as error:
+        raise SystemExit(f"neuralcodec.training.train: {error}") from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""A sender may show a registered picture of somebody in place of the camera's: motion is carried over from one face to
+the other before it is coded. Knows no packets.
+
+This happens at the sender only, with a picture the sender holds and says who agreed to. A receiver has no way to choose
+whom it sees: a stream binds motion to the reference pictures its sender chose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from .errors import NoFaceError
+from .face import Square, crop, frames_head, head_square
+from .inference import Inference, MotionEstimate
+from .motion import Array, MotionParams
+
+Transfer = Literal["relative", "absolute"]
+SIZES = (0.6, 1.6)  # times its size in the picture: the avatar grows and shrinks no further
+PLACES = (-0.6, 0.6)  # coded-picture units: its face stays in the picture
+
+
+@dataclass(frozen=True, eq=False)
+class Avatar:
+    """A picture to be driven, for ``Encoder(avatar=...)``.
+
+    picture: uint8 RGB (H, W, 3) with one face, of any size; it is cropped to head and shoulders.
+    consent: who agreed to be shown so, in words; kept at the sender and never sent. Without one there is no avatar.
+    transfer: "relative" adds the sender's movement since the first frame to the picture's own pose and expression, and
+    suits a sender who starts with a calm face; "absolute" takes the sender's pose and expression as they are. Place and
+    size always move relative to the first frame, in units of the avatar's own face.
+    ValueError when something of this is missing or of the wrong kind.
+    """
+
+    picture: Array
+    consent: str
+    transfer: Transfer = "relative"
+
+    def __post_init__(self) -> None:
+        picture: Any = self.picture
+        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+            found = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+            raise ValueError(f"An avatar's picture is a uint8 RGB (H, W, 3) array; found {found}.")
+        if not isinstance(self.consent, str) or not self.consent.strip():
+            raise ValueError("An avatar needs consent: say in words who agreed to be shown with another's motion.")
+        if self.transfer not in get_args(Transfer):
+            raise ValueError(f"transfer is {self.transfer!r}; expected 'relative' or 'absolute'.")
+        object.__setattr__(self, "picture", picture.copy())
+
+
+class AvatarDriver:
+    """Turns what the camera's face does into what the avatar's face does.
+
+    tile: the avatar's head and shoulders, uint8 RGB (S, S, 3): the picture that is coded. square: where that is in
+    itself, so to speak: the whole of it.
+    """
+
+    def __init__(self, avatar: Avatar, networks: Inference) -> None:
+        picture, size = avatar.picture, networks.pack.size
+        faces = networks.detector.detect(picture)
+        if not faces:
+            raise NoFaceError("No face was found in the avatar's picture; use a frontal one with head and shoulders.")
+        extent = picture.shape[1], picture.shape[0]
+        whole = Square.covering(extent)
+        self.tile = crop(picture, whole if frames_head(faces[0], extent) else head_square(faces[0], extent), size)
+        self.square = Square(0, 0, size)
+        self.size = (size, size)
+        self._own = networks.reference(self.tile).estimate
+        self._transfer = avatar.transfer
+        self._start: tuple[MotionEstimate, Square] | None = None
+
+    def recenter(self) -> None:
+        """Take the next frame for the sender's calm face."""
+        self._start = None
+
+    def driven(self, estimate: MotionEstimate, square: Square) -> MotionEstimate:
+        """The avatar's motion, in ``self.square``, for the sender's ``estimate`` made in ``square`` of the camera."""
+        if self._start is None:
+            self._start = estimate, square
+        start, there = self._start
+        now = estimate.placed(square, there)  # the crop may have followed the face since
+        return replace(self._own, motion=self._carried(start, now), confidence=estimate.confidence)
+
+    def _carried(self, start: MotionEstimate, now: MotionEstimate) -> MotionParams:
+        own, first, latest = self._own.motion, start.motion, now.motion
+        # of one identity, so that its error is not taken for expression
+        expression = now.relative_to(start.canonical).delta
+        rotation = latest.rotation
+        if self._transfer == "relative":
+            expression = own.delta + expression - first.delta
+            rotation = own.rotation @ (first.rotation.T @ latest.rotation)
+        size = float(np.clip(latest.scale / first.scale, *SIZES))
+        moved = (latest.translation - first.translation) * np.float32(own.scale / first.scale)
+        place = own.translation + moved
+        place[:2] = np.clip(place[:2], np.minimum(PLACES[0], own.translation[:2]),
+                            np.maximum(PLACES[1], own.translation[:2]))  # fmt: skip
+        return MotionParams.from_matrix(rotation, place, own.scale * size, expression)

@@ -1,0 +1,91 @@
+"""What a sender adds so that a stream survives loss: frames sent again, parity of pictures, intra frames more often.
+
+Knows packets and symbols, no networks and no clock. See FORMAT.md section 13 for what a receiver makes of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .entropy import EntropyCoder
+from .packet import Bundle, Motion, Packet
+from .quantizer import Symbols
+from .rate import PERIOD
+
+
+@dataclass(frozen=True)
+class Protection:
+    """again: how many frames before it each motion packet repeats. parity: XOR packets per still or key, at most; an
+    update is sent twice instead. period: seconds between intra frames nobody asked for."""
+
+    again: int
+    parity: int
+    period: float
+
+
+# From this share of lost packets on. One repeated frame costs about 5 bytes, a parity packet as much as a fragment.
+LADDER = (
+    (0.15, Protection(2, 2, PERIOD / 2)),
+    (0.03, Protection(1, 1, PERIOD)),
+    (0.0, Protection(0, 0, PERIOD)),
+)
+AGAIN_MAX = 8  # frames that can be sent again
+RISE, FALL = 0.5, 0.1  # of the way from the loss believed in to the loss reported: worse is believed sooner
+
+
+def protection(loss: float) -> Protection:
+    """What to add when this share of packets, 0..1, is being lost."""
+    return next(choice for floor, choice in LADDER if loss >= floor)
+
+
+def believed(before: float, reported: float) -> float:
+    """The loss to protect against after one more report."""
+    return before + (reported - before) * (RISE if reported > before else FALL)
+
+
+Frame = tuple[Motion, Symbols]  # a frame and what its packet would say without others; the payload is empty
+
+
+class Aggregator:
+    """Puts frames into packets: so many new ones in each, and in front of them the last frames sent before, again.
+
+    share: new frames that wait for each other. Frames that cannot be coded as one group make a bundle.
+    """
+
+    def __init__(self, coder: EntropyCoder, share: int = 1) -> None:
+        self._coder, self._share = coder, share
+        self._sent: list[Frame] = []  # since the last intra frame, which starts it; no more than can be sent again
+        self._new: list[Frame] = []
+
+    def add(self, head: Motion, symbols: Symbols, again: int) -> list[Packet]:
+        """The packets that are full now, or that this frame cannot join. again: frames to repeat, 0 for none."""
+        frame = head, symbols
+        ready = [] if not self._new or _joins(self._new[-1], frame) else self.close(again)
+        if head.intra:
+            self._sent.clear()
+        self._new.append(frame)
+        return ready + self.close(again) if head.intra or len(self._new) >= self._share else ready
+
+    def close(self, again: int) -> list[Packet]:
+        """The packet of the frames that were waiting, if any were."""
+        if not self._new:
+            return []
+        frames = self._sent[max(0, len(self._sent) - again) :] + self._new
+        self._sent, self._new = frames[-AGAIN_MAX:], []
+        runs: list[list[Frame]] = []
+        for frame in frames:
+            if runs and _joins(runs[-1][-1], frame):
+                runs[-1].append(frame)
+            else:
+                runs.append([frame])
+        packets: list[Packet] = [
+            replace(run[0][0], payload=self._coder.encode([s for _, s in run]), frames=len(run)) for run in runs
+        ]
+        return packets if len(packets) == 1 else [Bundle(tuple(packets))]
+
+
+def _joins(before: Frame, now: Frame) -> bool:
+    """Whether a frame can follow another inside one packet."""
+    (a, _), (b, _) = before, now
+    plain = not (a.intra or b.intra or b.reference is not None or b.pts_step is not None)
+    return plain and (a.level, a.components, a.as_is) == (b.level, b.components, b.as_is)

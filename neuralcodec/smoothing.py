@@ -1,0 +1,61 @@
+"""Takes the tremble out of pose and expression without waiting for a later frame: the one-euro filter.
+
+Casiez, Roussel and Vogel, "1 Euro Filter" (CHI 2012): a first-order low pass whose cutoff rises with speed, so that a
+still head is calmed and a fast one is hardly delayed. Speed is one number for the rotation, the translation, the size
+and each keypoint, measured in what it does to the picture, so that a talking mouth does not wake up the brows.
+Pure; time is an argument.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .motion import POSE_SIZE, Array, MotionParams
+
+STILL_HZ = 1.5  # cutoff of what does not move
+HZ_PER_SPEED = 0.12  # cutoff gained for each pixel (of 256) a second
+SPEED_HZ = 2.0  # cutoff of the speed itself
+GAP = 0.5  # seconds without a frame after which nothing is remembered
+# pixels of 256 that a unit of the flat motion moves the keypoints of a usual face (scale 0.66): degrees, then units
+PIXELS = np.array([0.75, 0.75, 0.75, 128.0, 128.0, 128.0, 45.0])
+PIXELS_DELTA = 85.0
+
+
+class MotionSmoother:
+    """One stream's filter. ``smooth`` gives a motion for each motion at once; the first one passes unchanged."""
+
+    def __init__(self, *, still_hz: float = STILL_HZ, hz_per_speed: float = HZ_PER_SPEED) -> None:
+        self._still, self._gain = still_hz, hz_per_speed
+        self._value: Array | None = None
+        self._speed: Array = np.zeros(0)
+        self._seconds = 0.0
+
+    def smooth(self, motion: MotionParams, seconds: float) -> MotionParams:
+        """The motion to show at ``seconds``; time that stands still or runs back, and gaps, start anew."""
+        new = motion.flat()
+        elapsed = seconds - self._seconds
+        self._seconds = seconds
+        if self._value is None or len(self._value) != len(new) or not 0 < elapsed <= GAP:
+            self._value, self._speed = new, np.zeros_like(new)
+            return motion
+        step = new - self._value
+        step[[0, 2]] = (step[[0, 2]] + 180.0) % 360.0 - 180.0  # yaw and roll wrap
+        self._speed = self._speed + _share(SPEED_HZ, elapsed) * (step / elapsed - self._speed)
+        cutoff = self._still + self._gain * _magnitudes(self._speed)
+        self._value = self._value + _share(cutoff, elapsed) * step
+        return MotionParams.from_flat(self._value)
+
+
+def _share(cutoff_hz: Array | float, elapsed: float) -> Array:
+    """Of a step, that a first-order low pass lets through in ``elapsed`` seconds."""
+    return np.asarray(1 - np.exp(-2 * math.pi * np.asarray(cutoff_hz) * elapsed))
+
+
+def _magnitudes(speed: Array) -> Array:
+    """Pixels a second of the group each number belongs to: rotation, translation, size, each keypoint."""
+    pose = speed[:POSE_SIZE] * PIXELS
+    points = speed[POSE_SIZE:].reshape(-1, 3) * PIXELS_DELTA
+    groups = [np.full(3, np.linalg.norm(pose[:3])), np.full(3, np.linalg.norm(pose[3:6])), np.abs(pose[6:])]
+    return np.concatenate([*groups, np.repeat(np.linalg.norm(points, axis=1), 3)])

@@ -1,0 +1,121 @@
+"""What a receiver's wish for another view becomes, frame by frame: within the pack's range, and never in one jump.
+
+Pure; knows no network and no packet. Time is an argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from .motion import Array, MotionParams, View, euler_angles, rotation_matrix
+
+EASE = 0.12  # seconds, time constant of the way to a new view: a joystick feels direct, a button looks like a turn
+TOLERANCE = 1e-3  # degrees and picture shares: less is rounding, not a clamp
+
+
+@dataclass(frozen=True)
+class ViewRange:
+    """How far from its reference picture a pack shows a head well: degrees to each side, and shares of the picture.
+
+    gaze: how much of the coded movement of the irises its renderer shows, 0 to 1; see :func:`gaze.eye_contact`.
+    The manifest of a pack may say otherwise (``"view"``); these values are for one that says nothing.
+    """
+
+    yaw: float = 20.0
+    pitch: float = 15.0
+    roll: float = 20.0
+    x: float = 0.15
+    y: float = 0.15
+    gaze: float = 0.2
+
+    @classmethod
+    def parse(cls, value: Any) -> ViewRange:
+        """From a manifest's ``view`` object; ValueError says what is wrong with it."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(value, Mapping) or set(value) != names:
+            raise ValueError(f"'view' must be an object of {', '.join(sorted(names))}")
+        for name, limit in value.items():
+            highest = 90 if name in ("yaw", "pitch", "roll") else 1
+            if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit <= highest:
+                raise ValueError(f"'view' says {name} {limit!r}, expected 0 to {highest}")
+        return cls(**{name: float(limit) for name, limit in value.items()})
+
+    def as_dict(self) -> dict[str, float]:
+        """What :meth:`parse` reads."""
+        return asdict(self)
+
+    @property
+    def limits(self) -> Array:
+        """float64 (5,): yaw, pitch, roll, x, y."""
+        return np.array([self.yaw, self.pitch, self.roll, self.x, self.y])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A frame's motion after the view, and whether the range of the pack cut the wish short."""
+
+    motion: MotionParams
+    clamped: bool
+
+
+class ViewControl:
+    """Applies a view that may change at any time to a stream of frames.
+
+    A new view is reached along the shortest turn: what separates it from the picture shown last decays with time
+    constant ``EASE``; an absolute view still holds the head still while that happens, because only the difference to it
+    decays. The first view of a stream applies at once.
+
+    The range is about the turn between the reference picture and the picture shown, since that is what the renderer
+    has to imagine. Where the sender's own head is already further out than the range, a view may bring it back toward
+    the reference but not further out.
+    """
+
+    def __init__(self, limits: ViewRange) -> None:
+        self._limits = limits.limits
+        self._view = View()
+        self._left = np.zeros(5)  # of the way to the view: a turn in degrees, and a shift
+        self._shown: tuple[MotionParams, MotionParams, MotionParams] | None = None  # coded, reference, shown
+        self._seconds: float | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether frames pass unchanged."""
+        return self._view == View() and not self._left.any()
+
+    def apply(self, view: View, motion: MotionParams, reference: MotionParams, seconds: float) -> Seen:
+        """``motion`` as coded, made from a picture whose own motion is ``reference``, shown at ``seconds``."""
+        elapsed = 0.0 if self._seconds is None else max(0.0, seconds - self._seconds)
+        if self._shown is not None:
+            coded, picture, shown = self._shown
+            if view != self._view or (picture is not reference and not self.idle):
+                self._left = _between(coded.turned(view), shown)
+        self._view, self._seconds = view, seconds
+        self._left *= math.exp(-elapsed / EASE)
+        self._left[np.abs(self._left) < TOLERANCE] = 0.0
+        if self.idle:
+            self._shown = (motion, reference, motion)
+            return Seen(motion, False)
+        wanted = _between(reference, _turned(motion.turned(view), self._left))
+        own = _between(reference, motion)
+        given = np.clip(wanted, np.minimum(-self._limits, own), np.maximum(self._limits, own))
+        clamped = bool((np.abs(given - wanted) > TOLERANCE).any())
+        # without a clamp the two are equal but for rounding; the direct way keeps an absolute view exact
+        seen = _turned(reference, given, motion) if clamped else _turned(motion.turned(view), self._left)
+        self._shown = (motion, reference, seen)
+        return Seen(seen, clamped)
+
+
+def _between(start: MotionParams, end: MotionParams) -> Array:
+    """float64 (5,): the turn from ``start`` to ``end`` as the camera sees it (degrees), the shift in picture shares."""
+    return np.array([*euler_angles(start.rotation.T @ end.rotation), *((end.neck - start.neck) / 2)])
+
+
+def _turned(motion: MotionParams, way: Array, face: MotionParams | None = None) -> MotionParams:
+    """``motion`` after a turn and a shift of :func:`_between`; size, depth and expression are those of ``face``."""
+    rotation = motion.rotation @ rotation_matrix(*map(float, way[:3]))
+    return (face or motion).posed(rotation, motion.neck + 2 * way[3:])

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+
+import neuralcodec as nc
+from neuralcodec.avatar import AvatarDriver
+from neuralcodec.face import Square
+from neuralcodec.inference import Inference, MotionEstimate
+from neuralcodec.motion import Array, MotionParams, rotation_matrix
+from neuralcodec.packet import Motion, ReferencePart, StreamHeader
+
+CONSENT = "a public domain portrait"
+
+
+@pytest.fixture(scope="module")
+def networks() -> Inference:
+    return Inference(nc.load_pack(), device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def portrait() -> Array:
+    from neuralcodec.demo import moving_portrait
+
+    return next(moving_portrait())
+
+
+def estimate(
+    yaw: float = 0.0, x: float = 0.0, scale: float = 0.5, smile: float = 0.0, shape: float = 0.0
+) -> MotionEstimate:
+    """Of somebody whose canonical keypoints are ``shape`` everywhere."""
+    delta = np.full((30, 3), smile, np.float32)
+    motion = MotionParams(yaw, 0, 0, np.array([x, 0, 0], np.float32), scale, delta)
+    return MotionEstimate(motion, np.full((30, 3), shape, np.float32), 0.9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"picture": None, "consent": CONSENT}, "found NoneType"),
+        ({"picture": np.zeros((9, 9), np.uint8), "consent": CONSENT}, r"found uint8 \(9, 9\)"),
+        ({"picture": np.zeros((9, 9, 3)), "consent": CONSENT}, "found float64"),
+        ({"picture": np.zeros((9, 9, 3), np.uint8), "consent": ""}, "needs consent"),
+        ({"picture": np.zeros((9, 9, 3), np.uint8), "consent": True}, "needs consent"),
+        ({"picture": np.zeros((9, 9, 3), np.uint8), "consent": CONSENT, "transfer": "deep"}, "or 'absolute'"),
+    ],
+)
+def test_an_avatar_is_a_picture_and_somebodys_consent(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        nc.Avatar(**arguments)
+
+
+def test_a_picture_without_a_face_is_refused(networks: Inference) -> None:
+    with pytest.raises(nc.NoFaceError, match="No face was found in the avatar's picture"):
+        AvatarDriver(nc.Avatar(np.full((256, 256, 3), 90, np.uint8), CONSENT), networks)
+
+
+def test_relative_motion_starts_at_the_avatars_own(networks: Inference, portrait: Array) -> None:
+    driver = AvatarDriver(nc.Avatar(portrait, CONSENT), networks)
+    here = Square(0, 0, 256)
+    own = driver.driven(estimate(yaw=20, x=0.3, smile=0.2), here).motion
+    assert np.allclose(own.flat(), driver._own.motion.flat(), atol=1e-4)
+    after = driver.driven(estimate(yaw=30, x=0.4, smile=0.25, scale=0.55), here).motion
+    turn = own.rotation.T @ after.rotation
+    assert np.allclose(turn, rotation_matrix(10, 0, 0), atol=1e-4)
+    assert np.allclose(after.delta - own.delta, 0.05, atol=1e-5)
+    assert np.isclose(after.scale / own.scale, 1.1, atol=1e-5)
+    assert np.isclose((after.translation - own.translation)[0], 0.1 * own.scale / 0.5, atol=1e-5)
+    driver.recenter()
+    assert np.allclose(driver.driven(estimate(yaw=30), here).motion.flat(), own.flat(), atol=1e-4)
+
+
+def test_absolute_motion_is_the_senders(networks: Inference, portrait: Array) -> None:
+    driver = AvatarDriver(nc.Avatar(portrait, CONSENT, "absolute"), networks)
+    here = Square(0, 0, 256)
+    first = driver.driven(estimate(yaw=20, smile=0.1), here).motion
+    assert np.isclose(first.yaw, 20, atol=1e-3) and np.allclose(first.delta, 0.1, atol=1e-5)
+    # what the motion network takes for another shape of the same face is expression
+    assert np.allclose(driver.driven(estimate(shape=0.02), here).motion.delta, 0.02, atol=1e-5)
+
+
+def test_a_crop_that_follows_the_camera_moves_nothing(networks: Inference, portrait: Array) -> None:
+    driver = AvatarDriver(nc.Avatar(portrait, CONSENT), networks)
+    first = driver.driven(estimate(x=0.2), Square(0, 0, 200)).motion
+    moved = driver.driven(estimate(x=0.0), Square(20, 0, 200)).motion  # the same place in the camera's picture
+    assert np.allclose(first.translation, moved.translation, atol=1e-5)
+
+
+def test_the_avatar_stays_in_the_picture(networks: Inference, portrait: Array) -> None:
+    driver = AvatarDriver(nc.Avatar(portrait, CONSENT), networks)
+    here = Square(0, 0, 256)
+    driver.driven(estimate(), here)
+    far = driver.driven(estimate(x=5.0, scale=3.0), here).motion
+    assert far.translation[0] <= 0.6 and far.scale <= 1.6 * driver._own.motion.scale + 1e-5
+
+
+def test_only_the_avatars_picture_is_ever_sent(portrait_clip: list[Array], portrait: Array) -> None:
+    """The camera shows a mirrored, darker person; what arrives is the portrait, once, whatever the head does."""
+    camera = [np.ascontiguousarray(image[:, ::-1] // 2) for image in portrait_clip[:8]]
+    sender = nc.Encoder(6, device="cpu", threads=1, avatar=nc.Avatar(portrait, CONSENT))
+    receiver = nc.Decoder(device="cpu", threads=1)
+    packets = [packet for pts, image in enumerate(camera) for packet in sender.encode(image, pts)]
+    shown = [frame for packet in packets for frame in receiver.decode(bytes(packet))]
+    headers = [p for p in packets if isinstance(p, StreamHeader)]
+    assert {(h.width, h.height) for h in headers} == {(256, 256)} and sender.stats.references == 1
+    assert sum(isinstance(p, Motion) for p in packets) == len(shown) == len(camera)
+    assert all(p.crop == (0, 0, 256) for p in packets if isinstance(p, ReferencePart))
+    mean = np.mean([frame.image.mean() for frame in shown])
+    assert abs(mean - portrait.mean()) < 12 < abs(mean - np.mean(camera))
+    sender.send_reference()
+    again = sender.encode(camera[-1], len(camera))
+    assert sum(isinstance(p, ReferencePart) and p.index == 0 for p in again) == 1
+    sender.recenter_avatar()
+
+
+def test_a_receiver_cannot_choose_whom_it_sees(portrait: Array) -> None:
+    assert not {"avatar", "picture", "reference"} & set(inspect.signature(nc.Decoder.__init__).parameters)
+    with pytest.raises(ValueError, match="no surroundings"):
+        nc.Encoder(device="cpu", avatar=nc.Avatar(portrait, CONSENT), full_frame=True)
+    with pytest.raises(ValueError, match="there is no avatar"):
+        nc.Encoder(device="cpu").recenter_avatar()
