@@ -22,14 +22,14 @@ Tried = list[tuple[Baseline, dict[str, Any]]]
 def needed(footage: Footage, cache: Cache, codec: str, metric: str, score: float) -> curves.RateAt:
     """Cheapest rate at which ``codec``, at any picture size and frame rate, reaches ``score`` (turned: more is better).
 
-    Starts from the points that the cache holds for the codec's ladder and keeps every setting it tries there.
+    Starts from the points that the cache holds for the codec's ladder, LookupError where it lacks some, and keeps every
+    setting it tries there.
     """
     variants = [
         _ladder(footage, cache, codec, metric, scale, hold, steps) for scale, hold, steps in CODECS[codec].variants
     ]
-    variants = [tried for tried in variants if tried]
-    if not variants:
-        raise LookupError(f"The cache holds no point of {codec} with {metric} on {footage.path.stem}.")
+    if not all(variants):
+        raise LookupError(f"The cache lacks points of {codec} with {metric} on {footage.path.stem}.")
     guesses = [_rate(tried, metric, score) for tried in variants]
     best = min((guess.rate for guess in guesses if guess.bound != ">"), default=None)
     if best is None:
@@ -43,7 +43,9 @@ def needed(footage: Footage, cache: Cache, codec: str, metric: str, score: float
 def _ladder(footage: Footage, cache: Cache, codec: str, metric: str, scale: float, hold: int, steps: int) -> Tried:
     settings = [Baseline(footage, codec, quality, scale, hold) for quality in CODECS[codec].ladder[:steps]]
     group = (METRICS[metric].group,)
-    return [(s, points.measure(s, cache, group)) for s in settings if points.known(s, cache, group)]
+    if not all(points.known(setting, cache, group) for setting in settings):
+        return []
+    return [(setting, points.measure(setting, cache, group)) for setting in settings]
 
 
 def _refine(tried: Tried, cache: Cache, metric: str, score: float) -> None:

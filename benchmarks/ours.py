@@ -120,7 +120,7 @@ def send(
         file=file.getvalue(),
         packets=[bytes(packet) for packet in made],
         packet_frames=made_at,
-        first_reference_bytes=sum(len(bytes(p)) for p in references if p.reference == references[0].reference),
+        first_reference_bytes=sum(len(bytes(part)) for part in references[: references[0].count]),
         bytes_by_kind=dict(kinds),
         motion_bytes=tuple(len(bytes(packet)) / packet.frames for packet in motion for _ in range(packet.frames)),
         motion_payload=tuple(len(packet.payload) / packet.frames for packet in motion for _ in range(packet.frames)),

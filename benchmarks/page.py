@@ -39,12 +39,10 @@ def sentence(result: Result) -> str:
 
 
 def to_markdown(result: Result) -> str:
-    present, planned = result["measurements"]["present"], result["measurements"]["planned"]
+    used, planned = result["measurements"]["used"], result["measurements"]["planned"]
     frames = sum(clip["frames"] for clip in result["clips"].values())
     lines = ["# Rate and distortion", "", f"**{sentence(result)}**", ""]
-    lines += [
-        f"{len(result['clips'])} clips, {frames} frames, taken as 25 a second; {present} of {planned} measurements."
-    ]
+    lines += [f"{len(result['clips'])} clips, {frames} frames, taken as 25 a second; {used} of {planned} measurements."]
     lines += [*result["left_out"], ""]
     for title, (head, rows), note in tables(result):
         lines += [f"## {title}", "", report.markdown(head, rows), "", *([note, ""] if note else [])]

@@ -2,8 +2,8 @@
 
 Shift-tolerant LPIPS (Ghildyal and Liu, "Shift-tolerant perceptual similarity metric", ECCV 2022) on AlexNet, because
 its PyPI package carries all of its weights; LPIPS and DISTS load a trunk from a hub, which a benchmark that runs
-offline cannot. Only the weights are used (``stlpips-pytorch``, BSD 2-Clause: install with ``--no-deps``), and the
-figures equal those of the authors' own code to the last digit. 0 for equal pictures.
+offline cannot. Only the weights are used (``stlpips-pytorch``, BSD 2-Clause), and the figures equal those of the
+authors' own code to the last digit. 0 for equal pictures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PICTURES = 3  # of a clip
 def unavailable() -> str:
     """Why it cannot be measured here, in one sentence; empty when it can."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("stlpips_pytorch") is None:
-        return "ST-LPIPS needs torch and its weights: pip install torch, then pip install --no-deps stlpips-pytorch."
+        return "ST-LPIPS needs torch and its weights: pip install 'neuralcodec[perceptual]'."
     return ""
 
 

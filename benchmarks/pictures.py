@@ -30,7 +30,7 @@ def side_by_side(
 
     Every codec's best affordable point at our rate; its cheapest where it has none, and the caption tells.
     """
-    settings = {(setting.footage.read().sha256, setting.codec, setting.name): setting for setting, _ in jobs}
+    settings = {(setting.footage.facts.sha256, setting.codec, setting.name): setting for setting, _ in jobs}
     ordered = page.worst_first(result)
     chosen = [*ordered[: STILLS - 1], *ordered[-1:]] if len(ordered) >= STILLS else ordered
     filmed = [*chosen[: FILM_CLIPS - 1], *chosen[-1:]] if len(chosen) >= FILM_CLIPS else chosen

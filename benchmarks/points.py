@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -41,6 +42,20 @@ class Footage:
 
     def read(self) -> clips.Clip:
         return _read(self.path, self.limit, self.size)
+
+    @property
+    def facts(self) -> Facts:
+        return _facts(self)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What names and measures a clip, kept when its frames are not. size: width, height."""
+
+    name: str
+    sha256: str
+    frames: int
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -87,12 +102,12 @@ class Baseline:
         return f"q{self.quality:g}{small}{rare}"
 
     def what(self) -> dict[str, Any]:
-        codec, clip = codecs.CODECS[self.codec], self.footage.read()
+        codec = codecs.CODECS[self.codec]
         return {
-            **_clip_key(self.footage, clip),
+            **_clip_key(self.footage),
             "codec": self.codec,
             "options": codec.exact(self.quality),
-            "size": codecs.coded_size(clip.size, self.scale),
+            "size": codecs.coded_size(self.footage.facts.size, self.scale),
             "hold": self.hold,
             "passes": codec.passes,
             "library": codec.library,
@@ -143,7 +158,7 @@ class Ours:
 
     def what(self) -> dict[str, Any]:
         return {
-            **_clip_key(self.footage, self.footage.read()),
+            **_clip_key(self.footage),
             "codec": self.codec,
             "target_kbps": self.kbps,
             "device": self.device,
@@ -186,15 +201,14 @@ Setting = Baseline | Ours
 def measure(setting: Setting, cache: Cache, groups: Sequence[str], *, every: int = EVERY) -> dict[str, Any]:
     """The point of a setting: from the cache where it is there, coded and measured where it is not."""
     entry = cache.load(setting.what())
-    clip = setting.footage.read()
     frames = None if entry.coded else setting.code(cache, entry)
     for name in groups:
         version = f"{GROUPS[name].version}, every {every}"
         if entry.figures.get(name, {}).get("version") != version:
             frames = setting.decode(cache) if frames is None else frames
-            entry.figures[name] = {**GROUPS[name].measure(clip, frames, every), "version": version}
+            entry.figures[name] = {**GROUPS[name].measure(setting.footage.read(), frames, every), "version": version}
             cache.save(entry)
-    return point(setting, entry, clip, groups)
+    return point(setting, entry, groups)
 
 
 def known(setting: Setting, cache: Cache, groups: Sequence[str], *, every: int = EVERY) -> list[str]:
@@ -203,16 +217,17 @@ def known(setting: Setting, cache: Cache, groups: Sequence[str], *, every: int =
     return [n for n in groups if figures.get(n, {}).get("version") == f"{GROUPS[n].version}, every {every}"]
 
 
-def point(setting: Setting, entry: Entry, clip: clips.Clip, groups: Sequence[str]) -> dict[str, Any]:
+def point(setting: Setting, entry: Entry, groups: Sequence[str]) -> dict[str, Any]:
+    clip = setting.footage.facts
     figures = {key: value for name in groups for key, value in entry.figures[name].items() if key != "version"}
     kept = ("setting", "library", "encode_ms", "decode_ms", "cpu_ms")
     return {
         "clip": clip.name,
         "sha256": clip.sha256,
-        "frames": len(clip.frames),
+        "frames": clip.frames,
         "codec": setting.codec,
         "name": setting.name,
-        **rates(entry.coded, clip.seconds),
+        **rates(entry.coded, clip.frames / clips.FPS),
         **figures,
         **{key: entry.coded[key] for key in kept},
     }
@@ -256,8 +271,14 @@ def _pack_id(pack: str | None) -> str:
     return load_pack(pack).id.hex()
 
 
-def _clip_key(footage: Footage, clip: clips.Clip) -> dict[str, Any]:
-    return {"clip": clip.sha256, "limit": footage.limit, "resized": footage.size}
+def _clip_key(footage: Footage) -> dict[str, Any]:
+    return {"clip": footage.facts.sha256, "limit": footage.limit, "resized": footage.size}
+
+
+@cache
+def _facts(footage: Footage) -> Facts:
+    clip = footage.read()
+    return Facts(clip.name, clip.sha256, len(clip.frames), clip.size)
 
 
 @lru_cache(maxsize=2)
@@ -273,4 +294,4 @@ def _split(size: int) -> list[int]:
 def cpu_seconds() -> float:
     """Of this process, all its threads, and programs it has run."""
     spent = os.times()
-    return spent.user + spent.system + spent.children_user + spent.children_system
+    return time.process_time() + spent.children_user + spent.children_system

@@ -37,7 +37,7 @@ def _kept(name: str, footage: Footage, cache: Cache, ours: Ours | None) -> dict[
     library = {k: v for k, v in ours.what().items() if k in ("pack", "source")} if ours else codecs.CODECS[name].library
     options = None if ours else codecs.CODECS[name].exact(_quality(name))
     what = {"codec": "resources", "of": name, "cpu": machine["cpu"], "library": library, "options": options,
-            "clip": footage.read().sha256}  # fmt: skip
+            "clip": footage.facts.sha256}  # fmt: skip
     entry: Entry = cache.load(what)
     busy = report.busy(machine) != ""
     if not entry.coded or (entry.coded["busy"] and not busy):

@@ -190,7 +190,7 @@ def test_x264_in_our_place_needs_its_own_bits_and_a_second_run_measures_nothing(
     monkeypatch.setattr(rate_distortion, "TARGET", 40.0)
     assert rate_distortion.main(arguments) == 0
     result = json.loads((folder / "out" / "rate_distortion.json").read_text())
-    assert result["measurements"] == {"planned": 11, "present": 11}
+    assert result["measurements"] == {"planned": 11, "used": 11}
     assert [line["metric"] for line in result["headline"]] == ["vmaf", "ms_ssim", "psnr"]
     for line in result["headline"]:
         assert line["ratio"] == pytest.approx(1.0, abs=1e-9) or line["ratio"] > 1.0  # a smaller picture may do for less
@@ -255,11 +255,23 @@ def test_a_codec_given_no_time_measures_nothing_and_says_so(
     assert "run this again" in capsys.readouterr().out
 
 
+def test_half_a_curve_is_no_curve(small_run: tuple[list[str], Path]) -> None:
+    footage = points.Footage(Path(small_run[0][1]) / "clip.mp4", limit=8)
+    planned = [points.Baseline(footage, "x264-call", q) for q in (51, 46)]
+    own = [{"codec": codec, "sha256": footage.facts.sha256} for codec in ("x264-call", "neuralcodec")]
+    assert rate_distortion.whole_curves(own, planned) == own[1:]
+    assert rate_distortion.whole_curves([*own, own[0]], planned) == [*own, own[0]]
+
+
 def test_bisection_finds_the_rate_between_two_steps_of_the_ladder(
-    small_run: tuple[list[str], Path], tmp_path: Path
+    small_run: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     footage, cache = points.Footage(Path(small_run[0][1]) / "clip.mp4", limit=8), Cache(tmp_path)
-    ladder = [points.measure(points.Baseline(footage, "x264-call", q), cache, ("picture",)) for q in (46, 41)]
+    variants = ((1.0, 1, 3),)
+    monkeypatch.setitem(codecs.CODECS, "x264-call", replace(codecs.CODECS["x264-call"], variants=variants))
+    with pytest.raises(LookupError, match="lacks points of x264-call"):
+        bisection.needed(footage, cache, "x264-call", "psnr", 30.0)
+    ladder = [points.measure(points.Baseline(footage, "x264-call", q), cache, ("picture",)) for q in (51, 46, 41)]
     between = points.measure(points.Baseline(footage, "x264-call", 43), Cache(tmp_path / "other"), ("picture",))
     found = bisection.needed(footage, cache, "x264-call", "psnr", between["psnr"])
     assert not found.bound and found.rate == pytest.approx(between["kbps"], rel=0.03)
