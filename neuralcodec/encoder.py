@@ -20,7 +20,7 @@ from .pack import Pack, load_pack
 from .packet import End, Motion, Packet, ReferencePart, StreamHeader
 from .quantizer import Quantizer
 from .rate import PERIOD, REFERENCES_HELD, SWITCH, RateControl, distance
-from .reference import BACKDROP, PICTURE, decode_reference, encode_reference
+from .reference import BACKDROP, PICTURE, PRESET, decode_reference, encode_reference
 from .stats import EncoderStats, timed
 
 PART_BYTES = 1150  # of a reference in one packet, so that it fits a datagram with room for headers
@@ -44,6 +44,7 @@ class Encoder:
     time_base: seconds per pts unit. frame_duration: the usual pts step.
     full_frame: also send the surroundings, so that the receiver can paste the face back. gray: the source is grey.
     repeat_header: send the stream header again with each reference (a live stream needs it, a file does not).
+    reference_preset: 0 (slowest, smallest pictures) to 8. Nothing is sent while a picture is being coded: a call takes 4.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Encoder:
         gray: bool = False,
         threads: int | None = None,
         repeat_header: bool = True,
+        reference_preset: int = PRESET,
     ) -> None:
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.time_base = Fraction(time_base).limit_denominator(1 << 30)
         self.frame_duration = frame_duration
         self.full_frame, self.gray, self.repeat_header = full_frame, gray, repeat_header
+        self._preset = reference_preset
         self.stats = EncoderStats()
         self._networks = Inference(self.pack, device=device, threads=threads)
         self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", Square(*crop))
@@ -132,6 +135,15 @@ class Encoder:
         packets.append(self._motion(estimate, square, pts, seconds))
         return self._sent(packets)
 
+    @property
+    def target_kbps(self) -> float:
+        """The rate aimed at; assign a new one at any time, for example when the network changes."""
+        return self._rate.bytes_per_second / 125
+
+    @target_kbps.setter
+    def target_kbps(self, value: float) -> None:
+        self._rate = RateControl(value)
+
     def send_reference(self) -> None:
         """Send a new reference picture with the next frame, for example because a receiver asked for one."""
         self._wants_reference = True
@@ -187,11 +199,11 @@ class Encoder:
         packets: list[Packet] = [self._header()] if self.repeat_header and self._held else []
         if self._backdrop_due or (self.full_frame and self._follower.moved):
             packets += self._parts(
-                encode_reference(resize(picture, *tile.shape[:2]), max_bytes=2 * budget), BACKDROP, square
+                encode_reference(resize(picture, *tile.shape[:2]), max_bytes=2 * budget, preset=self._preset), BACKDROP, square
             )
             self._backdrop_due = False
         with self._timed("reference"):
-            coded = encode_reference(tile, max_bytes=budget)
+            coded = encode_reference(tile, max_bytes=budget, preset=self._preset)
             features = self._networks.reference(decode_reference(coded, self.pack.size))
         packets += self._parts(coded, PICTURE, square)
         self._held[self._next_id] = _Held(features, features.estimate.keypoints, square)

@@ -26,6 +26,7 @@ HEAVY = {
     "onnx",
     "safetensors",
     "aiortc",
+    "aiohttp",
 }
 TORCH_SIDE = {"torch", "torchvision", "safetensors", "onnx", "onnxscript"}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).parts[0] not in ISLANDS)
