@@ -44,7 +44,7 @@ class Encoder:
     time_base: seconds per pts unit. frame_duration: the usual pts step.
     full_frame: also send the surroundings, so that the receiver can paste the face back. gray: the source is grey.
     repeat_header: send the stream header again with each reference (a live stream needs it, a file does not).
-    reference_preset: 0 (slowest, smallest pictures) to 8. Nothing is sent while a picture is being coded: a call takes 4.
+    reference_preset: 0 (slowest, smallest pictures) to 8. Frames wait while a picture is being coded: a call takes 4.
     """
 
     def __init__(
@@ -199,7 +199,11 @@ class Encoder:
         packets: list[Packet] = [self._header()] if self.repeat_header and self._held else []
         if self._backdrop_due or (self.full_frame and self._follower.moved):
             packets += self._parts(
-                encode_reference(resize(picture, *tile.shape[:2]), max_bytes=2 * budget, preset=self._preset), BACKDROP, square
+                encode_reference(
+                    resize(picture, *tile.shape[:2]), max_bytes=2 * budget, preset=self._preset
+                ),
+                BACKDROP,
+                square,
             )
             self._backdrop_due = False
         with self._timed("reference"):

@@ -1,4 +1,4 @@
-"""What H.264 shows for the very bytes that ours has spent: x264 as a call would run it. Knows no network and no page."""
+"""What H.264 shows for the very bytes that ours has spent: x264 as a call would run it. Knows no network, no page."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from neuralcodec.face import resize
 from neuralcodec.motion import Array
 
-# What x264 does best with, by rate, on the demo's clip (PSNR and MS-SSIM of size x frame rate x quality, with frames left
-# out while the bytes of the last are being earned; its own rate control is worse at all of these). Below kbit/s: side,
-# frames a second at most, crf.
+# What x264 does best with, by rate, on the demo's clip (PSNR and MS-SSIM over sizes, frame rates and qualities, frames
+# left out while the bytes of the last are being earned; its own rate control did worse). Below kbit/s: side, frames a
+# second at most, crf.
 SETTINGS = ((3.0, 96, 12.5, 36), (12.0, 128, 12.5, 36), (32.0, 192, 25.0, 34), (float("inf"), 256, 25.0, 32))
 SAVED_SECONDS = 2.0  # of the rate: unspent bytes do not pile up into a burst
 

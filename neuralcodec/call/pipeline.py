@@ -22,7 +22,7 @@ import numpy as np
 from neuralcodec.call.h264 import SameBytes
 from neuralcodec.call.link import HEADERS, Link
 from neuralcodec.call.settings import Settings
-from neuralcodec.decoder import DecodedFrame, Decoder
+from neuralcodec.decoder import Decoder
 from neuralcodec.encoder import Encoder, as_picture
 from neuralcodec.errors import BitstreamError, NeuralCodecError
 from neuralcodec.face import Square, crop
@@ -31,7 +31,7 @@ from neuralcodec.pack import Pack
 from neuralcodec.packet import Motion, ReferencePart, parse_packet
 
 FPS = 25  # of the stream: a camera's jittery times are moved to this grid, so that no time costs bits
-REFERENCE_PRESET = 4  # 0.4 dB behind 2 in a quarter of the time (measured at 800 bytes): the picture stands still meanwhile
+REFERENCE_PRESET = 4  # 0.4 dB behind 2 (at 800 bytes) in a quarter of the time, in which the picture stands still
 WINDOW = 3.0  # seconds that the figures on the page are means of
 LATE = 0.08  # seconds a datagram may lie at the receiver before the sender leaves a picture out
 ORIGINALS = 64  # pictures kept until their reconstruction comes, for the comparison

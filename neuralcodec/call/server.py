@@ -23,7 +23,6 @@ from neuralcodec.call.pipeline import Comparison, Pipeline
 from neuralcodec.call.settings import Settings, parse_message
 from neuralcodec.errors import BackendUnavailableError, MediaError, NeuralCodecError
 from neuralcodec.face import resize
-from neuralcodec.motion import Array
 from neuralcodec.pack import GRAPHS, TABLES, Pack, load_pack
 
 try:
@@ -73,7 +72,7 @@ class ServerOptions:
     ort: Path | None = None
 
 
-class ComparisonTrack(MediaStreamTrack):  # type: ignore[misc]
+class ComparisonTrack(MediaStreamTrack):
     """Original, ours and H.264 side by side as one video, so that all three are of the same moment: (S, 3S) and the
     mark's rows below. Holds the newest picture only."""
 
@@ -81,7 +80,7 @@ class ComparisonTrack(MediaStreamTrack):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self._loop = asyncio.get_running_loop()
+        self._home = asyncio.get_running_loop()
         self._newest: asyncio.Queue[av.VideoFrame] = asyncio.Queue(1)
         self._last = -1
 
@@ -93,7 +92,7 @@ class ComparisonTrack(MediaStreamTrack):  # type: ignore[misc]
             mark = resize(comparison.mark, row.shape[1], MARK_ROWS)
         frame = av.VideoFrame.from_ndarray(np.concatenate([row, mark]), format="rgb24").reformat(format="yuv420p")
         frame.pts, frame.time_base = round(comparison.shown * CLOCK), Fraction(1, CLOCK)
-        self._loop.call_soon_threadsafe(self._put, frame)
+        self._home.call_soon_threadsafe(self._put, frame)
 
     def _put(self, frame: av.VideoFrame) -> None:
         if self._newest.full():
