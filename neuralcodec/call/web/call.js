@@ -15,6 +15,7 @@ const STAGES = { // in the order of the signal's path; names as the server sends
   "receive reference": "Read reference", "receive render": "Render face", "receive paste": "Paste back",
   "compare": "H.264 pane", "total": "Total",
 };
+const GONE = "The server has gone. Start `neuralcodec call` again, then press Start camera.";
 const MEASURE = new URLSearchParams(location.search).has("measure");
 
 const camera = $("camera"), comparison = $("comparison");
@@ -82,6 +83,7 @@ async function connect(stream) {
   const peer = state.peer = new RTCPeerConnection({ iceServers: [] });
   state.control = peer.createDataChannel("control");
   state.control.onopen = () => sendSettings();
+  state.control.onclose = () => { if (peer === state.peer) { problem(GONE); stop(); } };
   state.control.onmessage = (event) => onControl(JSON.parse(event.data));
   const packets = peer.createDataChannel("packets");
   packets.binaryType = "arraybuffer";
@@ -96,7 +98,7 @@ async function connect(stream) {
     if (peer !== state.peer) return;
     if (peer.connectionState === "connected") say("Connected. Looking for a face…");
     if (peer.connectionState === "failed") { problem("No network path to the server was found. If this machine is offline, switch Wi-Fi on (no internet is needed), or use the address of a network card with --host."); stop(); }
-    if (peer.connectionState === "disconnected" || peer.connectionState === "closed") { problem("The server has gone. Start `neuralcodec call` again, then press Start camera."); stop(); }
+    if (peer.connectionState === "disconnected" || peer.connectionState === "closed") { problem(GONE); stop(); }
   };
   await peer.setLocalDescription(await peer.createOffer());
   await gathered(peer);
@@ -186,6 +188,7 @@ function onControl(message) {
   if (stats.problem) { problem(stats.problem); return stop(); }
   if (!stats.face) say("No face is seen. Look at the camera, come closer, or switch a light on; the last picture stays.");
   else if (stats.references === 0) say("Connected. Looking for a face…");
+  else if (stats.seconds > 6 && stats.fps < 10) say(`In a call, ${clock(stats.seconds)}. This machine manages ${stats.fps.toFixed(0)} frames a second: close what else keeps it busy.`);
   else say(`In a call, ${clock(stats.seconds)}.`);
   $("kbps").textContent = stats.kbps.toFixed(1);
   $("frame-bytes").textContent = stats.frame_bytes.toFixed(1);
