@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import threading
+import weakref
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -134,8 +137,11 @@ def test_a_whole_call_and_its_end(portrait_clip: list[Array]) -> None:
             peer.control.send(json.dumps({"loss": 50, "yaw": 10}))
             await until(lambda: peer.stats()["lost"] > 0)
             assert peer.datagrams and not peer.stats()["problem"]
+            left = [weakref.ref(thing) for s in served.server.sessions for thing in (s, s.pipeline, s.peer)]
             await peer.peer.close()
             await until(lambda: not served.server.sessions)
+            await until(lambda: not gc.collect() and not any(ref() for ref in left))  # nothing keeps what has ended
+            assert not [t.name for t in threading.enumerate() if t.name.startswith("neuralcodec-")]
 
     asyncio.run(call())
 

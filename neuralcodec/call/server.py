@@ -7,6 +7,7 @@ Loopback unless told otherwise. A page of another origin cannot start a call, a 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import signal
@@ -152,6 +153,7 @@ class Session:
         if self._pipeline is not None:
             await asyncio.to_thread(self._pipeline.close)
         self._ended(self)
+        gc.collect()  # aiortc's objects hold each other, and with them a hundred megabytes of networks
 
     # --- the page's video and channels ---
 
