@@ -61,15 +61,18 @@ class Sent:
         return self.bytes_until[frames - 1] * 8 * FPS / frames / 1000
 
 
-def send(clip: Clip, *, kbps: float, pack: str | None, device: str, threads: int | None = None) -> Sent:
-    """Encode every frame, write the file, decode the file packet by packet."""
+def send(
+    clip: Clip, *, kbps: float, pack: str | None, device: str, threads: int | None = None, **options: Any
+) -> Sent:
+    """Encode every frame, write the file, decode the file packet by packet. options: further ones of the Encoder."""
     import neuralcodec
     from neuralcodec.container import ContainerReader, ContainerWriter
     from neuralcodec.packet import Motion, Packet, StreamHeader
 
     encoder = neuralcodec.Encoder(
-        kbps, pack=pack, device=device, crop="none", time_base=Fraction(1, FPS), threads=threads, repeat_header=False
-    )
+        kbps, pack=pack, device=device, crop="none", time_base=Fraction(1, FPS), threads=threads, repeat_header=False,
+        **options,
+    )  # fmt: skip
     made: list[Packet] = []
     file = io.BytesIO()
     writer: ContainerWriter | None = None
@@ -142,16 +145,20 @@ def render(clip: Clip, *, pack: str | None, device: str, threads: int | None = N
 
 def first_reference(file: bytes, size: int) -> Array:
     """The first reference picture as a receiver sees it, uint8 RGB: what the freeze baseline repeats."""
+    from neuralcodec.chain import ChainDecoder
     from neuralcodec.container import ContainerReader
     from neuralcodec.packet import ReferencePart
-    from neuralcodec.reference import decode_reference
+    from neuralcodec.reference import KEY, decode_reference
 
     parts: list[bytes] = []
     for packet in ContainerReader(io.BytesIO(file)):
         if isinstance(packet, ReferencePart):
             parts.append(packet.payload)
             if packet.index == packet.count - 1:
-                return decode_reference(b"".join(parts), size)
+                coded = b"".join(parts)
+                if packet.codec == KEY:
+                    return ChainDecoder(size).key(coded, packet.hash)
+                return decode_reference(coded, size)
     raise ValueError("The stream holds no reference picture.")
 
 

@@ -27,6 +27,7 @@ from .errors import (
     NoFaceError,
     PackError,
     PackMismatchError,
+    SigningError,
     TruncatedError,
     UnsupportedVersionError,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "NoFaceError",
     "PackError",
     "PackMismatchError",
+    "SigningError",
     "TruncatedError",
     "UnsupportedVersionError",
 ]

@@ -64,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="follow the face (default), code the whole frame, or a fixed square in pixels",
     )  # fmt: skip
     command.add_argument("--full-frame", action="store_true", help="also send the surroundings, to paste the face into")
+    command.add_argument("--sign", metavar="KEY", help="sign every picture with this private key (see keygen)")
     _add_runtime(command)
     _add_force(command)
 
@@ -74,6 +75,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--loss", type=_share, default=0.0, metavar="P", help="lose motion packets: 0.05 or 5%%")
     command.add_argument("--burst", type=_burst, default=1.0, metavar="N", help="mean run of lost packets (default: 1)")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="which packets are lost (default: 0)")
+    command.add_argument(
+        "--trusted-sender", metavar="KEY", help="show no picture that this public key (file or 64 digits) did not sign"
+    )
     for angle, sense in (("yaw", "to the right of the picture"), ("pitch", "down"), ("roll", "clockwise")):
         command.add_argument(f"--{angle}", type=_angle, default=0.0, metavar="DEG", help=f"turn the head {sense}")
     _add_runtime(command)
@@ -83,6 +87,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("input", metavar="FILE")
     command.add_argument("--packets", action="store_true", help="list every packet")
     command.add_argument("--json", action="store_true", help="one JSON object")
+
+    command = _command(commands, "keygen", _keygen, "a key pair to sign pictures with")
+    command.add_argument("output", metavar="KEY", help="the private key's file; the public one gets .pub added")
 
     command = _command(commands, "pack", None, "model packs")
     verbs = command.add_subparsers(metavar="list|verify", required=True)
@@ -121,8 +128,8 @@ def _encode(options: argparse.Namespace) -> int:
     with _progress("Encoding") as progress:
         stats = encode_file(
             options.input, options.output, target_kbps=options.kbps, pack=options.pack, device=options.device,
-            crop=options.crop, full_frame=options.full_frame, threads=options.threads, overwrite=options.force,
-            progress=progress,
+            crop=options.crop, full_frame=options.full_frame, threads=options.threads, signing_key=options.sign,
+            overwrite=options.force, progress=progress,
         )  # fmt: skip
     print(_summary(options.output, stats))
     if stats.face_lost:
@@ -141,7 +148,7 @@ def _decode(options: argparse.Namespace) -> int:
             options.input, options.output, pack=options.pack, device=options.device,
             view=View(options.yaw, options.pitch, options.roll), full_frame=options.full_frame or None,
             loss=options.loss, burst=options.burst, seed=options.seed, threads=options.threads,
-            overwrite=options.force, progress=progress,
+            trusted_sender=options.trusted_sender, overwrite=options.force, progress=progress,
         )  # fmt: skip
     concealed = f", {stats.concealed} concealed" if stats.concealed else ""
     print(_summary(options.output, stats) + concealed)
@@ -170,6 +177,15 @@ def _info(options: argparse.Namespace) -> int:
         for index, packet in enumerate(packets):
             print(f"{index:>6} {packet['kind']:<14}", *(f"{k}={v}" for k, v in packet.items() if k != "kind"))
     return _fail(f"{options.input} is not whole: {found['problem']}.") if found["problem"] else 0
+
+
+def _keygen(options: argparse.Namespace) -> int:
+    from .signing import generate_key
+
+    public = generate_key(options.output)
+    print(f"{options.output}: the private key; keep it to yourself")
+    print(f"{options.output}.pub: the public key, for receivers: {public}")
+    return 0
 
 
 def _pack_list(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """What to show while packets are missing: pose runs on and slows down, expression relaxes. Pure; knows no packets.
 
 States by number of missing frames: RECEIVED (0), COASTING (pose still moving), RESTING (pose still, face relaxing).
+BORROWED: the motion came, the picture it is meant for did not; it is shown on the one before.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Concealment(Enum):
     """How the motion of a frame was found."""
 
     RECEIVED = "received"
+    BORROWED = "borrowed"
     COASTING = "coasting"
     RESTING = "resting"
 

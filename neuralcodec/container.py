@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from .errors import BitstreamError, LimitError, TruncatedError
-from .packet import PACKET_MAX, VARINT_MAX, End, Packet, StreamHeader, parse_packet, varint
+from .fields import VARINT_MAX, varint
+from .packet import KIND_BUNDLE, KIND_FEEDBACK, PACKET_MAX, End, Packet, StreamHeader, parse_packet
 
 FILE_MAGIC = b"\x89NCV\r\n\x1a\n"  # like PNG's: shows text-mode and 7-bit damage at once
+DATAGRAM_ONLY = (bytes((KIND_BUNDLE,)), bytes((KIND_FEEDBACK,)))
 
 
 class ContainerWriter:
@@ -24,6 +26,8 @@ class ContainerWriter:
     def write(self, packet: Packet | bytes) -> None:
         """Append one packet."""
         data = bytes(packet)
+        if data[:1] in DATAGRAM_ONLY:
+            raise ValueError("a bundle or feedback belongs to a datagram; a file holds each packet once, by itself")
         if not 1 <= len(data) <= PACKET_MAX:
             raise ValueError(f"a packet of {len(data)} bytes; a record holds 1 to {PACKET_MAX}")
         self._put(varint(len(data)) + data)
@@ -86,6 +90,10 @@ class ContainerReader:
         if len(data) < length:
             raise TruncatedError(
                 f"the file ends inside a packet: {len(data)} of {length} bytes", rule="R24", offset=self.offset
+            )
+        if data[:1] in DATAGRAM_ONLY:
+            raise BitstreamError(
+                f"a record of kind {data[0]:#04x}: bundles and feedback belong to datagrams", rule="R28", offset=base
             )
         try:
             return parse_packet(data)

@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .chain import ChainEncoder, start_chain
 from .entropy import EntropyCoder
+from .errors import BitstreamError
 from .face import CropFollower, Face, Square, crop, resize
+from .fragments import PART_BYTES, split
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .motion import Array, MotionParams
 from .pack import Pack, load_pack
-from .packet import End, Motion, Packet, ReferencePart, StreamHeader
-from .quantizer import Quantizer
-from .rate import PERIOD, REFERENCES_HELD, SWITCH, RateControl, distance
-from .reference import BACKDROP, PICTURE, PRESET, decode_reference, encode_reference
+from .packet import (
+    SIGNED,
+    UPDATE_FRAGMENTS_MAX,
+    Bundle,
+    End,
+    Feedback,
+    Motion,
+    Packet,
+    Parity,
+    ReferencePart,
+    StreamHeader,
+    Update,
+    parse_packet,
+)
+from .protection import Repeater, believed, protection
+from .quantizer import Quantizer, Symbols
+from .rate import REFERENCES_HELD, SWITCH, RateControl, distance
+from .reference import BACKDROP, KEY, PICTURE, decode_reference, encode_reference
+from .signing import SIGNATURE_BYTES, private_key, sign, statement
 from .stats import EncoderStats, timed
 
-PART_BYTES = 1150  # of a reference in one packet, so that it fits a datagram with room for headers
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
+ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
 SURE = 0.5  # confidence below which the motion network does not see a face
+CHECK_SECONDS = 0.5  # how often the encoder renders a frame itself to see whether the receiver had better not
+WORSE, BETTER = 1.12, 0.95  # rendered error over held error past which frames are shown as they are, and moved again
+OFTEN_SECONDS = 0.14  # pictures that follow each other faster than this are shown as they are
+GREY_PER_PIXEL = 4.0  # rms grey levels of change that count as one pixel of drift where no face can be measured
 
 
 @dataclass
 class _Held:
     features: ReferenceFeatures
-    keypoints: Array
+    keypoints: Array | None  # of the camera's picture; None: no face in it
     crop: Square
+    error: float  # mean squared error of coding
+    since: int  # sequence number of the first frame after it
+    packets: list[Packet]  # that brought it
 
 
 class Encoder:
@@ -44,7 +68,15 @@ class Encoder:
     time_base: seconds per pts unit. frame_duration: the usual pts step.
     full_frame: also send the surroundings, so that the receiver can paste the face back. gray: the source is grey.
     repeat_header: send the stream header again with each reference (a live stream needs it, a file does not).
-    reference_preset: 0 (slowest, smallest pictures) to 8. Frames wait while a picture is being coded: a call takes 4.
+    loss: share of packets expected to be lost, 0..1: frames and pictures are sent with as much redundancy as that
+        takes. Reports given to on_feedback add to it.
+    signing_key: an Ed25519 private key or its file (see signing.py): every reference is signed, for 64 bytes each, and
+        stands on its own.
+    signing_context: what both ends know of this call (at most 255 bytes), so that a picture signed in another call
+        is not accepted in this one.
+    frames_per_packet: motion frames that share a packet, 1 to 16. Each saves up to 3 bytes and waits for the last one.
+    updates: code references after the first as updates of it; False: each on its own, several times as large, for
+    channels that lose so much that chains break all the time.
     """
 
     def __init__(
@@ -60,23 +92,45 @@ class Encoder:
         gray: bool = False,
         threads: int | None = None,
         repeat_header: bool = True,
-        reference_preset: int = PRESET,
+        loss: float = 0.0,
+        signing_key: Any = None,
+        signing_context: bytes = b"",
+        frames_per_packet: int = 1,
+        updates: bool = True,
     ) -> None:
+        if not 0 <= loss < 1:
+            raise ValueError(f"loss is {loss}; expected a share of packets, 0 <= loss < 1.")
+        if not 1 <= frames_per_packet <= 16:
+            raise ValueError(f"frames_per_packet is {frames_per_packet}; expected 1 to 16.")
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.time_base = Fraction(time_base).limit_denominator(1 << 30)
         self.frame_duration = frame_duration
         self.full_frame, self.gray, self.repeat_header = full_frame, gray, repeat_header
-        self._preset = reference_preset
         self.stats = EncoderStats()
         self._networks = Inference(self.pack, device=device, threads=threads)
         self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", Square(*crop))
         self._rate = RateControl(target_kbps)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._held: dict[int, _Held] = {}
-        self._active = -1  # id of the reference in use
+        self._active = self._newest = -1  # ids of the reference in use and of the one sent last
         self._next_id = 0
         self._face: Face | None = None  # where it was last seen, source pixels
         self._size: tuple[int, int] | None = None
+        self._key = None if signing_key is None else private_key(signing_key)
+        self._context = signing_context
+        self._expected_loss = self._loss = loss
+        self._repeater = Repeater(self._coder)
+        self._asked_at = float("-inf")  # seconds, of the last reference sent because a receiver asked
+        self._now = 0.0
+        self._again: list[Packet] = []  # to be sent once more with the next frame
+        self.frames_per_packet, self.updates = frames_per_packet, updates and self._key is None
+        self._chain: ChainEncoder | None = None
+        self._group: list[Symbols] = []  # frames of the packet that is being filled
+        self._head: Motion | None = None  # its header
+        self._named = -1  # reference that motion packets named last
+        self._as_is = False  # rendering does worse than showing the reference
+        self._ratio = 1.0  # rendered error over held error, over the last checks
+        self._check_at = 0.0
         self._wants_reference = self._wants_intra = False
         self._sequence = 0
         self._pts: int | None = None
@@ -96,9 +150,10 @@ class Encoder:
         picture = as_picture(image)
         self._check_pts(pts)
         seconds = float(pts * self.time_base)
+        self._now = seconds
         self._rate.advance(seconds)
         self.stats.frames += 1
-        packets: list[Packet] = []
+        packets, self._again = self._again, []
         size = (picture.shape[1], picture.shape[0])
         if size != self._size:
             self._size, self._face = size, None
@@ -127,12 +182,17 @@ class Encoder:
                     del self._waiting[:-WAITING_LIVE]
                 self._pts = pts
                 return self._sent(packets)
-        else:
-            packets += self._refresh(picture, tile, square, estimate, seconds)
+        often = self._rate.since_picture < OFTEN_SECONDS
+        pictures = self._refresh(picture, tile, square, estimate)
+        if pictures:
+            packets += [*self._closed(), *pictures]
         for late in self._waiting:
-            packets.append(self._motion(estimate, square, late, seconds))
+            packets += self._motion(estimate, square, late, seconds, as_is=False)
         self._waiting.clear()
-        packets.append(self._motion(estimate, square, pts, seconds))
+        as_is = self._as_is or estimate is None or bool(pictures and often and not self._wants_intra)
+        packets += self._motion(estimate, square, pts, seconds, as_is=as_is)
+        if estimate is not None:
+            self._check(tile, square, estimate, seconds)
         return self._sent(packets)
 
     @property
@@ -152,9 +212,36 @@ class Encoder:
         """Make the next motion frame decodable without the ones before it."""
         self._wants_intra = True
 
+    def on_feedback(self, feedback: Feedback | bytes) -> None:
+        """React to what a receiver reports: send again the pictures it lacks, or new ones, or an intra frame with the
+        next frame, and protect the stream as the loss it sees demands. Bytes that are no feedback: BitstreamError."""
+        packet = parse_packet(feedback) if isinstance(feedback, bytes) else feedback
+        if not isinstance(packet, Feedback):
+            raise BitstreamError(f"a {type(packet).__name__} where feedback is expected; drop the packet")
+        self._wants_intra |= packet.need_intra
+        if packet.sequence is not None:
+            self._loss = max(self._expected_loss, believed(self._loss, packet.lost / 256))
+        if not packet.need_reference:
+            return
+        if packet.sequence is None:
+            if self._now - self._asked_at >= ASKED_AGAIN:
+                self._wants_reference, self._asked_at = True, self._now
+            return
+        for key, held in list(self._held.items()):
+            if key in packet.held or (packet.sequence - held.since) % 256 >= 128:
+                continue
+            # it was sent before a frame that has arrived, so it is not on its way but lost
+            if self._chain is not None:  # what was built on it waits for it
+                self._again += held.packets
+            else:
+                del self._held[key]
+                self._wants_intra = True
+        if self._held and self._active not in self._held:
+            self._active = next(reversed(self._held))
+
     def flush(self) -> list[Packet]:
-        """The packet that ends the stream."""
-        return self._sent([End(self.stats.frames)])
+        """What is still waiting to share a packet, and the packet that ends the stream."""
+        return self._sent([*self._closed(), End(self.stats.frames)])
 
     # --- steps, in order ---
 
@@ -176,78 +263,175 @@ class Encoder:
         estimate = self._networks.motion(tile, face.box_in(square))
         return estimate if estimate.confidence >= SURE else None
 
-    def _refresh(
-        self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate, seconds: float
-    ) -> list[Packet]:
+    def _refresh(self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None) -> list[Packet]:
         """Choose the reference for this frame; send a new one where it is due."""
-        near = {
-            key: distance(held.keypoints, estimate.placed(square, held.crop).keypoints)
-            for key, held in self._held.items()
-        }
-        best = min(near, key=near.__getitem__, default=-1)
-        drift = near.get(best, float("inf"))
-        due = self._wants_reference or self._follower.moved or not self._held
-        if due or self._rate.affords_reference(drift):
-            return self._send_reference(picture, tile, square)
-        if best >= 0 and (self._active not in near or drift < SWITCH * near[self._active]):
-            self._wants_intra |= best != self._active
-            self._active = best
+        if estimate is None or self._as_is:
+            best, drift = self._active, self._staleness(tile, square)
+        else:
+            near = {
+                key: distance(held.keypoints, estimate.placed(square, held.crop).keypoints)
+                for key, held in self._held.items()
+                if held.keypoints is not None
+            }
+            best = min(near, key=near.__getitem__, default=self._active)
+            drift = near.get(best, float("inf"))
+            if self._active in near and drift >= SWITCH * near[self._active]:
+                best = self._active
+        if self._wants_reference or not self._held or (self.full_frame and self._follower.moved):
+            return self._send_reference(picture, tile, square, estimate)
+        if self._follower.moved or self._rate.affords_picture(drift):
+            if self._chain is None:
+                return self._send_reference(picture, tile, square, estimate)
+            return self._send_update(tile, square, estimate)
+        self._active = best
         return []
 
-    def _send_reference(self, picture: Array, tile: Array, square: Square) -> list[Packet]:
-        budget = self._rate.reference_bytes if self._held else self._rate.first_bytes
+    def _staleness(self, tile: Array, square: Square) -> float:
+        """How far the picture has moved on from the reference in use, as drift, where no keypoints can tell."""
+        held = self._held.get(self._active)
+        if held is None or held.crop != square:
+            return float("inf")
+        return float(np.sqrt(max(0.0, _error(tile, held.features.picture) - held.error))) / GREY_PER_PIXEL
+
+    def _send_reference(
+        self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None
+    ) -> list[Packet]:
+        """A picture that stands on its own: a key that begins a chain, or a still."""
+        budget = self._rate.still_bytes if self._held and not self.updates else self._rate.first_bytes
         packets: list[Packet] = [self._header()] if self.repeat_header and self._held else []
         if self._backdrop_due or (self.full_frame and self._follower.moved):
             packets += self._parts(
-                encode_reference(
-                    resize(picture, *tile.shape[:2]), max_bytes=2 * budget, preset=self._preset
-                ),
-                BACKDROP,
-                square,
+                encode_reference(resize(picture, *tile.shape[:2]), max_bytes=2 * budget), BACKDROP, square
             )
             self._backdrop_due = False
+        budget -= SIGNATURE_BYTES if self._key else 0
         with self._timed("reference"):
-            coded = encode_reference(tile, max_bytes=budget, preset=self._preset)
-            features = self._networks.reference(decode_reference(coded, self.pack.size))
-        packets += self._parts(coded, PICTURE, square)
-        self._held[self._next_id] = _Held(features, features.estimate.keypoints, square)
-        self._active, self._next_id = self._next_id, (self._next_id + 1) % REFERENCES_HELD
+            if self.updates:
+                self._chain, coded, shown = start_chain(tile, max_bytes=budget, preset=self._rate.preset)
+                self._rate.sent_key(len(coded))
+            else:
+                coded = encode_reference(tile, max_bytes=budget)
+                shown = decode_reference(coded, self.pack.size)
+        parts = self._parts(coded, KEY if self.updates else PICTURE, square)
+        packets += parts
+        self._hold(tile, shown, square, estimate, parts)
         self._wants_reference, self._wants_intra = False, True
         self.stats.references += 1
         return packets
 
-    def _parts(self, coded: bytes, codec: int, square: Square) -> list[Packet]:
+    def _send_update(self, tile: Array, square: Square, estimate: MotionEstimate | None) -> list[Packet]:
+        """The next picture of the chain."""
+        assert self._chain is not None
+        with self._timed("reference"):
+            coded, shown = self._chain.code(tile)
+        if len(coded) > UPDATE_FRAGMENTS_MAX * PART_BYTES:  # as after a cut; a chain cannot leave out a picture
+            self._wants_reference = True
+            return []
+        before = self._held[self._newest].crop
+        place = None if square == before else (square.x, square.y, square.side)
         pieces = [coded[i : i + PART_BYTES] for i in range(0, len(coded), PART_BYTES)]
-        digest = hashlib.sha256(coded).digest()[:4]
-        place = (square.x, square.y, square.side)
-        return [
-            ReferencePart(self._next_id, i, len(pieces), codec, digest, place, piece) for i, piece in enumerate(pieces)
+        packets: list[Packet] = [
+            Update(self._next_id, i, len(pieces), self._chain.hash, piece, place) for i, piece in enumerate(pieces)
         ]
+        self._rate.sent_update(sum(len(bytes(packet)) for packet in packets))
+        self._hold(tile, shown, square, estimate, packets)
+        self._again += packets if protection(self._loss).parity else []
+        self.stats.updates += 1
+        return packets
 
-    def _motion(self, estimate: MotionEstimate | None, square: Square, pts: int, seconds: float) -> Motion:
+    def _hold(
+        self, tile: Array, shown: Array, square: Square, estimate: MotionEstimate | None, packets: list[Packet]
+    ) -> None:
+        """Remember what the receiver now has under the next id, and use it."""
+        keypoints = None if estimate is None else estimate.keypoints
+        self._held.pop((self._next_id - REFERENCES_HELD) % 256, None)
+        self._held[self._next_id] = _Held(
+            self._networks.reference(shown), keypoints, square, _error(tile, shown), self._sequence, packets
+        )
+        self._active = self._newest = self._next_id
+        self._named = -1  # whatever was called so before is gone
+        self._next_id = (self._next_id + 1) % 256
+
+    def _parts(self, coded: bytes, codec: int, square: Square) -> list[Packet]:
+        place, key = (square.x, square.y, square.side), self._next_id
+        if self._key is not None:
+            assert self._size is not None
+            said = statement(self.pack.id, self._size, key, codec, place, coded, self._context)
+            coded, codec = sign(self._key, said) + coded, codec | SIGNED
+        return [*split(coded, reference=key, codec=codec, crop=place, parity=protection(self._loss).parity)]
+
+    def _motion(
+        self, estimate: MotionEstimate | None, square: Square, pts: int, seconds: float, *, as_is: bool
+    ) -> list[Packet]:
         """``estimate`` was made in ``square``; what is sent is in the square that the reference was cut from."""
-        with self._timed("entropy"):
-            held, before = self._held[self._active], self._quantizer.last
+        held, before, period = self._held[self._active], self._quantizer.last, protection(self._loss).period
+        intra = before is None or ((self._wants_intra or seconds - self._intra_at >= period) and not as_is)
+        frozen = estimate is None or (self._as_is and not intra)  # nothing moves, so nothing is sent
+        true: MotionParams | None = None
+        with self._timed("motion"):
             reference = held.features
-            true = estimate.placed(square, held.crop).relative_to(reference.canonical) if estimate else before
-            assert true is not None
-            intra = self._wants_intra or before is None or seconds - self._intra_at >= PERIOD
+            if estimate is not None and not frozen:
+                true = estimate.placed(square, held.crop).relative_to(reference.canonical)
+        with self._timed("entropy"):
             quality = self._rate.quality
-            symbols = self._quantizer.forward(true, level=quality.level, components=quality.components, intra=intra)
-            payload = self._coder.encode(symbols)
-        if estimate is not None:
+            if true is None:
+                symbols = self._quantizer.hold(level=quality.level, components=quality.components)
+            else:
+                symbols = self._quantizer.forward(true, level=quality.level, components=quality.components, intra=intra)
+        if true is not None:
             self._note_error(true, reference)
         step = None if self._pts is None else pts - self._pts
-        packet = Motion(
-            self._sequence, quality.level, quality.components, payload, intra,
-            reference=self._active if intra else None, pts=pts if intra else None,
+        head = Motion(
+            self._sequence, quality.level, quality.components, b"", intra,
+            reference=self._active if intra or self._active != self._named else None,
+            pts=pts if intra else None,
             pts_step=None if intra or step == self.frame_duration else step,
+            as_is=as_is and not intra,
         )  # fmt: skip
-        self._sequence, self._pts = (self._sequence + 1) % 256, pts
+        self._sequence, self._pts, self._named = (self._sequence + 1) % 256, pts, self._active
+        self.stats.as_is_frames += head.as_is
         if intra:
             self._wants_intra, self._intra_at = False, seconds
             self.stats.intra_frames += 1
-        return packet
+        return self._grouped(head, symbols)
+
+    def _grouped(self, head: Motion, symbols: Symbols) -> list[Packet]:
+        """Let a frame share the packet that is being filled; the packets that are now full, or that it cannot join."""
+        joins = self._head is not None and not (
+            head.intra or head.reference is not None or head.pts_step is not None or head.as_is != self._head.as_is
+        )
+        if self.frames_per_packet == 1:
+            alone = replace(head, payload=self._coder.encode(symbols))
+            return [self._repeater.wrap(alone, symbols, protection(self._loss).again)]
+        ready = [] if joins else self._closed()
+        self._head = self._head if joins else head
+        self._group.append(symbols)
+        if head.intra or len(self._group) >= self.frames_per_packet:
+            ready += self._closed()
+        return ready
+
+    def _closed(self) -> list[Packet]:
+        """The packet of the frames that were waiting, if any were."""
+        if self._head is None:
+            return []
+        with self._timed("entropy"):
+            packet = replace(self._head, payload=self._coder.encode(self._group), frames=len(self._group))
+        self._head, self._group = None, []
+        return [packet]
+
+    def _check(self, tile: Array, square: Square, estimate: MotionEstimate, seconds: float) -> None:
+        """Now and then: does rendering this frame beat showing the reference as it is?"""
+        held = self._held[self._active]
+        if seconds - self._check_at < CHECK_SECONDS or held.crop != square:
+            return
+        self._check_at = seconds
+        with self._timed("check"):
+            rendered = self._networks.render(held.features, estimate.relative_to(held.features.canonical))
+            ratio = (_error(tile, rendered) + 1) / (_error(tile, held.features.picture) + 1)
+        self._ratio = float(np.sqrt(self._ratio * ratio))
+        leaving = self._as_is and self._ratio < BETTER
+        self._wants_intra |= leaving
+        self._as_is = self._ratio > WORSE or (self._as_is and not leaving)
 
     # --- bookkeeping ---
 
@@ -261,10 +445,12 @@ class Encoder:
     def _sent(self, packets: list[Packet]) -> list[Packet]:
         for packet in packets:
             size = len(bytes(packet))
-            payload = len(packet.payload) if isinstance(packet, Motion | ReferencePart) else 0
-            self.stats.bytes_motion += payload if isinstance(packet, Motion) else 0
-            self.stats.bytes_reference += payload if isinstance(packet, ReferencePart) else 0
-            self.stats.bytes_overhead += size - payload
+            inside = packet.packets if isinstance(packet, Bundle) else (packet,)
+            motion = sum(len(p.payload) for p in inside if isinstance(p, Motion))
+            pictures = sum(len(p.payload) for p in inside if isinstance(p, ReferencePart | Parity | Update))
+            self.stats.bytes_motion += motion
+            self.stats.bytes_reference += pictures
+            self.stats.bytes_overhead += size - motion - pictures
             self._rate.spend(size)
         self.stats.packets += len(packets)
         self.stats.provider = self._networks.provider if self._held else ""
@@ -277,6 +463,12 @@ class Encoder:
 
     def _timed(self, stage: str) -> AbstractContextManager[None]:
         return timed(self.stats.stage_seconds, stage)
+
+
+def _error(a: Array, b: Array) -> float:
+    """Mean squared error of two uint8 pictures."""
+    difference = np.subtract(a, b, dtype=np.int16).ravel().astype(np.float32)
+    return float(difference @ difference) / difference.size
 
 
 def as_picture(image: Any) -> Array:

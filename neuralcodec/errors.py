@@ -46,6 +46,10 @@ class PackMismatchError(PackError):
     """The stream needs another model pack than the one that is loaded."""
 
 
+class SigningError(NeuralCodecError, ValueError):
+    """A signing key is unusable, or a stream is not signed by the sender that was asked for."""
+
+
 class BackendUnavailableError(NeuralCodecError, ImportError):
     """An optional dependency is not installed, or the device asked for cannot be had."""
 

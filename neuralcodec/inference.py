@@ -66,14 +66,23 @@ class MotionEstimate:
         return MotionParams(m.yaw, m.pitch, m.roll, m.translation, m.scale, delta)
 
 
-@dataclass(frozen=True)
 class ReferenceFeatures:
-    """A held reference: its picture's features where the renderer wants them, and its own keypoints and pose."""
+    """A held reference picture, uint8 RGB (S, S, 3) as decoded, and what the networks see in it. Each is computed when
+    first asked for: a picture that is shown as it is, or never, costs nothing."""
 
-    picture: Array  # uint8 RGB (S, S, 3), as decoded
-    estimate: MotionEstimate
-    feeds: Any  # placed inputs of the renderer
-    confidence: float
+    def __init__(self, picture: Array, networks: Inference) -> None:
+        self.picture = picture
+        self._networks = networks
+
+    @cached_property
+    def estimate(self) -> MotionEstimate:
+        """Its own keypoints and pose."""
+        return self._networks.estimate(self.picture)
+
+    @cached_property
+    def feeds(self) -> Any:
+        """Placed inputs of the renderer."""
+        return self._networks.feeds(self.picture, self.estimate)
 
     @property
     def canonical(self) -> Array:
@@ -120,23 +129,30 @@ class Inference:
         return MotionEstimate.from_outputs(self._motion.run({name: feeds[name] for name in self._motion.input_shapes}))
 
     def reference(self, picture: Array) -> ReferenceFeatures:
-        """Features of a decoded reference picture, uint8 RGB (S, S, 3). Both ends run this on the same pixels."""
-        image = as_tensor(picture)
-        side = picture.shape[0]
+        """A decoded reference picture, uint8 RGB (S, S, 3). Both ends run this on the same pixels."""
+        return ReferenceFeatures(picture, self)
+
+    def estimate(self, picture: Array) -> MotionEstimate:
+        """The face of a picture of which nothing is known yet."""
+        image, side = as_tensor(picture), picture.shape[0]
         faces = self.detector.detect(picture)
         box = faces[0].box_in(Square(0, 0, side)) if faces else np.array([0, HEAD_Y, HEAD_SCALE], np.float32)
         for _ in range(LOOKS):
             estimate = self._look(image, box)
             box = estimate.box
-        features = self._reference.run({"image": image})
+        return estimate
+
+    def feeds(self, picture: Array, estimate: MotionEstimate) -> Any:
+        """What the renderer takes from a reference, placed where it wants it."""
+        image = as_tensor(picture)
         shared = {
             "image": image,
-            **features,
+            **self._reference.run({"image": image}),
             "source_keypoints": estimate.keypoints[None],
             "source_rotation": estimate.motion.rotation[None],
         }
         wanted = {name: value for name, value in shared.items() if name in self._render.input_shapes}
-        return ReferenceFeatures(picture, estimate, self._render.place(wanted), estimate.confidence)
+        return self._render.place(wanted)
 
     def render(self, reference: ReferenceFeatures, motion: MotionParams) -> Array:
         """The reference's person in another motion: uint8 RGB (S, S, 3)."""

@@ -6,18 +6,24 @@ For every packet ``bytes(parse_packet(data)) == data``: there is one way to writ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Protocol
 
 from .errors import BitstreamError, LimitError, TruncatedError, UnsupportedVersionError
+from .fields import FRAGMENTS_MAX, Reader, signed_varint, varint
 
 FORMAT_VERSION = 1
 
 # First bytes, written down and never derived. 0x40-0x7f: intra motion. 0x80-0xff: predicted motion.
 KIND_HEADER = 0x01
 KIND_REFERENCE = 0x02
-KIND_PIXELS = 0x03
 KIND_END = 0x04
+KIND_UPDATE = 0x05
+KIND_BUNDLE = 0x06
+KIND_PARITY = 0x07
+KIND_FEEDBACK = 0x08
 KIND_EXTENSION = 0x20  # to 0x3f: for later minor versions; a decoder that does not know one ignores it
 KIND_INTRA = 0x40
 KIND_PREDICTED = 0x80
@@ -27,10 +33,11 @@ PACKET_MAX = 1 << 20  # bytes
 DIMENSION_MAX = 8192  # pixels, each side
 SIZE_MIN, SIZE_MAX, SIZE_STEP = 64, 1024, 16  # side of the coded square
 TIME_MAX = (1 << 31) - 1  # time base terms, frame duration, pts steps
-FRAGMENTS_MAX = 64
-GROUP_MAX = 64  # motion frames in one packet
-MOTION_MAX = 512  # payload bytes per motion frame; the tables cannot need more
-VARINT_MAX = 9  # bytes: 63 bits
+GROUP_MAX = 64  # motion frames in one packet, or in all packets of a bundle
+BUNDLE_MAX = 16  # packets in one bundle
+REFERENCES_MAX = 8  # pictures a decoder holds; id modulo 8 is the place they take
+SIGNED = 0x80  # bit of a reference's codec: a signature precedes the picture (FORMAT.md section 12)
+UPDATE_FRAGMENTS_MAX = 8
 
 MAGIC = b"NCV"
 FLAG_FULL_FRAME, FLAG_GRAY = 1, 2
@@ -62,7 +69,7 @@ class StreamHeader:
         return head + b"".join(map(varint, numbers))
 
     @classmethod
-    def _parse(cls, read: _Reader) -> StreamHeader:
+    def _parse(cls, read: Reader) -> StreamHeader:
         if (magic := read.take(3, "the magic")) != MAGIC:
             raise read.error(f"the header starts with {magic!r}, expected {MAGIC!r}: not a neuralcodec stream", 6)
         if (version := read.byte("the version")) != FORMAT_VERSION:
@@ -91,8 +98,8 @@ class ReferencePart:
     reference: int  # id, 0..255; a new picture under an id replaces the old one
     index: int  # fragment number
     count: int
-    codec: int  # 1..255, of the still picture (FORMAT.md section 7)
-    hash: bytes  # first 4 bytes of the SHA-256 of the whole coded picture
+    codec: int  # 1..127, of the still picture (FORMAT.md section 7); SIGNED is added when it is signed
+    hash: bytes  # first 4 bytes of the SHA-256 of the whole coded picture, signature included
     crop: tuple[int, int, int]  # left, top, side in source pixels: where the coded square was cut
     payload: bytes
 
@@ -102,14 +109,86 @@ class ReferencePart:
         return head + signed_varint(left) + signed_varint(top) + varint(side) + self.payload
 
     @classmethod
-    def _parse(cls, read: _Reader) -> ReferencePart:
+    def _parse(cls, read: Reader) -> ReferencePart:
         reference = read.byte("the reference id")
         index, count = read.fragment()
-        codec, digest = read.codec(), read.take(4, "the hash")
-        left = read.signed("crop left", DIMENSION_MAX, 13)
-        top = read.signed("crop top", DIMENSION_MAX, 13)
-        side = read.limited("crop side", 1, 2 * DIMENSION_MAX, 13)
-        return cls(reference, index, count, codec, digest, (left, top, side), read.payload())
+        codec, digest = read.codec(signed=True), read.take(4, "the hash")
+        return cls(reference, index, count, codec, digest, _crop(read), read.payload())
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The XOR of some fragments of a coded reference picture: any one of them can be lost (FORMAT.md section 13).
+
+    Fragments are equally long but the last; parity ``index`` of ``groups`` covers fragments index, index + groups, ...
+    """
+
+    reference: int
+    index: int
+    groups: int  # parity packets of this picture, 1..count
+    count: int  # fragments of this picture
+    codec: int
+    hash: bytes
+    crop: tuple[int, int, int]
+    length: int  # of the whole coded picture, bytes
+    payload: bytes  # as long as the first fragment; shorter fragments count as followed by zeros
+
+    def __bytes__(self) -> bytes:
+        head = bytes((KIND_PARITY, self.reference, self.index, self.groups, self.count, self.codec)) + self.hash
+        left, top, side = self.crop
+        return head + signed_varint(left) + signed_varint(top) + varint(side) + varint(self.length) + self.payload
+
+    @classmethod
+    def _parse(cls, read: Reader) -> Parity:
+        reference = read.byte("the reference id")
+        index, groups = read.fragment()
+        count = read.byte("the fragment count")
+        if not groups <= count <= FRAGMENTS_MAX:
+            raise LimitError(
+                f"{groups} parities of {count} fragments, allowed are {groups} to {FRAGMENTS_MAX}",
+                rule="R11", offset=read.offset - 1,
+            )  # fmt: skip
+        codec, digest, crop = read.codec(signed=True), read.take(4, "the hash"), _crop(read)
+        length = read.limited("picture length", count, PACKET_MAX, 26)
+        payload = read.payload()
+        if len(payload) != -(-length // count) or (count - 1) * len(payload) >= length:
+            raise read.error(f"{len(payload)} bytes of parity for {count} fragments of {length} bytes in all", 26)
+        return cls(reference, index, groups, count, codec, digest, crop, length, payload)
+
+
+@dataclass(frozen=True)
+class Update:
+    """One fragment of a reference picture that is predicted from the one before it in its chain (section 3.6)."""
+
+    reference: int  # id it is held under
+    index: int  # fragment number
+    count: int  # 1..8
+    hash: bytes  # first 4 bytes of the SHA-256 over the hash of the picture before and the whole coded picture
+    payload: bytes
+    crop: tuple[int, int, int] | None = None  # as a reference's; None: as the picture before
+
+    CROP_FLAG: ClassVar[int] = 0x40
+
+    def __bytes__(self) -> bytes:
+        part = self.index | (self.count - 1) << 3 | (self.CROP_FLAG if self.crop else 0)
+        head = bytes((KIND_UPDATE, self.reference, part)) + self.hash
+        if self.crop:
+            left, top, side = self.crop
+            head += signed_varint(left) + signed_varint(top) + varint(side)
+        return head + self.payload
+
+    @classmethod
+    def _parse(cls, read: Reader) -> Update:
+        reference, part = read.byte("the reference id"), read.byte("the fragment")
+        index, count, crop = part & 7, (part >> 3 & 7) + 1, None
+        if index >= count:
+            raise read.error(f"fragment {index} of {count} does not exist", 11)
+        if part & 0x80:
+            raise read.error(f"update flags {part:#04x} set reserved bits", 10)
+        digest = read.take(4, "the hash")
+        if part & cls.CROP_FLAG:
+            crop = _crop(read)
+        return cls(reference, index, count, digest, read.payload(), crop)
 
 
 @dataclass(frozen=True)
@@ -118,6 +197,7 @@ class Motion:
 
     intra: needs no earlier packet but its reference; carries reference and pts. Predicted frames continue the frame
     before them; ``reference`` and ``pts_step`` are None when they are the last reference and the nominal duration.
+    as_is: the reference picture is shown as it is; motion is followed but does not move it.
     """
 
     sequence: int  # 0..255, counts frames (not packets) modulo 256
@@ -129,10 +209,12 @@ class Motion:
     pts: int | None = None  # intra only: absolute
     pts_step: int | None = None  # predicted only: pts of the first frame minus pts of the frame before
     frames: int = 1  # predicted only; the further ones follow at the nominal duration
+    as_is: bool = False  # predicted only
 
     REFERENCE_FLAG: ClassVar[int] = 1
     STEP_FLAG: ClassVar[int] = 2
     FRAMES_FLAG: ClassVar[int] = 4
+    AS_IS_FLAG: ClassVar[int] = 8
 
     def __bytes__(self) -> bytes:
         scale = self.level << 3 | self.components
@@ -148,23 +230,24 @@ class Motion:
             flags, extra = flags | self.STEP_FLAG, extra + varint(self.pts_step)
         if self.frames != 1:
             flags, extra = flags | self.FRAMES_FLAG, extra + varint(self.frames)
+        flags |= self.AS_IS_FLAG * self.as_is
         head = bytes((KIND_PREDICTED | scale << 1 | bool(flags), self.sequence))
         return head + (bytes((flags,)) + extra if flags else b"") + self.payload
 
     @classmethod
-    def _parse_intra(cls, read: _Reader, kind: int) -> Motion:
+    def _parse_intra(cls, read: Reader, kind: int) -> Motion:
         level, components = kind >> 3 & 7, kind & 7
         sequence, reference = read.byte("the sequence number"), read.byte("the reference id")
         pts = read.signed("pts", (1 << 62) - 1, 4)
         return cls(sequence, level, components, read.motion(1), True, reference, pts)
 
     @classmethod
-    def _parse_predicted(cls, read: _Reader, kind: int) -> Motion:
+    def _parse_predicted(cls, read: Reader, kind: int) -> Motion:
         level, components = kind >> 4 & 7, kind >> 1 & 7
-        sequence, reference, step, frames = read.byte("the sequence number"), None, None, 1
+        sequence, reference, step, frames, flags = read.byte("the sequence number"), None, None, 1, 0
         if kind & 1:
             flags = read.byte("the motion flags")
-            if not 0 < flags < 8:
+            if not 0 < flags < 16:
                 raise read.error(f"motion flags {flags:#04x} are empty or set reserved bits", 14)
             if flags & cls.REFERENCE_FLAG:
                 reference = read.byte("the reference id")
@@ -172,34 +255,8 @@ class Motion:
                 step = read.limited("pts step", 1, TIME_MAX, 15)
             if flags & cls.FRAMES_FLAG:
                 frames = read.limited("frame count", 2, GROUP_MAX, 16)
-        return cls(sequence, level, components, read.motion(frames), False, reference, None, step, frames)
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """One fragment of an ordinary video frame, sent while the model cannot show what the camera sees."""
-
-    sequence: int  # shared with Motion: counts frames
-    index: int
-    count: int
-    codec: int  # 1..255 (FORMAT.md section 7)
-    key: bool  # decodable without earlier pixel frames
-    pts: int
-    payload: bytes
-
-    def __bytes__(self) -> bytes:
-        head = bytes((KIND_PIXELS, self.sequence, self.index, self.count, self.codec, self.key))
-        return head + signed_varint(self.pts) + self.payload
-
-    @classmethod
-    def _parse(cls, read: _Reader) -> Pixels:
-        sequence = read.byte("the sequence number")
-        index, count = read.fragment()
-        codec, flags = read.codec(), read.byte("the pixel flags")
-        if flags > 1:
-            raise read.error(f"pixel flags {flags:#04x} set reserved bits", 10)
-        pts = read.signed("pts", (1 << 62) - 1, 4)
-        return cls(sequence, index, count, codec, bool(flags), pts, read.payload())
+        payload, as_is = read.motion(frames), bool(flags & cls.AS_IS_FLAG)
+        return cls(sequence, level, components, payload, False, reference, None, step, frames, as_is)
 
 
 @dataclass(frozen=True)
@@ -212,10 +269,77 @@ class End:
         return bytes((KIND_END,)) + varint(self.frames)
 
     @classmethod
-    def _parse(cls, read: _Reader) -> End:
+    def _parse(cls, read: Reader) -> End:
         frames = read.varint("frame count")
         read.end()
         return cls(frames)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Packets that share one datagram, oldest first: none of them a bundle, and no two that say the same."""
+
+    packets: tuple[Packet, ...]
+
+    def __bytes__(self) -> bytes:
+        inside = [bytes(packet) for packet in self.packets]
+        return bytes((KIND_BUNDLE,)) + b"".join(varint(len(data)) + data for data in inside)
+
+    @classmethod
+    def _parse(cls, read: Reader) -> Bundle:
+        packets: list[Packet] = []
+        frames = 0
+        while read.offset < len(read.data):
+            if len(packets) == BUNDLE_MAX:
+                raise LimitError(f"a bundle of more than {BUNDLE_MAX} packets", rule="R25", offset=read.offset)
+            length = read.limited("length of a bundled packet", 1, PACKET_MAX, 1)
+            data = read.take(length, "a bundled packet")
+            if data[0] == KIND_BUNDLE:
+                raise LimitError("a bundle inside a bundle; drop the packet", rule="R25", offset=read.offset - length)
+            try:
+                packet = parse_packet(data)
+            except BitstreamError as problem:
+                problem.offset += read.offset - length
+                raise
+            packets.append(packet)
+            frames += packet.frames if isinstance(packet, Motion) else 0
+            if frames > GROUP_MAX:
+                raise LimitError(f"more than {GROUP_MAX} frames in a bundle", rule="R25", offset=read.offset - length)
+        if len(packets) < 2:
+            raise read.error(f"a bundle of {len(packets)} packets, expected 2 to {BUNDLE_MAX}", 25)
+        return cls(tuple(packets))
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a receiver tells its sender. The only packet that travels that way."""
+
+    sequence: int | None = None  # newest frame number seen; None before the first
+    lost: int = 0  # share of packets that did not come since the last report, in 1/256, at most 255
+    held: tuple[int, ...] = ()  # ids of the reference pictures that are here, rising, at most 8
+    need_reference: bool = False  # motion names a picture that is not here
+    need_intra: bool = False  # motion cannot be followed
+
+    def __bytes__(self) -> bytes:
+        flags = self.need_reference | self.need_intra << 1 | (self.sequence is not None) << 2
+        if self.sequence is None:
+            return bytes((KIND_FEEDBACK, flags))
+        return bytes((KIND_FEEDBACK, flags, self.sequence, self.lost, *self.held))
+
+    @classmethod
+    def _parse(cls, read: Reader) -> Feedback:
+        flags = read.byte("the feedback flags")
+        if flags > 7:
+            raise read.error(f"feedback flags {flags:#04x} set reserved bits", 10)
+        need_reference, need_intra = bool(flags & 1), bool(flags & 2)
+        if not flags & 4:
+            read.end()
+            return cls(need_reference=need_reference, need_intra=need_intra)
+        sequence, lost = read.byte("the sequence number"), read.byte("the loss")
+        held = tuple(read.data[read.offset :])
+        if len(held) > REFERENCES_MAX or any(a >= b for a, b in pairwise(held)):
+            raise read.error(f"{len(held)} held references, expected at most {REFERENCES_MAX} rising ids", 27)
+        return cls(sequence, lost, held, need_reference, need_intra)
 
 
 @dataclass(frozen=True)
@@ -229,13 +353,15 @@ class Extension:
         return bytes((self.kind,)) + self.payload
 
 
-def parse_packet(data: bytes) -> StreamHeader | ReferencePart | Motion | Pixels | End | Extension:
+def parse_packet(
+    data: bytes,
+) -> StreamHeader | ReferencePart | Update | Motion | End | Bundle | Parity | Feedback | Extension:
     """One packet from the bytes of one datagram or one container record."""
     if not data:
         raise TruncatedError("an empty packet; a packet has at least its kind byte", rule="R1")
     if len(data) > PACKET_MAX:
         raise LimitError(f"a packet of {len(data)} bytes; the limit is {PACKET_MAX}", rule="R1", offset=PACKET_MAX)
-    read, kind = _Reader(data), data[0]
+    read, kind = Reader(data), data[0]
     if kind & KIND_PREDICTED:
         return Motion._parse_predicted(read, kind)
     if kind & KIND_INTRA:
@@ -246,111 +372,35 @@ def parse_packet(data: bytes) -> StreamHeader | ReferencePart | Motion | Pixels 
         return StreamHeader._parse(read)
     if kind == KIND_REFERENCE:
         return ReferencePart._parse(read)
-    if kind == KIND_PIXELS:
-        return Pixels._parse(read)
     if kind == KIND_END:
         return End._parse(read)
+    if kind == KIND_UPDATE:
+        return Update._parse(read)
+    if kind == KIND_BUNDLE:
+        return Bundle._parse(read)
+    if kind == KIND_PARITY:
+        return Parity._parse(read)
+    if kind == KIND_FEEDBACK:
+        return Feedback._parse(read)
     raise BitstreamError(f"packet kind {kind:#04x} does not exist; drop the packet", rule="R2")
 
 
-def varint(value: int) -> bytes:
-    """Unsigned, 7 bits a byte, lowest first, top bit set on all but the last (LEB128)."""
-    if not 0 <= value < 1 << 7 * VARINT_MAX:
-        raise ValueError(f"{value} does not fit a varint of {VARINT_MAX} bytes")
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+def bundled(packets: Sequence[Packet], limit: int) -> list[Packet]:
+    """The same packets in the same order in as few datagrams of at most ``limit`` bytes as neighbours allow."""
+    out: list[list[Packet]] = []
+    size = frames = 0
+    for packet in (inner for p in packets for inner in (p.packets if isinstance(p, Bundle) else (p,))):
+        length = len(bytes(packet))
+        cost, more = length + len(varint(length)), packet.frames if isinstance(packet, Motion) else 0
+        if out and size + cost <= limit and len(out[-1]) < BUNDLE_MAX and frames + more <= GROUP_MAX:
+            out[-1].append(packet)
+            size, frames = size + cost, frames + more
+        else:
+            out.append([packet])
+            size, frames = 1 + cost, more
+    return [group[0] if len(group) == 1 else Bundle(tuple(group)) for group in out]
 
 
-def signed_varint(value: int) -> bytes:
-    """0, -1, 1, -2, ... as varints 0, 1, 2, 3, ... (zigzag)."""
-    return varint(value << 1 if value >= 0 else ~(value << 1))
-
-
-class _Reader:
-    """Reads fields of one packet; every method checks length and limits before it returns."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.offset = 1  # the kind byte has been looked at
-
-    def error(self, message: str, rule: int) -> BitstreamError:
-        return BitstreamError(f"{message}; drop the packet", rule=f"R{rule}", offset=self.offset)
-
-    def take(self, count: int, what: str) -> bytes:
-        found = self.data[self.offset : self.offset + count]
-        if len(found) < count:
-            raise TruncatedError(
-                f"the packet ends inside {what}: {len(found)} of {count} bytes", rule="R3", offset=len(self.data)
-            )
-        self.offset += count
-        return found
-
-    def byte(self, what: str) -> int:
-        return self.take(1, what)[0]
-
-    def varint(self, what: str) -> int:
-        value, start = 0, self.offset
-        for shift in range(0, 7 * VARINT_MAX, 7):
-            byte = self.byte(what)
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                if not byte and shift:
-                    break
-                return value
-        self.offset = start
-        raise self.error(f"{what} is a varint that is not minimal or exceeds {VARINT_MAX} bytes", 4)
-
-    def limited(self, what: str, low: int, high: int, rule: int) -> int:
-        start, value = self.offset, self.varint(what)
-        if not low <= value <= high:
-            raise LimitError(f"{what} is {value}, allowed is {low} to {high}", rule=f"R{rule}", offset=start)
-        return value
-
-    def signed(self, what: str, high: int, rule: int) -> int:
-        start, raw = self.offset, self.varint(what)
-        value = ~(raw >> 1) if raw & 1 else raw >> 1
-        if abs(value) > high:
-            raise LimitError(f"{what} is {value}, allowed is {-high} to {high}", rule=f"R{rule}", offset=start)
-        return value
-
-    def fragment(self) -> tuple[int, int]:
-        index, count = self.byte("the fragment index"), self.byte("the fragment count")
-        if not 1 <= count <= FRAGMENTS_MAX:
-            raise LimitError(
-                f"{count} fragments, allowed is 1 to {FRAGMENTS_MAX}", rule="R11", offset=self.offset - 1
-            )
-        if index >= count:
-            raise self.error(f"fragment {index} of {count} does not exist", 11)
-        return index, count
-
-    def codec(self) -> int:
-        codec = self.byte("the codec")
-        if not codec:
-            raise self.error("codec 0 is reserved", 12)
-        return codec
-
-    def payload(self) -> bytes:
-        found = self.data[self.offset :]
-        if not found:
-            raise TruncatedError("the packet ends before its payload", rule="R17", offset=self.offset)
-        return found
-
-    def motion(self, frames: int) -> bytes:
-        found = self.data[self.offset :]
-        if len(found) > MOTION_MAX * frames:
-            raise LimitError(
-                f"{len(found)} bytes of motion for {frames} frames, allowed are {MOTION_MAX} a frame",
-                rule="R18",
-                offset=self.offset,
-            )
-        if found and not found[-1]:
-            raise self.error("a motion payload ends with a zero byte, so it is not the shortest", 20)
-        return found
-
-    def end(self) -> None:
-        if self.offset < len(self.data):
-            raise self.error(f"{len(self.data) - self.offset} bytes follow the last field", 5)
+def _crop(read: Reader) -> tuple[int, int, int]:
+    left, top = read.signed("crop left", DIMENSION_MAX, 13), read.signed("crop top", DIMENSION_MAX, 13)
+    return left, top, read.limited("crop side", 1, 2 * DIMENSION_MAX, 13)

@@ -181,6 +181,12 @@ class Quantizer:
         self.state, self._known = advance(self.tables, symbols), True
         return symbols
 
+    def hold(self, *, level: int, components: int) -> Symbols:
+        """A predicted frame in which nothing is corrected: it costs no bytes."""
+        symbols = Symbols(level, components, False, (0,) * self.tables.coded(components), self.state)
+        self.state = advance(self.tables, symbols)
+        return symbols
+
     def inverse(self, symbols: Symbols) -> MotionParams:
         """Advance the state by received symbols and return the motion."""
         self.state, self._known = advance(self.tables, symbols), True

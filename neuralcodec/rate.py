@@ -1,8 +1,8 @@
 """How the bits of a target rate are spent: how fine motion is coded, and when a reference picture is worth sending.
 
-Knows no bytes of packets and no networks; time is an argument. A reference costs as much as 100 motion frames or more,
-so whatever motion leaves of the rate is saved up for references and spent when the head has moved away from all that
-are held. The constants were chosen on seven of the twenty validation clips.
+Knows no bytes of packets and no networks; time is an argument. The first picture sets the quality of its chain
+(chain.py); from then on whatever motion leaves of the rate is saved up for the next picture, which goes out when it is
+paid for and the head has moved away from all pictures that are held. The constants were chosen on validation clips.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from .motion import Array
 
 PIXEL = 2 / 256  # one pixel of a 256-pixel picture in coded-picture units
 REFERENCES_HELD = 8  # a decoder keeps this many; the oldest is replaced
-FIRST_SECONDS = 3.0  # the first reference may take what this many seconds earn
-# Later ones. At 4 kbit/s 0.9 gains 1.2 dB over 2.0 because pictures come more often, but faces of 450 bytes lose their
-# features to the eye; 800 bytes keep them.
-REFERENCE_SECONDS = 1.6
-REFERENCE_BYTES = (400, 12000)  # never smaller (nothing to recognise) nor larger (nothing to gain at 256 pixels)
-CLOSE, FAR = 0.5, 2.5  # pixels: drift below CLOSE never asks for a reference; at FAR it goes as soon as it can be paid
+FIRST_SECONDS = 3.0  # the key of a chain may take what this many seconds earn
+STILL_SECONDS = 1.6  # a still that follows others, where there is no chain
+REFERENCE_BYTES = (400, 12000)  # of both; never smaller (nothing to recognise), never larger (nothing to gain at 256)
+UPDATE_SHARE = 0.12  # of its key's bytes that an update takes, until updates have been seen
+MEMORY = 0.25  # weight of the last update in what the next one is expected to cost
+CLOSE, FAR = 0.3, 1.5  # pixels: drift below CLOSE hardly asks for a picture; at FAR it goes as soon as it can be paid
+REFINE_SECONDS = 1.0  # a head at rest is sent again this often: what stands still gets finer
+SAVINGS_SECONDS = 0.2  # unspent rate that is kept, or two pictures if they cost more
 SWITCH = 0.7  # another held reference is taken when its distance is below this share of the present one's
 PERIOD = 2.0  # seconds between intra frames: how long a late joiner waits, and how long a lost packet is felt
 
@@ -39,10 +41,15 @@ LADDER = (  # from this many kbit/s on; 4.4, 3.6, 2.9 and 1.9 bytes a frame on v
     (1.8, MotionQuality(2, 6)),
     (0.0, MotionQuality(4, 5)),
 )
+PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
 
 
 def motion_quality(target_kbps: float) -> MotionQuality:
     return next(quality for floor, quality in LADDER if target_kbps >= floor)
+
+
+def picture_preset(target_kbps: float) -> int:
+    return next(preset for floor, preset in PRESETS if target_kbps >= floor)
 
 
 def distance(a: Array, b: Array) -> float:
@@ -57,31 +64,48 @@ class RateControl:
         if not 0.5 <= target_kbps <= 1000:
             raise ValueError(f"target_kbps is {target_kbps}; expected 0.5 to 1000 kbit/s.")
         self.bytes_per_second = target_kbps * 125
-        self.quality = motion_quality(target_kbps)
+        self.quality, self.preset = motion_quality(target_kbps), picture_preset(target_kbps)
+        self.picture_bytes = float(self.still_bytes)  # what the next picture is expected to cost
         self._purse = 0.0
         self._seconds: float | None = None
+        self._picture_at = 0.0
 
     def advance(self, seconds: float) -> None:
         """Time has come to ``seconds``."""
         if self._seconds is not None:
             self._purse += max(0.0, seconds - self._seconds) * self.bytes_per_second
         self._seconds = seconds
-        self._purse = min(self._purse, 2 * self.reference_bytes)  # unspent rate does not pile up into a burst
+        # unspent rate does not pile up into a burst
+        self._purse = min(self._purse, max(2 * self.picture_bytes, SAVINGS_SECONDS * self.bytes_per_second))
 
     def spend(self, count: int) -> None:
         self._purse -= count
+
+    def sent_key(self, count: int) -> None:
+        """A chain was begun with so many bytes."""
+        self.picture_bytes = UPDATE_SHARE * count
+        self._picture_at = self._seconds or 0.0
+
+    def sent_update(self, count: int) -> None:
+        self.picture_bytes += MEMORY * (count - self.picture_bytes)
+        self._picture_at = self._seconds or 0.0
+
+    @property
+    def since_picture(self) -> float:
+        """Seconds since the last one."""
+        return (self._seconds or 0.0) - self._picture_at
 
     @property
     def first_bytes(self) -> int:
         return int(np.clip(self.bytes_per_second * FIRST_SECONDS, *REFERENCE_BYTES))
 
     @property
-    def reference_bytes(self) -> int:
-        return int(np.clip(self.bytes_per_second * REFERENCE_SECONDS, *REFERENCE_BYTES))
+    def still_bytes(self) -> int:
+        return int(np.clip(self.bytes_per_second * STILL_SECONDS, *REFERENCE_BYTES))
 
-    def affords_reference(self, drift: float) -> bool:
+    def affords_picture(self, drift: float) -> bool:
         """Whether to send one now that the nearest held reference is ``drift`` pixels away."""
-        if drift < CLOSE:
+        if drift < CLOSE and self.since_picture < REFINE_SECONDS:
             return False
-        urgency = min(1.0, (drift - CLOSE) / (FAR - CLOSE))
-        return self._purse >= self.reference_bytes * (2 - urgency)
+        urgency = float(np.clip((drift - CLOSE) / (FAR - CLOSE), 0, 1))
+        return self._purse >= self.picture_bytes * (2 - urgency)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-PICTURE, BACKDROP = 1, 2  # codec numbers on the wire: the coded square; the whole source frame squeezed into that size
+# Codec numbers on the wire: the coded square; the whole source frame squeezed into that size; the key of a chain.py
+PICTURE, BACKDROP, KEY = 1, 2, 3
 ENCODER, DECODER = "libsvtav1", "libdav1d"
 PAYLOAD_MAX = 1 << 20  # bytes; a decoder refuses more (a 1024 x 1024 still at quality 100 is well under half)
 CRF_WORST, CRF_BEST = 70.0, 10.0  # SVT-AV1's coarsest; and one past which a 4:2:0 picture hardly gains
@@ -60,7 +61,7 @@ def encode_reference(image: Array, *, max_bytes: int | None = None, quality: int
     _check_picture(image)
     if not 0 <= quality <= 100:
         raise ValueError(f"quality is {quality}; it must lie between 0 and 100.")
-    planes = _planes_from_rgb(image)
+    planes = planes_from_rgb(image)
     step = round((100 - quality) / 100 * (CRF_WORST - CRF_BEST) / CRF_STEP)
     if max_bytes is None:
         return _encode_still(planes, step, preset)
@@ -76,8 +77,8 @@ def decode_reference(data: bytes, size: int) -> Array:
         raise LimitError(f"A coded reference of {len(data)} bytes exceeds the limit of {PAYLOAD_MAX}.")
     if data[0] & 0x80:
         raise BitstreamError("The reference was coded in a way this version does not know: flag bit 7 is set.")
-    stream = _TEMPORAL_DELIMITER + _obu(_OBU_SEQUENCE, _sequence_header(size, data[0])) + _obu(_OBU_FRAME, data[1:])
-    return _rgb_from_planes(_decode_still(stream, size))
+    stream = _TEMPORAL_DELIMITER + obu(_OBU_SEQUENCE, _sequence_header(size, data[0])) + obu(_OBU_FRAME, data[1:])
+    return rgb_from_planes(_decode_still(stream, size))
 
 
 # --- choosing how coarse ---------------------------------------------------------------------------------------------
@@ -127,18 +128,14 @@ def _encode_still(planes: list[Array], step: int, preset: int) -> bytes:
 
     os.environ.setdefault("SVT_LOG", "-1")  # nothing else keeps the library's banner off stderr
     size = planes[0].shape[0]
-    context = _codec(ENCODER, "w")
+    context = open_codec(ENCODER, "w")
     context.width = context.height = size
     context.pix_fmt = "yuv420p"
     context.time_base, context.framerate = Fraction(1, 25), Fraction(25)  # required by the library, not coded
     crf = CRF_BEST + step * CRF_STEP
     # avif=1 is SVT-AV1's name for one intra picture with the reduced still-picture header
     context.options = {"preset": str(preset), "svtav1-params": f"avif=1:tune=1:crf={crf:.2f}:lp=2"}
-    frame = av.VideoFrame(size, size, "yuv420p")
-    for plane, values in zip(frame.planes, planes, strict=True):
-        padded = np.zeros((plane.height, plane.line_size), np.uint8)
-        padded[:, : plane.width] = values
-        plane.update(padded.tobytes())
+    frame = video_frame(planes)
     frame.pts = 0
     try:
         with scheduling_kept():
@@ -151,6 +148,17 @@ def _encode_still(planes: list[Array], step: int, preset: int) -> bytes:
             "installed and 18 or later is needed: pip install -U av"
         ) from error
     return _strip(b"".join(bytes(packet) for packet in packets), size)
+
+
+def video_frame(planes: list[Array]) -> av.VideoFrame:
+    import av
+
+    frame = av.VideoFrame(planes[0].shape[1], planes[0].shape[0], "yuv420p")
+    for plane, values in zip(frame.planes, planes, strict=True):
+        padded = np.zeros((plane.height, plane.line_size), np.uint8)
+        padded[:, : plane.width] = values
+        plane.update(padded.tobytes())
+    return frame
 
 
 @contextmanager
@@ -176,7 +184,7 @@ def _real_time_threads() -> Iterator[int]:
 def _decode_still(stream: bytes, size: int) -> list[Array]:
     import av
 
-    context = _codec(DECODER, "r")
+    context = open_codec(DECODER, "r")
     context.thread_count = 1  # one small picture: threads would cost more than they save
     try:
         frames = [*context.decode(av.Packet(stream)), *context.decode(None)]
@@ -184,14 +192,18 @@ def _decode_still(stream: bytes, size: int) -> list[Array]:
         raise BitstreamError("The coded reference is damaged: the AV1 decoder cannot read it.") from error
     if len(frames) != 1:
         raise BitstreamError(f"A coded reference must hold one picture; {len(frames)} found.")
-    frame = frames[0]
+    return picture_of(frames[0], size)
+
+
+def picture_of(frame: av.VideoFrame, size: int) -> list[Array]:
+    """Its planes, when it is 4:2:0 of that size."""
     if (frame.width, frame.height, frame.format.name) not in {(size, size, "yuv420p"), (size, size, "yuvj420p")}:
         found = f"{frame.width} x {frame.height} {frame.format.name}"
         raise BitstreamError(f"The coded reference is {found}; expected {size} x {size} yuv420p.")
     return [np.frombuffer(bytes(p), np.uint8).reshape(-1, p.line_size)[: p.height, : p.width] for p in frame.planes]
 
 
-def _codec(name: str, mode: str) -> av.VideoCodecContext:
+def open_codec(name: str, mode: str) -> av.VideoCodecContext:
     import av
 
     try:
@@ -207,7 +219,7 @@ def _codec(name: str, mode: str) -> av.VideoCodecContext:
 
 def _strip(stream: bytes, size: int) -> bytes:
     """Flags byte and frame payload of a one-picture AV1 stream; the rest is put back by :func:`decode_reference`."""
-    units = dict(_obus(stream))
+    units = dict(obus(stream))
     sequence, frame = units.get(_OBU_SEQUENCE, b""), units.get(_OBU_FRAME, b"")
     unleveled = bytes([sequence[0] | 0x07, sequence[1] | 0xC0]) + sequence[2:] if len(sequence) > 2 else b""
     for flags in range(1 << len(_FLAGS)):
@@ -232,7 +244,7 @@ def _sequence_header(size: int, flags: int) -> bytes:
     return int(bits, 2).to_bytes(len(bits) // 8, "big")
 
 
-def _obu(kind: int, payload: bytes) -> bytes:
+def obu(kind: int, payload: bytes) -> bytes:
     length, rest = bytearray(), len(payload)
     while rest > 127:
         length.append(rest & 127 | 128)
@@ -241,7 +253,7 @@ def _obu(kind: int, payload: bytes) -> bytes:
     return bytes([kind << 3 | 2]) + bytes(length) + payload
 
 
-def _obus(stream: bytes) -> list[tuple[int, bytes]]:
+def obus(stream: bytes) -> list[tuple[int, bytes]]:
     """(kind, payload) of every OBU that our own encoder wrote (so sizes are present and true)."""
     units, position = [], 0
     while position < len(stream):
@@ -263,7 +275,7 @@ def _obus(stream: bytes) -> list[tuple[int, bytes]]:
 _FORWARD = np.array([[19595, 38470, 7471], [-11058, -21710, 32768], [32768, -27439, -5329]], np.int32)  # BT.601 << 16
 
 
-def _planes_from_rgb(image: Array) -> list[Array]:
+def planes_from_rgb(image: Array) -> list[Array]:
     """Full-range BT.601 Y, Cb, Cr; chroma is the mean of each 2 x 2 block."""
     half = image.shape[0] // 2
     y = (image.astype(np.int32) @ _FORWARD[0] + (1 << 15)) >> 16  # (S, S)
@@ -273,7 +285,7 @@ def _planes_from_rgb(image: Array) -> list[Array]:
     return [y.astype(np.uint8), chroma[..., 0].astype(np.uint8), chroma[..., 1].astype(np.uint8)]
 
 
-def _rgb_from_planes(planes: list[Array]) -> Array:
+def rgb_from_planes(planes: list[Array]) -> Array:
     y = planes[0].astype(np.int32) << 20
     cb, cr = _twice(planes[1]), _twice(planes[2])  # 16 times the value
     red = y + 91881 * cr

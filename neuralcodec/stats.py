@@ -14,7 +14,9 @@ class Stats:
 
     provider: str = ""
     frames: int = 0
-    references: int = 0
+    references: int = 0  # pictures coded on their own
+    updates: int = 0  # pictures predicted from those before them
+    as_is_frames: int = 0  # that showed a coded picture instead of a rendered one
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -47,6 +49,7 @@ class DecoderStats(Stats):
     concealed_frames: int = 0
     lost_frames: int = 0  # sequence numbers that never came
     damaged_references: int = 0
+    rejected_references: int = 0  # not signed by the trusted sender
     waiting_packets: int = 0  # motion not shown because its reference or the frame it continues was missing
 
 

@@ -18,12 +18,12 @@ from typing import Any
 from .container import ContainerReader, ContainerWriter
 from .decoder import DecodedFrame, Decoder
 from .encoder import Encoder
-from .errors import BitstreamError, MediaError, MissingReferenceError, NoFaceError, TruncatedError
+from .errors import BitstreamError, MediaError, MissingReferenceError, NoFaceError, SigningError, TruncatedError
 from .face import resize
 from .media import VideoReader, VideoWriter, check_output, output_path, reason
 from .motion import View
 from .pack import Pack
-from .packet import DIMENSION_MAX, FORMAT_VERSION, End, Motion, Packet, ReferencePart, StreamHeader
+from .packet import DIMENSION_MAX, FORMAT_VERSION, SIGNED, End, Motion, Packet, ReferencePart, StreamHeader, Update
 
 Progress = Callable[[int, int], None]  # frames done, frames in all (0: not known)
 
@@ -38,7 +38,8 @@ class FileStats:
     bytes_reference: int
     bytes_motion: int
     bytes_overhead: int
-    references: int = 0
+    references: int = 0  # pictures coded on their own
+    updates: int = 0  # pictures predicted from those before
     concealed: int = 0  # frames made without their packet
     face_lost: int = 0  # frames in which the encoder saw no face
     damaged: int = 0  # pieces of the input that could not be read and were left out
@@ -69,6 +70,7 @@ def encode_file(
     crop: str | tuple[int, int, int] = "auto",
     full_frame: bool = False,
     threads: int | None = None,
+    signing_key: Any = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FileStats:
@@ -83,7 +85,7 @@ def encode_file(
         encoder = Encoder(
             target_kbps, pack=pack, device=device, crop=crop, time_base=reader.time_base,
             frame_duration=reader.frame_duration, full_frame=full_frame, gray=reader.gray, threads=threads,
-            repeat_header=False,
+            repeat_header=False, signing_key=signing_key,
         )  # fmt: skip
         with output_path(dst, overwrite=overwrite) as temporary:
             with open(temporary, "wb") as file:
@@ -126,6 +128,7 @@ def decode_file(
     burst: float = 1.0,
     seed: int = 0,
     threads: int | None = None,
+    trusted_sender: Any = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FileStats:
@@ -134,6 +137,7 @@ def decode_file(
     view: turn the head. full_frame: paste the face back (None: when the stream carries its surroundings).
     loss, burst, seed: lose this share of the motion packets, in runs of ``burst`` on average, and conceal them.
     A file has no way to ask again, so the header and the references always arrive.
+    trusted_sender: an Ed25519 public key; pictures it did not sign are not shown, and SigningError says so at the end.
     A cut or damaged file raises its BitstreamError after the frames that could be shown have been written.
     """
     started = perf_counter()
@@ -143,7 +147,9 @@ def decode_file(
     header = counted.header
     if full_frame and not header.full_frame:
         raise MediaError(f"{src} carries only the face; encode it with --full-frame (full_frame=True) first.")
-    decoder = Decoder(pack=pack, device=device, full_frame=full_frame, view=view, threads=threads)
+    decoder = Decoder(
+        pack=pack, device=device, full_frame=full_frame, view=view, threads=threads, trusted_sender=trusted_sender
+    )
     channel = _Channel(loss, burst, seed)
     damaged = 0
     with contextlib.ExitStack() as stack:
@@ -160,9 +166,17 @@ def decode_file(
                 writer.write(resize(frame.image, *writer.size), frame.pts)
                 if progress:
                     progress(writer.frames, counted.frames)
+        rejected = decoder.stats.rejected_references
+        if writer is None and rejected:
+            raise SigningError(f"{src} is not signed by the trusted sender: none of its pictures may be shown.")
         if writer is None:
             raise counted.problem or MediaError(f"{src} holds no frame that can be shown.")
     _raise_late(src, dst, writer.frames, counted.problem, damaged)
+    if rejected:
+        raise SigningError(
+            f"{rejected} of the pictures in {src} are not signed by the trusted sender and were not shown; "
+            f"the {writer.frames} frames in {dst} go without them."
+        )
     stats = decoder.stats
     return counted.stats(
         concealed=stats.concealed_frames, provider=stats.provider, elapsed_s=perf_counter() - started,
@@ -234,6 +248,7 @@ def probe(path: str | Path) -> dict[str, Any]:
         "duration_s": round(stats.duration_s, 6),
         "time_base": list(header.time_base),
         "references": stats.references,
+        "updates": stats.updates,
         "bytes_total": stats.bytes_total,
         "bytes_reference": stats.bytes_reference,
         "bytes_motion": stats.bytes_motion,
@@ -254,9 +269,14 @@ def list_packets(path: str | Path) -> Iterator[dict[str, Any]]:
             kind = "intra" if packet.intra else "predicted"
             line |= {"coding": kind, "pts": times[0], "frames": packet.frames, "sequence": packet.sequence}
             line |= {"level": packet.level, "components": packet.components, "payload": len(packet.payload)}
+            line |= {"as_is": packet.as_is}
         elif isinstance(packet, ReferencePart):
-            line |= {"reference": packet.reference, "part": f"{packet.index + 1}/{packet.count}", "codec": packet.codec}
+            line |= {"reference": packet.reference, "part": f"{packet.index + 1}/{packet.count}"}
+            line |= {"codec": packet.codec & ~SIGNED, "signed": bool(packet.codec & SIGNED)}
             line |= {"crop": list(packet.crop), "payload": len(packet.payload)}
+        elif isinstance(packet, Update):
+            line |= {"reference": packet.reference, "part": f"{packet.index + 1}/{packet.count}"}
+            line |= {"payload": len(packet.payload)}
         yield line
 
 
@@ -266,7 +286,7 @@ class _Counted:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problem: BitstreamError | None = None
-        self.frames = self.reference = self.motion = self.references = 0
+        self.frames = self.reference = self.motion = self.references = self.updates = 0
         self.complete = False
         self._first: int | None = None
         self._last = 0
@@ -312,6 +332,9 @@ class _Counted:
         if isinstance(packet, ReferencePart):
             self.reference += len(packet.payload)
             self.references += packet.index == 0
+        elif isinstance(packet, Update):
+            self.reference += len(packet.payload)
+            self.updates += packet.index == 0
         elif isinstance(packet, Motion):
             self.motion += len(packet.payload)
         elif isinstance(packet, End):
@@ -321,7 +344,7 @@ class _Counted:
         ticks = self._last - self._first + self.header.frame_duration if self._first is not None else 0
         return FileStats(
             self.frames, float(ticks * Fraction(*self.header.time_base)), self.total, self.reference, self.motion,
-            self.total - self.reference - self.motion, references=self.references, **further,
+            self.total - self.reference - self.motion, references=self.references, updates=self.updates, **further,
         )  # fmt: skip
 
 

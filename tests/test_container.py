@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from neuralcodec.container import FILE_MAGIC, ContainerReader, ContainerWriter
 from neuralcodec.errors import BitstreamError, LimitError, TruncatedError
-from neuralcodec.packet import PACKET_MAX, End, Motion, Packet, ReferencePart, StreamHeader, varint
+from neuralcodec.fields import varint
+from neuralcodec.packet import PACKET_MAX, End, Motion, Packet, ReferencePart, StreamHeader
 
 HEADER = StreamHeader(bytes(8), 640, 480, (1, 25), 1, 256)
 PACKETS: list[Packet] = [

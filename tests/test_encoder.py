@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 import neuralcodec as nc
-from neuralcodec.encoder import PART_BYTES
 from neuralcodec.face import Square, crop
+from neuralcodec.fragments import PART_BYTES
 from neuralcodec.packet import End, Motion, ReferencePart, StreamHeader, parse_packet
 
 Coded = tuple[nc.Encoder, list[list[object]]]

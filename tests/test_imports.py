@@ -27,6 +27,7 @@ HEAVY = {
     "safetensors",
     "aiortc",
     "aiohttp",
+    "cryptography",
 }
 TORCH_SIDE = {"torch", "torchvision", "safetensors", "onnx", "onnxscript"}
 # Needs the extra [webrtc] and is loaded by the command `call` alone.

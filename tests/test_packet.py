@@ -10,9 +10,9 @@ from neuralcodec.packet import (
     End,
     Extension,
     Motion,
-    Pixels,
     ReferencePart,
     StreamHeader,
+    Update,
     parse_packet,
     signed_varint,
     varint,
@@ -23,8 +23,10 @@ REFERENCE = ReferencePart(3, 0, 2, 1, b"\x0a\x0b\x0c\x0d", (-5, 12, 640), b"pict
 INTRA = Motion(9, 3, 5, b"\x12\x34", True, reference=3, pts=-1000)
 PREDICTED = Motion(10, 7, 0, b"\x55")
 UNUSUAL = Motion(255, 0, 7, b"\x01\x02\x03", reference=200, pts_step=70000, frames=64)
-PIXELS = Pixels(77, 1, 2, 2, True, 123456789, b"frame")
-ALL = [HEADER, REFERENCE, INTRA, PREDICTED, UNUSUAL, Motion(0, 0, 0, b""), PIXELS, End(250), Extension(0x3F, b"any")]
+UPDATE = Update(200, 1, 3, b"\x01\x02\x03\x04", b"frame", (-5, 12, 640))
+AS_IS = Motion(11, 2, 2, b"", reference=9, as_is=True)
+ALL = [HEADER, REFERENCE, INTRA, PREDICTED, UNUSUAL, Motion(0, 0, 0, b""), UPDATE, AS_IS, End(250)]
+ALL += [Extension(0x3F, b"any")]
 
 
 @pytest.mark.parametrize("packet", ALL, ids=lambda p: f"{type(p).__name__}-{bytes(p)[0]:02x}")
@@ -42,7 +44,7 @@ def test_sizes() -> None:
     assert bytes(End(0)) == b"\x04\x00"
 
 
-@pytest.mark.parametrize("packet", [HEADER, REFERENCE, INTRA, UNUSUAL, PIXELS, End(1 << 40)])
+@pytest.mark.parametrize("packet", [HEADER, REFERENCE, INTRA, UNUSUAL, UPDATE, End(1 << 40)])
 def test_cut_at_every_length(packet: object) -> None:
     data = bytes(packet)  # type: ignore[call-overload]
     for length in range(len(data)):
@@ -71,7 +73,7 @@ BROKEN: list[tuple[str, type[BitstreamError], bytes]] = [
     ("R1", TruncatedError, b""),
     ("R1", LimitError, bytes(PACKET_MAX + 1)),
     ("R2", BitstreamError, b"\x00"),
-    ("R2", BitstreamError, b"\x05abc"),
+    ("R2", BitstreamError, b"\x03abc"),
     ("R2", BitstreamError, b"\x1f"),
     ("R3", TruncatedError, bytes(HEADER)[:-1]),
     ("R4", BitstreamError, b"\x04\x80\x00"),
@@ -90,25 +92,24 @@ BROKEN: list[tuple[str, type[BitstreamError], bytes]] = [
     ("R9", LimitError, header(size=48)),
     ("R9", BitstreamError, header(size=250)),
     ("R10", BitstreamError, patched(bytes(HEADER), 13, 4)),
-    ("R10", BitstreamError, patched(bytes(PIXELS), 5, 2)),
+    ("R10", BitstreamError, patched(bytes(UPDATE), 2, 0xD1)),
     ("R11", LimitError, reference(count=0)),
     ("R11", LimitError, reference(count=65)),
     ("R11", BitstreamError, reference(index=2)),
-    ("R11", BitstreamError, patched(bytes(PIXELS), 2, 2)),
+    ("R11", BitstreamError, patched(bytes(UPDATE), 2, 0x4B)),
     ("R12", BitstreamError, reference(codec=0)),
-    ("R12", BitstreamError, patched(bytes(PIXELS), 4, 0)),
     ("R13", LimitError, reference(crop=(-8193, 0, 64))),
     ("R13", LimitError, reference(crop=(0, 8193, 64))),
     ("R13", LimitError, reference(crop=(0, 0, 0))),
     ("R13", LimitError, reference(crop=(0, 0, 16385))),
     ("R14", BitstreamError, b"\x81\x00\x00"),
-    ("R14", BitstreamError, b"\x81\x00\x08"),
+    ("R14", BitstreamError, b"\x81\x00\x10"),
     ("R15", LimitError, b"\x81\x00\x02\x00"),
     ("R15", LimitError, b"\x81\x00\x02" + varint(1 << 31)),
     ("R16", LimitError, b"\x81\x00\x04\x01"),
     ("R16", LimitError, b"\x81\x00\x04\x41"),
     ("R17", TruncatedError, reference(payload=b"")),
-    ("R17", TruncatedError, bytes(PIXELS)[:-5]),
+    ("R17", TruncatedError, bytes(UPDATE)[:-5]),
     ("R18", LimitError, b"\x80\x00" + b"\x01" * 513),
     ("R18", LimitError, b"\x81\x00\x04\x02" + b"\x01" * 1025),
     ("R20", BitstreamError, b"\x80\x00\x01\x00"),

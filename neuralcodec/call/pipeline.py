@@ -28,14 +28,13 @@ from neuralcodec.errors import BitstreamError, NeuralCodecError
 from neuralcodec.face import Square, crop
 from neuralcodec.motion import Array, View
 from neuralcodec.pack import Pack
-from neuralcodec.packet import Motion, ReferencePart, parse_packet
+from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, Update, parse_packet
 
 FPS = 25  # of the stream: a camera's jittery times are moved to this grid, so that no time costs bits
-REFERENCE_PRESET = 4  # 0.4 dB behind 2 (at 800 bytes) in a quarter of the time, in which the picture stands still
 WINDOW = 3.0  # seconds that the figures on the page are means of
 LATE = 0.08  # seconds a datagram may lie at the receiver before the sender leaves a picture out
 ORIGINALS = 64  # pictures kept until their reconstruction comes, for the comparison
-ASK_AGAIN = 0.2  # seconds, beyond a round trip, before a receiver repeats a request
+REPORT_SECONDS = 0.2  # beyond a round trip, between two reports of the receiver
 FACE_MISSING = 1.0  # seconds without a face before the page says so
 
 
@@ -77,18 +76,19 @@ class Pipeline:
         self.problem = ""  # a sentence once a thread has ended by an error
         self._show, self._forward, self._clock = show, forward, clock
         self._encoder = Encoder(self.settings.kbps, pack=pack, device=device, threads=threads,
-                                time_base=Fraction(1, FPS), reference_preset=REFERENCE_PRESET)  # fmt: skip
+                                time_base=Fraction(1, FPS))  # fmt: skip
         self._decoder = Decoder(pack=pack, device=device, threads=threads)
         self._h264 = SameBytes(pack.size, self.settings.kbps)
         self._there, self._back = Link(seed=1), Link(seed=2)
         self._lock = threading.Condition()  # guards everything below
-        self._newest: _Picture | None = None
+        self._next: _Picture | None = None
         self._originals: OrderedDict[int, _Picture] = OrderedDict()
-        self._pts: dict[int, int] = {}  # by sequence number: of the last 256 frames
+        self._pts: dict[int, int] = {}  # by sequence number: of the last ORIGINALS frames
         self._crops: dict[int, Square] = {}  # by reference id
-        self._newest_reference = 0
+        self._square = Square(0, 0, 1)  # of the newest reference
+        self._newest = 0  # its id
         self._earned = 0  # bytes sent since the last comparison: what x264 may spend
-        self._asked = {"reference": -1e9, "intra": -1e9}
+        self._reported = 0.0
         self._closed = False
         self._start: float | None = None
         self._faceless_since: float | None = None
@@ -109,8 +109,8 @@ class Pipeline:
     def push(self, image: Any, mark: Array | None = None) -> None:
         """A camera picture, uint8 RGB (H, W, 3) or an av.VideoFrame, taken now."""
         with self._lock:
-            self._left_out += self._newest is not None
-            self._newest = _Picture(image, mark, self._clock())
+            self._left_out += self._next is not None
+            self._next = _Picture(image, mark, self._clock())
             self._lock.notify_all()
 
     def change(self, settings: Settings) -> None:
@@ -128,13 +128,8 @@ class Pipeline:
             self._lock.notify_all()
 
     def ask(self, what: str) -> None:
-        """Send "reference" or "intra" back to the sender, as a receiver does that lacks one; once a round trip."""
-        with self._lock:
-            now = self._clock()
-            if now - self._asked[what] >= 2 * self._back.delay + ASK_AGAIN:
-                self._asked[what] = now
-                self._back.send(what.encode(), now)
-                self._lock.notify_all()
+        """Ask the sender for a "reference" or an "intra" frame: for a page that decodes by itself and lacks one."""
+        self._report(Feedback(need_reference=what == "reference", need_intra=what == "intra"))
 
     def close(self) -> None:
         with self._lock:
@@ -166,7 +161,7 @@ class Pipeline:
                 "bytes": self._there.bytes, "packets": self._there.sent,
                 "lost": self._there.lost, "dropped": self._there.dropped, "bad": self._bad,
                 "frames": encoder.frames, "left_out": self._left_out,
-                "references": encoder.references, "concealed": decoder.concealed_frames,
+                "references": encoder.references, "updates": encoder.updates, "concealed": decoder.concealed_frames,
                 "face": self._faceless_since is None or now - self._faceless_since < FACE_MISSING,
                 "stages": spent, "provider": encoder.provider,
                 "h264": {"side": self._h264.side, "frames": self._h264.frames, "bytes": self._h264.bytes,
@@ -179,10 +174,10 @@ class Pipeline:
         last = -1
         while True:
             with self._lock:
-                self._lock.wait_for(lambda: self._closed or self._newest is not None)
+                self._lock.wait_for(lambda: self._closed or self._next is not None)
                 if self._closed:
                     return
-                picture, self._newest = self._newest, None
+                picture, self._next = self._next, None
                 assert picture is not None
                 now = self._clock()
                 self._start = picture.captured if self._start is None else self._start
@@ -191,13 +186,14 @@ class Pipeline:
                 if pts <= last or (due is not None and now - due > LATE):  # between two ticks, or receiver too slow
                     self._left_out += 1
                     continue
-                for request in self._back.receive(now):
-                    self._encoder.send_reference() if request == b"reference" else self._encoder.send_intra()
+                reports = self._back.receive(now)
             last = pts
             picture.stages["wait"] = now - picture.captured
             picture.image = as_picture(picture.image)
             stats = self._encoder.stats
             lost_before, spent_before = stats.face_lost_frames, dict(stats.stage_seconds)
+            for report in reports:
+                self._encoder.on_feedback(report)
             packets = self._encoder.encode(picture.image, pts)
             now = self._clock()
             with self._lock:
@@ -211,17 +207,26 @@ class Pipeline:
                 while len(self._originals) > ORIGINALS:
                     self._originals.popitem(last=False)
                 for packet in packets:
-                    if isinstance(packet, ReferencePart):
-                        self._crops[packet.reference] = Square(*packet.crop)
-                        self._newest_reference = packet.reference
                     data = bytes(packet)
                     self._there.send(data, now)
                     self._earned += len(data)
                     self._sent.append((now, len(data), len(data) + HEADERS))
-                    if isinstance(packet, Motion):
-                        self._pts[packet.sequence] = pts
+                    inside = _inside(packet)
+                    for part in inside:
+                        self._note(part, pts)
+                    if any(isinstance(part, Motion) for part in inside):
                         self._frames.append((now, len(data)))
                 self._lock.notify_all()
+
+    def _note(self, packet: Packet, pts: int) -> None:
+        """Remember what the comparison needs of a packet that was sent: where pictures were cut, when frames were."""
+        if isinstance(packet, ReferencePart | Update):
+            self._newest = packet.reference
+            self._square = Square(*packet.crop) if packet.crop else self._square
+            self._crops[packet.reference] = self._square
+        elif isinstance(packet, Motion):
+            self._pts.setdefault(packet.sequence, pts)
+            self._pts.pop((packet.sequence - ORIGINALS) % 256, None)
 
     # --- the receiver's thread ---
 
@@ -251,10 +256,7 @@ class Pipeline:
                     spent = _since(before, self._decoder.stats.stage_seconds, "receive")
                     before = dict(self._decoder.stats.stage_seconds)
                     self._compare(frame.pts, frame.reference, frame.image, now, spent)
-                if self._decoder.header is None or self._decoder.wants_reference:
-                    self.ask("reference")
-                elif self._decoder.wants_intra:
-                    self.ask("intra")
+                self._report(None)
 
     def _follow(self, data: bytes, arrived: float) -> None:
         """The page decodes: show the other two pictures of a frame that has arrived."""
@@ -290,6 +292,10 @@ class Pipeline:
             self.problem = str(error)
         except Exception as error:  # a thread must not die in silence: the page says what happened
             self.problem = f"The codec stopped: {type(error).__name__}: {error}"
+
+
+def _inside(packet: Packet) -> tuple[Packet, ...]:
+    return packet.packets if isinstance(packet, Bundle) else (packet,)
 
 
 def _since(before: dict[str, float], after: dict[str, float], where: str) -> dict[str, float]:

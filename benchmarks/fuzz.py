@@ -1,0 +1,239 @@
+"""Hostile bytes into the receiver: nothing but frames or BitstreamError may come out, fast, in flat memory.
+
+``python -m benchmarks.fuzz --packets 10000000 --seed 1``. Three depths, each on mutated and on random packets:
+
+    parse     parse_packet and back: what parses must give the same bytes again             all packets
+    decode    a Decoder with everything but its networks: states, pictures in pieces, AV1    one in --decode-every
+    render    a Decoder as it is, networks and all                                           one in --render-every
+
+A warm stream runs in between, so that packets meet a decoder that holds references and follows motion. A failure is
+printed with the packet in hex; the exit code is 1. ``--minutes`` stops early and says how far it came.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuralcodec.decoder import DecodedFrame, Decoder
+from neuralcodec.entropy import EntropyCoder
+from neuralcodec.errors import BitstreamError, PackMismatchError
+from neuralcodec.fields import signed_varint, varint
+from neuralcodec.fragments import split
+from neuralcodec.motion import MotionParams
+from neuralcodec.pack import Pack, load_pack
+from neuralcodec.packet import Bundle, End, Extension, Feedback, Motion, Packet, StreamHeader, Update, parse_packet
+from neuralcodec.protection import Repeater
+from neuralcodec.quantizer import Quantizer
+from neuralcodec.reference import encode_reference
+
+HANG_SECONDS = 2.0  # for a packet that shows nothing; showing may take this long a frame
+WARM_EVERY = 200  # hostile packets between two runs of the warm stream
+GROWTH_MB = 48  # after the first tenth: what an allocator may keep for itself
+
+
+class Outputs:
+    """What a network would give, at once: the decode depth asks for the bits, not for the picture."""
+
+    provider = "none"
+
+    def __init__(self, size: int) -> None:
+        self._picture = np.zeros((size, size, 3), np.uint8)
+
+    def reference(self, picture: Any) -> Any:
+        return picture
+
+    def render(self, features: Any, motion: MotionParams) -> Any:
+        return self._picture.copy()
+
+
+def stream(pack: Pack, seed: int) -> list[Packet]:
+    """Every kind of packet a sender can make, in the order it would send them: no network is asked."""
+    dice = np.random.default_rng(seed)
+    tables = pack.tables
+    quantizer, coder = Quantizer(tables), EntropyCoder(tables)
+    header = StreamHeader(pack.id, 640, 480, (1, 25), 1, pack.size, full_frame=True)
+    ramp = np.linspace(0, 255, pack.size).astype(np.uint8)
+    picture = np.stack([np.tile(ramp, (pack.size, 1)), np.tile(ramp[:, None], (1, pack.size)),
+                        np.full((pack.size, pack.size), 128, np.uint8)], -1)  # fmt: skip
+    coded = [encode_reference(np.roll(picture, 31 * i, 1), max_bytes=2500) for i in range(3)]
+    packets: list[Packet] = [header]
+    packets += split(coded[0], reference=0, codec=2, crop=(80, 0, 480))
+    repeater, values = Repeater(coder), np.zeros(tables.size)
+    for frame in range(60):
+        if frame % 20 == 0:
+            reference = frame // 20
+            packets += split(coded[reference], reference=reference, codec=1, crop=(80, 0, 480), parity=2)
+        values = 0.97 * values + dice.normal(0, 12, tables.size)
+        motion = MotionParams.from_flat(tables.mean + values @ tables.synthesis)
+        level = frame // 13 % 8
+        symbols = quantizer.forward(motion, level=level, components=frame // 7 % 8, intra=frame % 20 == 0)
+        if symbols.intra:
+            packet = Motion(frame, level, symbols.components, coder.encode(symbols), True, frame // 20, frame)
+        else:
+            packet = Motion(frame, level, symbols.components, coder.encode(symbols))
+        packets.append(repeater.wrap(packet, symbols, frame % 3))
+    packets += [
+        Update(1, 0, 2, bytes(dice.bytes(4)), bytes(dice.bytes(80))),
+        Feedback(7, 12, (0, 1, 2), True, True),
+        Feedback(need_intra=True),
+        Extension(0x21, b"private"),
+        Bundle((End(60), Extension(0x20, b""))),
+        End(60),
+    ]
+    return packets
+
+
+def hostile(pool: list[bytes], dice: random.Random) -> Iterator[bytes]:
+    """Without end: valid packets bent in one to four places, spliced or cut, and random ones, half with a true kind."""
+    kinds = bytes((1, 2, 3, 4, 5, 6, 7, 8, 0x20, 0x40, 0x7F, 0x80, 0x81, 0xFF))
+    numbers = [0, 1, 63, 64, 127, 128, 255, 8192, 8193, 1 << 20, 1 << 31, (1 << 62) - 1, (1 << 63) - 1]
+    pick, below, some = dice.choice, dice.randrange, dice.random
+    while True:
+        roll = some()
+        if roll < 0.25:
+            yield dice.randbytes(below(40))
+        elif roll < 0.45:
+            yield bytes((pick(kinds),)) + dice.randbytes(below(60))
+        elif roll < 0.5:  # a chain of lengths and packets that looks like a bundle
+            inside = [pick(pool) for _ in range(below(20))]
+            yield b"\x06" + b"".join(varint(len(data) + (some() < 0.1)) + data for data in inside)
+        elif roll < 0.55:
+            yield pick(pool)
+        else:
+            data = bytearray(pick(pool))
+            if len(data) > 600 and some() < 0.8:
+                del data[below(40) + 20 :]  # long payloads are all alike
+            for _ in range(below(4) + 1):
+                at, what = below(len(data)) if data else 0, some()
+                if some() < 0.5:
+                    at = min(at, below(16))  # fields stand in front
+                if what < 0.5 and data:
+                    data[at] = below(256)
+                elif what < 0.7 and data:
+                    data[at] ^= 1 << below(8)
+                elif what < 0.8:
+                    number = pick(numbers)
+                    data[at:at] = varint(number) if some() < 0.5 else signed_varint(number >> 1)
+                elif what < 0.9:
+                    del data[at : at + below(5)]
+                else:
+                    data[at:] = pick(pool)[at:]
+            yield bytes(data)
+
+
+def attempt(call: Callable[[bytes], Any], data: bytes, counts: Counter[str], depth: str, failures: list[Any]) -> None:
+    """One packet into one depth; anything but a result or the errors that are allowed is a failure."""
+    start, shown = time.perf_counter(), 0
+    try:
+        result = call(data)
+        shown = len(result) if isinstance(result, list) else 0
+        counts[f"{depth} taken"] += 1
+        counts[f"{depth} frames"] += shown
+    except (BitstreamError, PackMismatchError) as error:
+        counts[f"{depth} refused"] += 1
+        if not str(error) or (depth == "parse" and not error.rule):  # type: ignore[union-attr]
+            failures.append((depth, "an error without words or rule", data.hex()))
+    except Exception as error:  # noqa: BLE001  # what we look for
+        failures.append((depth, f"{type(error).__name__}: {error}", data.hex()))
+    if time.perf_counter() - start > HANG_SECONDS * (1 + shown):
+        failures.append((depth, f"took {time.perf_counter() - start:.1f} s for {shown} frames", data.hex()))
+
+
+def parse_and_back(data: bytes) -> None:
+    packet = parse_packet(data)
+    if bytes(packet) != data:
+        raise AssertionError(f"{packet} is written in another way than it was read")
+
+
+def checked(decoder: Decoder) -> Callable[[bytes], list[DecodedFrame]]:
+    def decode(data: bytes) -> list[DecodedFrame]:
+        frames = decoder.decode(data)
+        assert all(isinstance(f, DecodedFrame) and f.image.dtype == np.uint8 for f in frames)
+        bytes(decoder.feedback())
+        return frames
+
+    return decode
+
+
+def resident_mb() -> float:
+    """Memory of this process now, MB; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except OSError:
+        return 0.0
+    return pages * 4096 / 1e6
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    pack = load_pack(options.pack)
+    dice = random.Random(options.seed)
+    pool = [bytes(packet) for packet in stream(pack, options.seed)]
+    bits = Decoder(pack=pack, device="cpu", threads=1, full_frame=False)  # pasting is what costs
+    whole = Decoder(pack=pack, device="cpu", threads=1)
+    bits._networks = Outputs(pack.size)  # type: ignore[assignment]
+    counts: Counter[str] = Counter()
+    failures: list[Any] = []
+    source, begin, level_mb, number = hostile(pool, dice), time.monotonic(), 0.0, 0
+    depths = {"decode": (options.decode_every, checked(bits)), "render": (options.render_every, checked(whole))}
+    for number in range(1, options.packets + 1):
+        data = next(source)
+        attempt(parse_and_back, data, counts, "parse", failures)
+        for depth, (every, call) in depths.items():
+            if not every or number % every:
+                continue
+            attempt(call, data, counts, depth, failures)
+            if number // every % WARM_EVERY == 0:
+                for good in pool[:40]:
+                    attempt(call, good, counts, f"{depth}, warm stream", failures)
+        if number % 50_000 == 0 or number == options.packets // 10:
+            if number <= options.packets // 10:
+                level_mb = resident_mb()
+            minutes = (time.monotonic() - begin) / 60
+            print(f"\r{number:,} packets, {minutes:.1f} min, {resident_mb():.0f} MB, {len(failures)} failures", end="",
+                  file=sys.stderr)  # fmt: skip
+            if minutes > options.minutes or len(failures) > 20:
+                break
+    print(file=sys.stderr)
+    growth = resident_mb() - level_mb if level_mb else 0.0
+    if growth > GROWTH_MB:
+        failures.append(("memory", f"grew by {growth:.0f} MB after the first tenth", ""))
+    return {
+        "packets": number, "seed": options.seed, "minutes": (time.monotonic() - begin) / 60, "memory_mb": resident_mb(),
+        "memory_growth_mb": growth, "counts": dict(sorted(counts.items())), "failures": failures,
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Mutated and random packets into the receiver.")
+    parser.add_argument("--packets", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--decode-every", type=int, default=10, metavar="N", help="0: never (default: 10)")
+    parser.add_argument("--render-every", type=int, default=20_000, metavar="N", help="0: never (default: 20000)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
+    parser.add_argument("--pack")
+    parser.add_argument("--json", type=Path, help="also write the result here")
+    options = parser.parse_args()
+    result = run(options)
+    for name, count in result["counts"].items():
+        print(f"{name:<28} {count:>12,}")
+    print(f"memory: {result['memory_mb']:.0f} MB, {result['memory_growth_mb']:.1f} MB more than after the first tenth")
+    for depth, what, data in result["failures"][:20]:
+        print(f"FAILED at {depth}: {what}\n  {data}")
+    print(f"{result['packets']:,} packets in {result['minutes']:.1f} min, {len(result['failures'])} failures")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    return bool(result["failures"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

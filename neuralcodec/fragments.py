@@ -1,0 +1,97 @@
+"""Coded pictures in pieces: split into packets that fit a datagram, XOR parity, and joined again (FORMAT.md 3.2, 13).
+
+Knows no pictures and no networks. Nothing is kept for a picture beyond ARRIVING_MAX of them and PICTURE_MAX bytes each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from .packet import PACKET_MAX, Parity, ReferencePart
+
+PART_BYTES = 1150  # of a picture in one packet, so that it fits a datagram with room for headers
+ARRIVING_MAX = 4  # pictures in pieces at a time
+PICTURE_MAX = PACKET_MAX
+
+Part = ReferencePart | Parity
+
+
+def split(
+    coded: bytes, *, reference: int, codec: int, crop: tuple[int, int, int], parity: int = 0
+) -> list[ReferencePart | Parity]:
+    """Packets of a coded picture: equally long fragments, then up to ``parity`` XORs of them.
+
+    One parity packet makes up for any one lost fragment (a picture of one fragment is simply sent twice); g of them
+    for one in each of g interleaved groups.
+    """
+    size = -(-len(coded) // -(-len(coded) // PART_BYTES))
+    pieces = [coded[i : i + size] for i in range(0, len(coded), size)]
+    digest, count, groups = hashlib.sha256(coded).digest()[:4], len(pieces), min(parity, len(pieces))
+    parts = [ReferencePart(reference, i, count, codec, digest, crop, piece) for i, piece in enumerate(pieces)]
+    sums = [_xor(pieces[i::groups], size) for i in range(groups)]
+    return parts + [
+        Parity(reference, i, groups, count, codec, digest, crop, len(coded), value) for i, value in enumerate(sums)
+    ]
+
+
+@dataclass
+class _Arriving:
+    pieces: dict[int, bytes] = field(default_factory=dict)
+    sums: dict[tuple[int, int], Parity] = field(default_factory=dict)  # (index, groups)
+
+    def size(self) -> int:
+        return sum(map(len, self.pieces.values())) + sum(len(p.payload) for p in self.sums.values())
+
+    def restore(self) -> None:
+        """Fill in every fragment that is the only one missing in a parity's group."""
+        for (index, groups), parity in self.sums.items():
+            missing = [i for i in range(index, parity.count, groups) if i not in self.pieces]
+            if len(missing) == 1:
+                size = len(parity.payload)
+                others = [self.pieces[i] for i in range(index, parity.count, groups) if i in self.pieces]
+                if all(len(piece) <= size for piece in others):
+                    length = min(size, parity.length - missing[0] * size)
+                    self.pieces[missing[0]] = _xor([parity.payload, *others], size)[:length]
+
+
+class Assembler:
+    """Collects the pieces of pictures in any order. ``damaged`` counts pictures whose pieces do not fit together."""
+
+    def __init__(self) -> None:
+        self.damaged = 0
+        self._arriving: dict[tuple[int, int, int, bytes, tuple[int, int, int]], _Arriving] = {}
+
+    def add(self, part: Part) -> bytes | None:
+        """The whole coded picture when this part completes it, else None."""
+        key = (part.reference, part.codec, part.count, part.hash, part.crop)
+        arriving = self._arriving.setdefault(key, _Arriving())
+        if isinstance(part, Parity):
+            arriving.sums[part.index, part.groups] = part
+        else:
+            arriving.pieces[part.index] = part.payload
+        if arriving.size() > PICTURE_MAX:
+            self._drop(key)
+            return None
+        arriving.restore()
+        if len(arriving.pieces) < part.count:
+            while len(self._arriving) > ARRIVING_MAX:  # pictures that never become whole must not fill the memory
+                self._arriving.pop(next(iter(self._arriving)))
+            return None
+        coded = b"".join(arriving.pieces[i] for i in range(part.count))
+        if hashlib.sha256(coded).digest()[:4] != part.hash:
+            self._drop(key)
+            return None
+        del self._arriving[key]
+        return coded
+
+    def _drop(self, key: tuple[int, int, int, bytes, tuple[int, int, int]]) -> None:
+        del self._arriving[key]
+        self.damaged += 1
+
+
+def _xor(pieces: list[bytes], size: int) -> bytes:
+    value = 0
+    for piece in pieces:
+        value ^= int.from_bytes(piece.ljust(size, b"\0"), "big")
+    return value.to_bytes(size, "big")

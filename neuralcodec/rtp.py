@@ -1,0 +1,217 @@
+"""A stream over RTP (RFC 3550): packets to RTP packets and back, feedback as RTCP (RFC 4585). FORMAT.md section 14.
+
+Knows no sockets, clocks or networks. The sending end::
+
+    rtp = RtpSender(ssrc)
+    for datagram in rtp.pack(encoder.encode(image, pts), float(pts * encoder.time_base)):
+        socket.send(datagram)
+    for feedback in parse_rtcp(rtcp_datagram):           # as often as they come
+        encoder.on_feedback(feedback)
+
+The receiving end; the decoder itself puts late and doubled packets right::
+
+    rtp = RtpReceiver()
+    if (data := rtp.unpack(datagram)) is not None:
+        frames = decoder.decode(data)
+    if time_for_it:                                      # once a round trip
+        socket.send(rtcp_feedback(decoder.feedback(rtp.lost_share()), own_ssrc, rtp.ssrc))
+
+Without RTP (a data channel, plain UDP) send ``bytes(packet)`` of each of ``bundled(packets, limit)``, and
+``bytes(decoder.feedback())`` the other way: ``Decoder.decode`` and ``Encoder.on_feedback`` take bytes as they are.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import BitstreamError, LimitError, TruncatedError
+from .packet import Feedback, Packet, StreamHeader, bundled, parse_packet
+
+CLOCK = 90000  # RTP timestamp units a second, as for every video payload
+ENCODING = "x-neuralcodec"
+PAYLOAD_TYPE = 97  # of the dynamic range; whatever signalling agreed on
+PAYLOAD_BYTES = 1200  # fits 1280 bytes of IPv6 with SRTP, and every tunnel met in practice
+HEADER_BYTES = 12
+REORDER = 512  # RTP packets: what is older than this is taken for a new start of the numbering
+
+RTCP_PSFB, FMT_PLI, FMT_FIR, FMT_APPLICATION = 206, 1, 4, 15
+FEEDBACK_TAG = b"NCVF"
+
+
+@dataclass(frozen=True)
+class RtpPacket:
+    """One RTP packet; what it may carry besides (contributing sources, extension, padding) is dropped on parsing."""
+
+    payload_type: int  # 0..127
+    sequence: int  # 16 bits
+    timestamp: int  # 32 bits, CLOCK
+    ssrc: int  # 32 bits
+    marker: bool  # the last packet of a frame
+    payload: bytes
+
+    def __bytes__(self) -> bytes:
+        second = self.marker << 7 | self.payload_type
+        return struct.pack("!BBHII", 0x80, second, self.sequence, self.timestamp, self.ssrc) + self.payload
+
+    @classmethod
+    def parse(cls, data: bytes) -> RtpPacket:
+        """Any bytes give a packet or a BitstreamError."""
+        if len(data) < HEADER_BYTES:
+            raise TruncatedError(f"an RTP packet of {len(data)} bytes; its header alone has {HEADER_BYTES}")
+        first, second, sequence, timestamp, ssrc = struct.unpack_from("!BBHII", data)
+        if first >> 6 != 2:
+            raise BitstreamError(f"RTP version {first >> 6}, expected 2; drop the packet")
+        start, end = HEADER_BYTES + 4 * (first & 15), len(data)
+        if first & 0x10:
+            if end < start + 4:
+                raise TruncatedError("the RTP packet ends inside its extension header", offset=end)
+            start += 4 + 4 * int.from_bytes(data[start + 2 : start + 4], "big")
+        if first & 0x20:
+            end -= data[-1]
+            if not data[-1]:
+                raise BitstreamError("an RTP packet with padding of no length; drop the packet", offset=len(data) - 1)
+        if start > end:
+            raise TruncatedError("the RTP packet ends inside its headers", offset=len(data))
+        return cls(second & 127, sequence, timestamp, ssrc, bool(second >> 7), data[start:end])
+
+
+class RtpSender:
+    """Numbers and stamps the packets of one stream.
+
+    ssrc: 32 bits, random and one's own. sequence, timestamp: where to start, random in a real session (RFC 3550).
+    limit: payload bytes; neighbouring packets of a frame share a payload while they fit.
+    """
+
+    def __init__(
+        self,
+        ssrc: int,
+        *,
+        payload_type: int = PAYLOAD_TYPE,
+        sequence: int = 0,
+        timestamp: int = 0,
+        limit: int = PAYLOAD_BYTES,
+    ) -> None:
+        self.ssrc, self.payload_type, self.limit = ssrc, payload_type, limit
+        self._sequence, self._start = sequence, timestamp
+
+    def pack(self, packets: Sequence[Packet], seconds: float) -> list[bytes]:
+        """RTP packets of one frame's packets. seconds: the frame's media time, from any fixed start."""
+        stamp = (self._start + round(seconds * CLOCK)) % (1 << 32)
+        payloads = [bytes(packet) for packet in bundled(packets, self.limit)]
+        out = []
+        for index, payload in enumerate(payloads):
+            last = index == len(payloads) - 1
+            out.append(bytes(RtpPacket(self.payload_type, self._sequence, stamp, self.ssrc, last, payload)))
+            self._sequence = (self._sequence + 1) % (1 << 16)
+        return out
+
+
+class RtpReceiver:
+    """Takes one stream's RTP packets in any order and counts what is missing. ``ssrc``: the stream, None at first."""
+
+    def __init__(self, payload_type: int = PAYLOAD_TYPE) -> None:
+        self.payload_type = payload_type
+        self.ssrc: int | None = None
+        self.doubled = 0
+        self._newest = 0  # extended by its wraps
+        self._seen: set[int] = set()  # of the last REORDER numbers
+        self._base = 0  # newest number, and packets received, at the last report
+        self._received = self._received_then = 0
+
+    def unpack(self, data: bytes) -> bytes | None:
+        """The neuralcodec packet inside; None for a double, another stream or another payload type.
+
+        A new synchronization source is followed only after :meth:`restart`.
+        """
+        packet = RtpPacket.parse(data)
+        if packet.payload_type != self.payload_type or not packet.payload:
+            return None
+        if self.ssrc is None:
+            self.ssrc, self._newest, self._base = packet.ssrc, packet.sequence, packet.sequence - 1
+        elif packet.ssrc != self.ssrc:
+            return None
+        number = self._newest + (packet.sequence - self._newest + 0x8000) % 0x10000 - 0x8000
+        if number <= self._newest - REORDER:  # the sender has started again
+            self._newest, self._base, self._received_then = number, number - 1, self._received
+            self._seen.clear()
+        elif number in self._seen:
+            self.doubled += 1
+            return None
+        self._seen.add(number)
+        self._received += 1
+        if number > self._newest:
+            self._newest = number
+            if len(self._seen) > 2 * REORDER:
+                self._seen = {n for n in self._seen if n > number - REORDER}
+        return packet.payload
+
+    def restart(self) -> None:
+        """Forget the stream and follow the next one that comes."""
+        self.__init__(self.payload_type)  # type: ignore[misc]
+
+    def lost_share(self) -> float:
+        """Share of packets that did not come since the last call, 0..1."""
+        expected, received = self._newest - self._base, self._received - self._received_then
+        self._base, self._received_then = self._newest, self._received
+        return min(1.0, max(0.0, (expected - received) / expected)) if expected > 0 else 0.0
+
+
+# --- feedback --------------------------------------------------------------------------------------------------------
+
+
+def rtcp_feedback(feedback: Feedback, sender_ssrc: int, media_ssrc: int) -> bytes:
+    """An RTCP application layer feedback message (RFC 4585 section 6.4) around a feedback packet."""
+    inside = bytes(feedback)
+    body = FEEDBACK_TAG + bytes((len(inside),)) + inside
+    body += bytes(-len(body) % 4)
+    words = 2 + len(body) // 4
+    return struct.pack("!BBHII", 0x80 | FMT_APPLICATION, RTCP_PSFB, words, sender_ssrc, media_ssrc) + body
+
+
+def parse_rtcp(data: bytes) -> list[Feedback]:
+    """Feedback in a compound RTCP datagram: ours, and what any RTP stack sends for "I have lost the picture".
+
+    PLI asks for an intra frame, FIR also for a reference. Other reports are passed over. Any bytes give a list or a
+    BitstreamError.
+    """
+    found, offset = [], 0
+    while offset < len(data):
+        if len(data) - offset < 4:
+            raise TruncatedError("the RTCP datagram ends inside a header", offset=len(data))
+        first, kind, words = struct.unpack_from("!BBH", data, offset)
+        body = data[offset + 4 : offset + 4 + 4 * words]
+        if first >> 6 != 2 or len(body) < 4 * words:
+            raise BitstreamError("an RTCP packet that is cut or not of version 2; drop the datagram", offset=offset)
+        if kind == RTCP_PSFB and words >= 2:
+            found += _psfb(first & 31, body[8:])
+        offset += 4 + 4 * words
+    return found
+
+
+def _psfb(fmt: int, body: bytes) -> list[Feedback]:
+    if fmt == FMT_PLI:
+        return [Feedback(need_intra=True)]
+    if fmt == FMT_FIR:
+        return [Feedback(need_reference=True, need_intra=True)]
+    if fmt != FMT_APPLICATION or body[:4] != FEEDBACK_TAG or len(body) < 6:
+        return []
+    if len(body) < 5 + body[4]:
+        raise LimitError(f"feedback of {body[4]} bytes in {len(body) - 5}; drop the datagram")
+    packet = parse_packet(body[5 : 5 + body[4]])
+    return [packet] if isinstance(packet, Feedback) else []
+
+
+# --- signalling ------------------------------------------------------------------------------------------------------
+
+
+def sdp_attributes(header: StreamHeader, payload_type: int = PAYLOAD_TYPE) -> list[str]:
+    """The lines that describe the stream in an SDP media section ``m=video PORT RTP/AVPF <payload type>``."""
+    return [
+        f"a=rtpmap:{payload_type} {ENCODING}/{CLOCK}",
+        f"a=fmtp:{payload_type} version=1;pack={header.pack_id.hex()};size={header.size}",
+        f"a=rtcp-fb:{payload_type} nack pli",
+        f"a=rtcp-fb:{payload_type} ccm fir",
+        f"a=rtcp-fb:{payload_type} ack ncvf",
+    ]

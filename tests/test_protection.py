@@ -1,0 +1,75 @@
+"""Frames sent again: any run of losses shorter than the repeats leaves the receiver's integers as the sender's."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neuralcodec.entropy import EntropyCoder
+from neuralcodec.motion import MotionParams
+from neuralcodec.packet import Bundle, Motion, Packet, parse_packet
+from neuralcodec.protection import LADDER, Repeater, believed, protection
+from neuralcodec.quantizer import MotionTables, Quantizer, start_state
+
+VECTORS = Path(__file__).parent / "vectors"
+
+
+@pytest.fixture(scope="module")
+def tables() -> MotionTables:
+    return MotionTables.load(VECTORS / "tables.json")
+
+
+def send(tables: MotionTables, again: int, count: int = 60) -> tuple[list[Packet], list[tuple[int, ...]]]:
+    flat = np.load(VECTORS / "track_a.npz")["flat"].astype(np.float64)
+    quantizer, coder = Quantizer(tables), EntropyCoder(tables)
+    repeater, packets, states = Repeater(coder), [], []
+    for i in range(count):
+        level, step = (1, 2)[i // 7 % 2], 3 if i == 11 else None
+        symbols = quantizer.forward(MotionParams.from_flat(flat[i]), level=level, components=5, intra=i % 20 == 0)
+        at = (i, 0) if symbols.intra else (None, None)
+        packet = Motion(
+            i % 256, level, 5, coder.encode(symbols), symbols.intra, pts=at[0], reference=at[1],
+            pts_step=None if symbols.intra else step,
+        )  # fmt: skip
+        packets.append(repeater.wrap(packet, symbols, again))
+        states.append(quantizer.state.values)
+    return packets, states
+
+
+@pytest.mark.parametrize("again", [0, 1, 2, 3])
+def test_losses_up_to_the_repeats_cost_no_frame(tables: MotionTables, again: int) -> None:
+    packets, states = send(tables, again)
+    coder, quantizer, known = EntropyCoder(tables), Quantizer(tables), {}
+    for number, packet in enumerate(packets):
+        if number % (again + 1) != again:
+            continue  # lost: `again` packets in a row, all along
+        packet = parse_packet(bytes(packet))
+        for motion in packet.packets if isinstance(packet, Bundle) else (packet,):
+            assert isinstance(motion, Motion)
+            state = start_state(tables) if motion.intra else known[motion.sequence - 1]
+            group = coder.decode_group(
+                motion.payload, motion.frames, level=motion.level, components=motion.components, intra=motion.intra,
+                state=state,
+            )  # fmt: skip
+            for i, symbols in enumerate(group):
+                quantizer.inverse(symbols)
+                known[motion.sequence + i] = quantizer.state
+    last = len(packets) - len(packets) % (again + 1)
+    assert all(known[i].values == states[i] for i in known)
+    for i in set(range(last)) - known.keys():  # an intra frame does not repeat the frames it makes superfluous
+        assert any((i + k) % 20 == 0 for k in range(1, again + 1))
+
+
+def test_repeats_are_cheaper_than_sending_twice(tables: MotionTables) -> None:
+    plain, twice = (sum(len(bytes(p)) for p in send(tables, again)[0]) for again in (0, 1))
+    assert plain < twice < 2 * plain + 60
+
+
+def test_without_repeats_nothing_is_added(tables: MotionTables) -> None:
+    assert all(isinstance(p, Motion) and p.frames == 1 for p in send(tables, 0)[0])
+
+
+def test_the_ladder() -> None:
+    assert protection(0.0).again == 0 and protection(0.05).again == 1 and protection(0.3).again == 2
+    assert [floor for floor, _ in LADDER] == sorted((floor for floor, _ in LADDER), reverse=True)
+    assert believed(0.0, 0.2) == pytest.approx(0.1) and believed(0.2, 0.0) == pytest.approx(0.18)

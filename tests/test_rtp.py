@@ -1,0 +1,101 @@
+"""RTP and RTCP: round trips, reordering, doubles, wraps, cuts and arbitrary bytes."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neuralcodec.errors import BitstreamError
+from neuralcodec.packet import Bundle, Feedback, Motion, ReferencePart, StreamHeader, parse_packet
+from neuralcodec.rtp import RtpPacket, RtpReceiver, RtpSender, parse_rtcp, rtcp_feedback, sdp_attributes
+
+HEADER = StreamHeader(bytes(range(8)), 640, 480, (1, 25), 1, 256)
+PART = ReferencePart(3, 0, 2, 1, b"\x0a\x0b\x0c\x0d", (-5, 12, 640), b"x" * 1170)
+MOTION = Motion(9, 3, 5, b"\x12\x34", True, reference=3, pts=-1000)
+FEEDBACK = Feedback(7, 30, (0, 2, 9), need_reference=True)
+
+
+def test_header_bytes() -> None:
+    packet = RtpPacket(97, 0x1234, 0xDEADBEEF, 0x01020304, True, b"\x80\x05")
+    assert bytes(packet).hex() == "80e11234deadbeef010203048005"
+    assert RtpPacket.parse(bytes(packet)) == packet
+
+
+def test_a_frame_shares_datagrams_while_they_fit() -> None:
+    sender, receiver = RtpSender(5, sequence=65535, timestamp=(1 << 32) - 1), RtpReceiver()
+    datagrams = sender.pack([HEADER, PART, MOTION], 2.0)
+    packets = [RtpPacket.parse(d) for d in datagrams]
+    assert [p.sequence for p in packets] == [65535, 0] and {p.timestamp for p in packets} == {2 * 90000 - 1}
+    assert [p.marker for p in packets] == [False, True] and all(len(p.payload) <= 1200 for p in packets)
+    inside = [parse_packet(data) for d in datagrams if (data := receiver.unpack(d))]
+    assert inside == [HEADER, Bundle((PART, MOTION))]
+    assert receiver.lost_share() == 0 and receiver.ssrc == 5
+
+
+def test_reordered_doubled_and_foreign_packets() -> None:
+    sender, receiver = RtpSender(5, sequence=65530), RtpReceiver()
+    sent = [d for i in range(20) for d in sender.pack([Motion(i, 1, 1, b"\x01")], i / 25)]
+    order = [0, 2, 1, 1, 3, 6, 5, 4, 7, 9, 8, 11, 10, 12, 19]
+    got = [receiver.unpack(sent[i]) for i in order]
+    assert got.count(None) == 1 and receiver.doubled == 1
+    assert receiver.lost_share() == pytest.approx(6 / 20)
+    assert receiver.lost_share() == 0
+    assert receiver.unpack(bytes(RtpPacket(97, 1, 0, 6, True, b"\x80\x00"))) is None  # another source
+    assert receiver.unpack(bytes(RtpPacket(96, 1, 0, 5, True, b"\x80\x00"))) is None  # another payload type
+    receiver.restart()
+    assert receiver.unpack(bytes(RtpPacket(97, 1, 0, 6, True, b"\x80\x00"))) == b"\x80\x00" and receiver.ssrc == 6
+
+
+def test_a_sender_that_starts_again_is_followed() -> None:
+    receiver = RtpReceiver()
+    for number in [*range(5000, 5010), *range(3)]:
+        assert receiver.unpack(bytes(RtpPacket(97, number, 0, 6, True, b"\x80\x00"))) is not None
+
+
+def test_memory_stays_bounded() -> None:
+    receiver = RtpReceiver()
+    for number in range(20000):
+        receiver.unpack(bytes(RtpPacket(97, number % 65536, 0, 6, True, b"\x80\x00")))
+    assert len(receiver._seen) <= 1025
+
+
+def test_extension_sources_and_padding_are_skipped() -> None:
+    head = bytes((0x80 | 0x20 | 0x10 | 2, 97)) + bytes(10)
+    data = head + bytes(8) + b"\xbe\xde\x00\x01abcd" + b"payload" + b"\0\0\3"
+    assert RtpPacket.parse(data).payload == b"payload"
+    for length in range(len(head) + 16):
+        with pytest.raises(BitstreamError):
+            RtpPacket.parse(data[:length])
+
+
+def test_feedback_round_trip() -> None:
+    data = rtcp_feedback(FEEDBACK, 1, 2)
+    assert len(data) % 4 == 0 and parse_rtcp(data) == [FEEDBACK]
+    report = bytes((0x81, 201)) + (7).to_bytes(2, "big") + bytes(28)  # a receiver report in front, as RFC 3550 wants
+    pli = bytes((0x81, 206)) + (2).to_bytes(2, "big") + bytes(8)
+    fir = bytes((0x84, 206)) + (4).to_bytes(2, "big") + bytes(16)
+    found = parse_rtcp(report + pli + data + fir)
+    assert found == [Feedback(need_intra=True), FEEDBACK, Feedback(need_reference=True, need_intra=True)]
+    whole = {len(report), len(report + data), 0}
+    for length in range(len(report + data)):
+        if length not in whole:
+            with pytest.raises(BitstreamError):
+                parse_rtcp((report + data)[:length])
+
+
+def test_signalling() -> None:
+    lines = sdp_attributes(HEADER, 100)
+    assert lines[0] == "a=rtpmap:100 x-neuralcodec/90000" and "pack=0001020304050607" in lines[1]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.binary(max_size=80))
+def test_any_bytes(data: bytes) -> None:
+    for parse in (RtpReceiver().unpack, parse_rtcp):
+        try:
+            parse(data)
+        except BitstreamError as error:
+            assert str(error)
+    try:
+        parse_rtcp(bytes((0x8F, 206, 0, max(2, -(-len(data) // 4) + 2))) + bytes(8) + data + bytes(-len(data) % 4))
+    except BitstreamError as error:
+        assert str(error)
