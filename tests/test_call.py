@@ -1,4 +1,4 @@
-"""The parts of `neuralcodec call` that know no web: the simulated network, the settings, x264's pane, the two threads."""
+"""The parts of `neuralcodec call` that know no web: simulated network, settings, x264's pane, the two threads."""
 
 from __future__ import annotations
 

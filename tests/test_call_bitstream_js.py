@@ -1,4 +1,4 @@
-"""The page's JavaScript port of the bitstream against Python, in node: same packets, symbols, motion, colours, refusals."""
+"""The page's JavaScript port of the bitstream against Python, in node: packets, symbols, motion, colours, refusals."""
 
 from __future__ import annotations
 
@@ -157,7 +157,8 @@ def test_damaged_motion_is_refused_and_leaves_the_state(tables: MotionTables) ->
         """
         result = given.payloads.map((payload) => {
           const motion = new bitstream.MotionDecoder(given.tables);
-          try { return motion.decode({ payload: unhex(payload), level: 1, components: 7, intra: true, frames: 1 })[0].symbols; }
+          const packet = { payload: unhex(payload), level: 1, components: 7, intra: true, frames: 1 };
+          try { return motion.decode(packet)[0].symbols; }
           catch (error) { return error.message.split(":")[0]; }
         });
         """,

@@ -72,7 +72,8 @@ class Camera(VideoStreamTrack):
         pts, base = await self.next_timestamp()
         mark = np.zeros((MARK_ROWS, 256, 3), np.uint8)
         mark[:, 64:128] = 255
-        frame = av.VideoFrame.from_ndarray(np.concatenate([mark, self.clip[self.index % len(self.clip)]]), format="rgb24")
+        picture = np.concatenate([mark, self.clip[self.index % len(self.clip)]])
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
         frame.pts, frame.time_base = pts, base
         self.index += 1
         return frame

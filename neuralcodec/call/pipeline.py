@@ -260,11 +260,19 @@ class Pipeline:
 
     def _follow(self, data: bytes, arrived: float) -> None:
         """The page decodes: show the other two pictures of a frame that has arrived."""
-        packet = parse_packet(data)
-        if isinstance(packet, Motion) and packet.sequence in self._pts and self._crops:
-            reference = self._newest_reference if packet.reference is None else packet.reference
+        packet = _inside(parse_packet(data))[-1]
+        if isinstance(packet, Motion) and packet.sequence in self._pts:
             size = self._h264.size
-            self._compare(self._pts[packet.sequence], reference, np.zeros((size, size, 3), np.uint8), arrived, {})
+            self._compare(self._pts[packet.sequence], self._newest, np.zeros((size, size, 3), np.uint8), arrived, {})
+
+    def _report(self, feedback: Feedback | None) -> None:
+        """Tell the sender what is here and what is not, once a round trip."""
+        with self._lock:
+            now = self._clock()
+            if now - self._reported < 2 * self._back.delay + REPORT_SECONDS:
+                return
+            self._reported = now
+            self._back.send(bytes(self._decoder.feedback() if feedback is None else feedback), now)
 
     def _compare(self, pts: int, reference: int, ours: Array, arrived: float, spent: dict[str, float]) -> None:
         decoded = self._clock()
