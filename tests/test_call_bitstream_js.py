@@ -12,14 +12,27 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from neuralcodec.chain import sequence_header
 from neuralcodec.entropy import EntropyCoder
 from neuralcodec.errors import BitstreamError
 from neuralcodec.motion import MotionParams
-from neuralcodec.packet import Motion, ReferencePart, StreamHeader, parse_packet
+from neuralcodec.packet import (
+    Bundle,
+    End,
+    Feedback,
+    Motion,
+    Packet,
+    Parity,
+    ReferencePart,
+    StreamHeader,
+    Update,
+    parse_packet,
+)
 from neuralcodec.quantizer import MotionTables, Quantizer
-from neuralcodec.reference import _planes_from_rgb, _rgb_from_planes, _sequence_header
+from neuralcodec.reference import _sequence_header, planes_from_rgb, rgb_from_planes
 
 WEB = ROOT / "neuralcodec" / "call" / "web"
+SIZES = (64, 256, 272, 512, 1024)
 VECTORS = Path(__file__).parent / "vectors"
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -98,17 +111,24 @@ def test_keypoints_and_turned_views_are_the_same(tables: MotionTables) -> None:
 
 def test_the_same_packets_are_refused_by_the_same_rule() -> None:
     rng = np.random.default_rng(8)
-    good = [
+    good: list[Packet] = [
         StreamHeader(bytes(range(8)), 1280, 720, (1, 25), 1, 256),
         ReferencePart(3, 0, 2, 1, b"abcd", (-5, 6, 700), b"payload"),
         Motion(9, 2, 3, b"\x01\x02\x03", True, 1, -77),
         Motion(9, 2, 3, b"\x01\x02", False, 2, None, 5, 3),
-        Motion(9, 2, 3, b""),
+        Motion(9, 2, 3, b"", as_is=True),
+        Update(7, 1, 3, b"abcd", b"payload", (-5, 6, 700)),
+        Update(7, 0, 1, b"abcd", b"payload"),
+        Parity(3, 1, 2, 3, 0x81, b"abcd", (0, 0, 256), 20, b"7 bytes"),
+        Feedback(9, 30, (1, 4, 200), need_intra=True),
+        Feedback(need_reference=True),
+        End(300),
     ]
+    good += [Bundle((good[4], good[2])), Bundle((good[5], good[4], good[3]))]
     cases = [b"", b"\x01", *map(bytes, good)]
     for packet in map(bytes, good):
         cases += [packet[:n] for n in range(1, len(packet))]
-        for _ in range(150):
+        for _ in range(120):
             changed = bytearray(packet)
             changed[rng.integers(len(changed))] = rng.integers(256)
             cases.append(bytes(changed))
@@ -116,14 +136,14 @@ def test_the_same_packets_are_refused_by_the_same_rule() -> None:
     expected = []
     for case in cases:
         try:
-            packet = parse_packet(case)
-            expected.append("motion" if isinstance(packet, Motion) else type(packet).__name__)
+            expected.append(type(parse_packet(case)).__name__)
         except BitstreamError as error:
             expected.append(error.rule)
     found = node(
         """
-        const names = { header: "StreamHeader", reference: "ReferencePart", pixels: "Pixels", end: "End",
-                        extension: "Extension", motion: "motion" };
+        const names = { header: "StreamHeader", reference: "ReferencePart", update: "Update", end: "End",
+                        extension: "Extension", motion: "Motion", bundle: "Bundle", parity: "Parity",
+                        feedback: "Feedback" };
         result = given.map((packet) => {
           try { return names[bitstream.parsePacket(unhex(packet)).kind]; }
           catch (error) {
@@ -136,7 +156,7 @@ def test_the_same_packets_are_refused_by_the_same_rule() -> None:
     )
     wrong = [(case.hex(), a, b) for case, a, b in zip(cases, expected, found, strict=True) if a != b]
     assert not wrong, wrong[:5]
-    assert len(set(expected)) > 12  # many rules and every kind were met
+    assert len(set(expected)) > 20  # many rules and every kind were met
 
 
 def test_damaged_motion_is_refused_and_leaves_the_state(tables: MotionTables) -> None:
@@ -174,20 +194,23 @@ def test_damaged_motion_is_refused_and_leaves_the_state(tables: MotionTables) ->
 def test_reference_headers_and_colours_are_the_same(portrait_clip: list[np.ndarray]) -> None:
     small = np.ascontiguousarray(portrait_clip[0][64:192, 64:192])
     noise = np.random.default_rng(2).integers(0, 256, small.shape, np.uint8)
-    pictures = [_planes_from_rgb(picture) for picture in (small, noise)]
+    pictures = [planes_from_rgb(picture) for picture in (small, noise)]
     found = node(
         """
         result = { headers: given.cases.map(([size, flags]) => bitstream.hex(reference.sequenceHeader(size, flags))),
+                   chains: given.chains.map(([size, flags]) => bitstream.hex(reference.chainHeader(size, flags))),
                    pictures: given.planes.map((planes) => Array.from(reference.rgba(unhex(planes), 128))) };
         """,
         {
-            "cases": [[size, flags] for size in (64, 256, 272, 512, 1024) for flags in (0, 1, 85, 127)],
+            "cases": [[size, flags] for size in SIZES for flags in (0, 1, 85, 127)],
+            "chains": [[size, flags] for size in SIZES for flags in (0, 1, 0b1010101010101, (1 << 13) - 1)],
             "planes": [b"".join(plane.tobytes() for plane in planes).hex() for planes in pictures],
         },
     )
-    assert found["headers"] == [
-        _sequence_header(size, flags).hex() for size in (64, 256, 272, 512, 1024) for flags in (0, 1, 85, 127)
+    assert found["headers"] == [_sequence_header(s, flags).hex() for s in SIZES for flags in (0, 1, 85, 127)]
+    assert found["chains"] == [
+        sequence_header(s, flags).hex() for s in SIZES for flags in (0, 1, 0b1010101010101, (1 << 13) - 1)
     ]
     for planes, pixels in zip(pictures, found["pictures"], strict=True):
         rgba = np.array(pixels, np.uint8).reshape(128, 128, 4)
-        np.testing.assert_array_equal(rgba[..., :3], _rgb_from_planes(planes))
+        np.testing.assert_array_equal(rgba[..., :3], rgb_from_planes(planes))

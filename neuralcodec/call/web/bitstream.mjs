@@ -51,11 +51,12 @@ class Reader {
     if (count < 1 || count > 64 || index >= count) throw new BitstreamError("R11: a fragment that does not exist");
     return { index, count };
   }
-  codec() {
+  codec() { // bit 7: signed
     const codec = this.byte();
-    if (!codec) throw new BitstreamError("R12: codec 0");
+    if (!(codec & 127)) throw new BitstreamError("R12: codec 0");
     return codec;
   }
+  crop() { return [this.signed(8192, "R13"), this.signed(8192, "R13"), this.limited(1, 16384, "R13")]; }
   motion(frames) {
     const payload = this.rest();
     if (payload.length > 512 * frames) throw new BitstreamError("R18: a motion payload is too long");
@@ -80,19 +81,23 @@ export function parsePacket(data) {
   if (first === 0x01) return header(read);
   if (first === 0x02) {
     const id = read.byte(), part = read.fragment(), codec = read.codec(), hash = hex(read.bytes(4));
-    const crop = [read.signed(8192, "R13"), read.signed(8192, "R13"), read.limited(1, 16384, "R13")];
-    return { kind: "reference", id, ...part, codec, hash, crop, payload: read.payload() };
-  }
-  if (first === 0x03) {
-    const sequence = read.byte(), part = read.fragment(), codec = read.codec(), flags = read.byte();
-    if (flags > 1) throw new BitstreamError("R10: reserved flags");
-    return { kind: "pixels", sequence, ...part, codec, key: flags === 1, pts: read.signed(PTS_MAX, "R4"), payload: read.payload() };
+    return { kind: "reference", id, ...part, codec, hash, crop: read.crop(), payload: read.payload() };
   }
   if (first === 0x04) {
     const frames = read.varint();
     read.end();
     return { kind: "end", frames };
   }
+  if (first === 0x05) {
+    const id = read.byte(), part = read.byte(), index = part & 7, count = (part >> 3 & 7) + 1;
+    if (index >= count) throw new BitstreamError("R11: a fragment that does not exist");
+    if (part & 0x80) throw new BitstreamError("R10: reserved flags");
+    const hash = hex(read.bytes(4)), crop = part & 0x40 ? read.crop() : null;
+    return { kind: "update", id, index, count, hash, crop, payload: read.payload() };
+  }
+  if (first === 0x06) return bundle(read);
+  if (first === 0x07) return parity(read);
+  if (first === 0x08) return feedback(read);
   throw new BitstreamError(`R2: packet kind ${first} does not exist`);
 }
 
@@ -109,14 +114,51 @@ function header(read) {
   return { kind: "header", pack, width, height, timeBase, duration, size, fullFrame: (flags & 1) === 1, gray: (flags & 2) === 2 };
 }
 
+function bundle(read) {
+  const packets = [];
+  let frames = 0;
+  while (read.at < read.data.length) {
+    if (packets.length === 16) throw new BitstreamError("R25: a bundle of more than 16 packets");
+    const data = read.bytes(read.limited(1, 1 << 20, "R1"));
+    if (data[0] === 0x06) throw new BitstreamError("R25: a bundle inside a bundle");
+    packets.push(parsePacket(data));
+    if (packets.at(-1).kind === "motion") frames += packets.at(-1).frames;
+    if (frames > 64) throw new BitstreamError("R25: more than 64 frames in a bundle");
+  }
+  if (packets.length < 2) throw new BitstreamError("R25: a bundle of fewer than 2 packets");
+  return { kind: "bundle", packets };
+}
+
+function parity(read) { // this page does without: a picture that lost a fragment is asked for again
+  const id = read.byte(), { index, count: groups } = read.fragment(), count = read.byte();
+  if (count < groups || count > 64) throw new BitstreamError("R11: parities of too few or too many fragments");
+  const codec = read.codec(), hash = hex(read.bytes(4)), crop = read.crop(), length = read.limited(count, 1 << 20, "R26");
+  const payload = read.payload();
+  if (payload.length !== Math.ceil(length / count) || (count - 1) * payload.length >= length) throw new BitstreamError("R26: a parity of the wrong length");
+  return { kind: "parity", id, index, groups, count, codec, hash, crop, length, payload };
+}
+
+function feedback(read) {
+  const flags = read.byte();
+  if (flags > 7) throw new BitstreamError("R10: reserved flags");
+  if (!(flags & 4)) {
+    read.end();
+    return { kind: "feedback", flags };
+  }
+  const sequence = read.byte(), lost = read.byte(), held = Array.from(read.rest());
+  if (held.length > 8 || held.some((id, i) => i && held[i - 1] >= id)) throw new BitstreamError("R27: held references that do not rise");
+  return { kind: "feedback", flags, sequence, lost, held };
+}
+
 function predicted(first, read) {
   const packet = { kind: "motion", intra: false, level: first >> 4 & 7, components: first >> 1 & 7, sequence: read.byte(), frames: 1 };
   if (first & 1) {
     const flags = read.byte();
-    if (flags < 1 || flags > 7) throw new BitstreamError("R14: motion flags");
+    if (flags < 1 || flags > 15) throw new BitstreamError("R14: motion flags");
     if (flags & 1) packet.reference = read.byte();
     if (flags & 2) packet.step = read.limited(1, TIME_MAX, "R15");
     if (flags & 4) packet.frames = read.limited(2, 64, "R16");
+    packet.asIs = (flags & 8) === 8;
   }
   packet.payload = read.motion(packet.frames);
   return packet;

@@ -3,17 +3,18 @@
 // In: { open: true } once, { data: ArrayBuffer } for each datagram, { view: { yaw, pitch, roll } }.
 // Out: { ready }, { picture, size, pts, ms }, { ask: "reference" | "intra" }, { problem: sentence }.
 import { BitstreamError, MotionDecoder, hex, parsePacket, place, pose } from "./bitstream.mjs";
-import { concat, decodeReference } from "./reference.mjs";
+import { Chain, concat, decodeStill } from "./reference.mjs";
 
-const PICTURE = 1, HELD = 8, ARRIVING = 4, BYTES_MAX = 1 << 20;
+const PICTURE = 1, KEY = 3, SIGNED = 0x80, SIGNATURE = 64, HELD = 8, ARRIVING = 4, BYTES_MAX = 1 << 20;
+const JUMP = 0.15; // from one frame to the next, coded-picture units or of log scale: more is another crop, not the head
 const FIRST_BOX = [0, -0.126, 0.7]; // where a face usually is; the looks below find where it really is
 const LOOKS = 5; // of the motion network at a reference; measured within 0.1 px of where Python's detector leads it
 const ASK_AGAIN = 500; // ms
 
 let ort, motionNet, referenceNet, renderNet, size, packId, motion, header = null;
 let view = { yaw: 0, pitch: 0, roll: 0 };
-const held = new Map(), arriving = new Map(), asked = { reference: -1e9, intra: -1e9 };
-let shows = null, lacks = true, broken = true, sequence = null, pts = 0, newest = null;
+const held = new Map(), arriving = new Map(), early = new Map(), asked = { reference: -1e9, intra: -1e9 };
+let shows = null, named = null, lacks = true, broken = true, sequence = null, pts = 0, newest = null, chain = null;
 let queue = [], awake = null;
 
 self.onmessage = ({ data }) => {
@@ -67,10 +68,15 @@ async function run() {
 }
 
 async function take(packet) {
+  if (packet.kind === "bundle") {
+    for (const inside of packet.packets) await take(inside);
+    return;
+  }
   if (packet.kind === "header") {
     if (packet.pack !== packId) throw new Error(`the stream needs the model pack ${packet.pack}, this page has ${packId}`);
     header = packet;
   } else if (packet.kind === "reference" && header) await onPart(packet);
+  else if (packet.kind === "update" && header) await onUpdate(packet);
   else if (packet.kind === "motion" && header) onMotion(packet);
   if (!header || lacks) ask("reference");
   else if (broken) ask("intra");
@@ -82,22 +88,59 @@ function ask(what) {
   self.postMessage({ ask: what });
 }
 
-async function onPart(part) {
-  const slot = part.id % HELD;
-  if (part.codec !== PICTURE || held.get(slot)?.hash === part.hash) return;
-  const key = `${part.id} ${part.hash}`;
+/** The whole picture that a part completes, null until then. */
+function joined(part, key) {
   const pieces = arriving.get(key) ?? arriving.set(key, new Map()).get(key);
   pieces.set(part.index, part.payload);
   while (arriving.size > ARRIVING) arriving.delete(arriving.keys().next().value);
-  if (pieces.size < part.count) return;
+  if (pieces.size < part.count) return null;
   arriving.delete(key);
-  const coded = concat(Array.from({ length: part.count }, (_, index) => pieces.get(index)));
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", coded));
-  if (coded.length > BYTES_MAX || hex(digest.subarray(0, 4)) !== part.hash) return;
-  const pixels = await decodeReference(coded, size).catch(() => null);
-  if (!pixels) return;
-  held.set(slot, { ...await features(pixels), id: part.id, hash: part.hash });
-  lacks = false;
+  const coded = concat(Array.from({ length: part.count }, (_, index) => pieces.get(index) ?? new Uint8Array()));
+  return coded.length > BYTES_MAX ? null : coded;
+}
+
+const digest = async (...pieces) => hex(new Uint8Array(await crypto.subtle.digest("SHA-256", concat(pieces))).subarray(0, 4));
+const unhex = (text) => Uint8Array.from(text.match(/../g) ?? [], (byte) => parseInt(byte, 16));
+
+async function onPart(part) {
+  const codec = part.codec & ~SIGNED, known = held.get(part.id % HELD);
+  if ((codec !== PICTURE && codec !== KEY) || (known?.id === part.id && known.hash === part.hash)) return;
+  let coded = joined(part, `${part.id} ${part.hash}`);
+  if (!coded || await digest(coded) !== part.hash) return;
+  if (part.codec & SIGNED) coded = coded.subarray(SIGNATURE); // this page takes what the server sends: it checks no keys
+  try {
+    if (codec === KEY) { chain?.close(); chain = new Chain(size); }
+    hold(part.id, codec === KEY ? await chain.key(coded, part.hash) : await decodeStill(coded, size), part.hash);
+  } catch { return; } // damaged: what is named and not here will be asked for
+  await followUpdates();
+}
+
+async function onUpdate(part) {
+  if (early.has(part.hash) || held.get(part.id % HELD)?.hash === part.hash) return;
+  const coded = joined(part, part.hash);
+  if (!coded) return;
+  early.set(part.hash, { id: part.id, coded });
+  await followUpdates();
+  while (early.size > HELD) early.delete(early.keys().next().value);
+}
+
+async function followUpdates() {
+  for (let found = true; found && chain?.hash;) {
+    found = false;
+    for (const [hash, { id, coded }] of early) {
+      if (await digest(unhex(chain.hash), coded) !== hash) continue;
+      early.delete(hash);
+      found = true;
+      await chain.update(coded, hash).then((pixels) => hold(id, pixels, hash), () => {});
+      break;
+    }
+  }
+}
+
+function hold(id, pixels, hash) {
+  held.set(id % HELD, { id, hash, pixels, features: null });
+  if (named === null || named === id) lacks = false;
+  if (named === id) shows = held.get(id % HELD);
 }
 
 function onMotion(packet) {
@@ -111,15 +154,21 @@ function onMotion(packet) {
   pts = packet.pts ?? pts + lost * header.duration + (packet.step ?? header.duration);
   pts += (packet.frames - 1) * header.duration;
   if (packet.reference !== undefined) {
-    const named = held.get(packet.reference % HELD);
-    lacks = named?.id !== packet.reference;
-    if (!lacks) shows = named;
+    named = packet.reference;
+    const picture = held.get(named % HELD);
+    lacks = picture?.id !== named;
+    if (!lacks) shows = picture;
   }
-  if (!shows || lacks || (broken && !packet.intra)) { broken = true; return; }
+  if (broken && !packet.intra) return;
   broken = true; // until the payload has proved good
-  const frames = motion.decode(packet);
+  const flat = motion.decode(packet).at(-1).flat;
   broken = false;
-  newest = { flat: frames.at(-1).flat, shows, pts, fresh: true };
+  if (shows && (!lacks || near(flat))) newest = { flat, shows, pts, asIs: packet.asIs, fresh: true };
+}
+
+/** Whether motion meant for a picture that is not here can be shown on the one that is. */
+function near(flat) {
+  return newest !== null && [3, 4, 5, 6].every((i) => Math.abs(flat[i] - newest.flat[i]) < JUMP);
 }
 
 // --- networks -----------------------------------------------------------------------------------------------------
@@ -146,7 +195,9 @@ async function features(pixels) {
 
 const only = (net, values) => Object.fromEntries(Object.entries(values).filter(([name]) => net.inputNames.includes(name)));
 
-async function render({ flat, shows: { feeds, canonical } }) {
+async function render({ flat, shows, asIs }) {
+  if (asIs && !view.yaw && !view.pitch && !view.roll) return shows.pixels.slice();
+  const { feeds, canonical } = shows.features ??= await features(shows.pixels);
   const { rotation, keypoints } = pose(flat, canonical, view);
   const out = await renderNet.run({ ...feeds, driving_keypoints: tensor(keypoints, 1, keypoints.length / 3, 3), driving_rotation: tensor(rotation, 1, 3, 3) });
   const values = out.picture.data, plane = size * size, picture = new Uint8ClampedArray(4 * plane);

@@ -1,23 +1,66 @@
-// Coded reference pictures to pixels: AV1 stills through WebCodecs, colours in the integers of neuralcodec/reference.py,
+// Coded reference pictures to pixels: AV1 through WebCodecs, colours in the integers of neuralcodec/reference.py,
 // so that both ends see the same picture (FORMAT.md section 7).
 
-/** RGBA pixels, Uint8ClampedArray of 4 * size * size, of a coded reference. Rejects on damaged data. */
-export async function decodeReference(data, size) {
+const WAIT = 3000; // ms for one picture
+
+/** One coded picture after another to RGBA pixels, Uint8ClampedArray of 4 * size * size: a still, or a chain. */
+class Pictures {
+  constructor(size) {
+    this.size = size;
+    this.decoder = new VideoDecoder({ output: (frame) => this.settle(null, frame), error: (error) => this.settle(error) });
+    this.decoder.configure({ codec: "av01.0.04M.08", codedWidth: size, codedHeight: size, hardwareAcceleration: "prefer-software", optimizeForLatency: true });
+    this.time = 0;
+  }
+  settle(error, frame) {
+    if (this.waiting) error ? this.waiting.reject(error) : this.waiting.resolve(frame); else frame?.close();
+    this.waiting = null;
+  }
+  async decode(type, units) {
+    const data = concat([new Uint8Array([0x12, 0]), ...units]);
+    const frame = await new Promise((resolve, reject) => {
+      this.waiting = { resolve, reject };
+      setTimeout(reject, WAIT, new Error("the AV1 decoder gave no picture"));
+      this.decoder.decode(new EncodedVideoChunk({ type, timestamp: this.time++, data }));
+    });
+    try {
+      if (frame.format !== "I420" || frame.codedWidth < this.size) throw new Error(`the AV1 decoder gave ${frame.format}, expected I420`);
+      const { size } = this, planes = new Uint8Array(size * size * 3 / 2);
+      const layout = [{ offset: 0, stride: size }, { offset: size * size, stride: size / 2 }, { offset: size * size * 5 / 4, stride: size / 2 }];
+      await frame.copyTo(planes, { rect: { x: 0, y: 0, width: size, height: size }, layout });
+      return rgba(planes, size);
+    } finally {
+      frame.close();
+    }
+  }
+  close() { if (this.decoder.state !== "closed") this.decoder.close(); }
+}
+
+/** Codec 1 of FORMAT.md section 7. Rejects on damaged data. */
+export async function decodeStill(data, size) {
   if (data.length < 2 || data[0] & 0x80) throw new Error("a reference that this page cannot read");
-  const stream = concat([new Uint8Array([0x12, 0]), obu(1, sequenceHeader(size, data[0])), obu(6, data.subarray(1))]);
-  let picture = null, problem = null;
-  const decoder = new VideoDecoder({ output: (frame) => { picture?.close(); picture = frame; }, error: (error) => { problem = error; } });
-  decoder.configure({ codec: "av01.0.04M.08", codedWidth: size, codedHeight: size, hardwareAcceleration: "prefer-software", optimizeForLatency: true });
-  decoder.decode(new EncodedVideoChunk({ type: "key", timestamp: 0, data: stream }));
-  await decoder.flush().catch((error) => { problem ??= error; });
-  if (decoder.state !== "closed") decoder.close();
-  if (problem || !picture) throw problem ?? new Error("the AV1 decoder gave no picture");
-  if (picture.format !== "I420" || picture.codedWidth < size) throw new Error(`the AV1 decoder gave ${picture.format}, expected I420`);
-  const layout = [{ offset: 0, stride: size }, { offset: size * size, stride: size / 2 }, { offset: size * size * 5 / 4, stride: size / 2 }];
-  const planes = new Uint8Array(size * size * 3 / 2);
-  await picture.copyTo(planes, { rect: { x: 0, y: 0, width: size, height: size }, layout });
-  picture.close();
-  return rgba(planes, size);
+  const pictures = new Pictures(size);
+  return pictures.decode("key", [obu(1, sequenceHeader(size, data[0])), obu(6, data.subarray(1))]).finally(() => pictures.close());
+}
+
+/** A chain of pictures (section 7.1): a key, codec 3, then updates. ``hash`` names the last one; "" before a key. */
+export class Chain {
+  constructor(size) { this.size = size; this.hash = ""; }
+  async key(data, hash) {
+    if (data.length < 3 || data[0] & 0xe0) throw new Error("a reference that this page cannot read");
+    this.close();
+    this.pictures = new Pictures(this.size);
+    const pixels = await this.pictures.decode("key", [obu(1, chainHeader(this.size, data[0] << 8 | data[1])), obu(6, data.subarray(2))]);
+    this.hash = hash;
+    return pixels;
+  }
+  /** Rejects, and ends the chain, on damaged data. */
+  async update(data, hash) {
+    this.hash = "";
+    const pixels = await this.pictures.decode("delta", [obu(6, data)]);
+    this.hash = hash;
+    return pixels;
+  }
+  close() { this.pictures?.close(); this.hash = ""; }
 }
 
 /** Full-range BT.601 from planes Y, Cb, Cr (4:2:0, centred chroma) in exact integers. */
@@ -57,6 +100,16 @@ export function sequenceHeader(size, flags) {
   let bits = "000" + "11" + "11111" + binary(width - 1, 4).repeat(2) + binary(size - 1, width).repeat(2);
   for (let index = 0; index < 6; index++) bits += flag(index);
   bits += "000000" + flag(6) + "0" + "1";
+  bits += "0".repeat((8 - bits.length % 8) % 8);
+  return Uint8Array.from(bits.match(/.{8}/g), (byte) => parseInt(byte, 2));
+}
+
+/** AV1 sequence header of a chain; flags as in FORMAT.md section 7.1, 13 bits. */
+export function chainHeader(size, flags) {
+  const tools = [...flags.toString(2).padStart(13, "0")], width = Math.max(1, 32 - Math.clz32(size - 1));
+  const binary = (value, bits) => value.toString(2).padStart(bits, "0");
+  const tail = "0xxxxxxx1xx11110xxx000000x01".replace(/x/g, () => tools.shift());
+  let bits = "0".repeat(24) + "111110" + binary(width - 1, 4).repeat(2) + binary(size - 1, width).repeat(2) + tail;
   bits += "0".repeat((8 - bits.length % 8) % 8);
   return Uint8Array.from(bits.match(/.{8}/g), (byte) => parseInt(byte, 2));
 }
