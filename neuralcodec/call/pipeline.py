@@ -277,10 +277,12 @@ class Pipeline:
     def _compare(self, pts: int, reference: int, ours: Array, arrived: float, spent: dict[str, float]) -> None:
         decoded = self._clock()
         with self._lock:
-            picture, square, earned = self._originals.get(pts), self._crops.get(reference), self._earned
-            if picture is None or square is None:  # concealed at a time when the camera took no picture
+            # a concealed frame may be of a time when the camera took no picture: the last one before it will do
+            taken = max((known for known in self._originals if known <= pts), default=None)
+            square, earned = self._crops.get(reference), self._earned
+            if taken is None or square is None:
                 return
-            self._earned = 0
+            picture, self._earned = self._originals[taken], 0
         original = crop(picture.image, square, ours.shape[0])
         theirs = self._h264.show(original, earned, pts / FPS)
         now = self._clock()

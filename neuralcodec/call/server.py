@@ -10,6 +10,7 @@ import asyncio
 import gc
 import json
 import logging
+import secrets
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ class Session:
     def __init__(self, pack: Pack, options: ServerOptions, ended: Callable[[Session], None], *, marked: bool) -> None:
         self._pack, self._options, self._ended, self._marked = pack, options, ended, marked
         self._loop = asyncio.get_running_loop()
+        self.token = secrets.token_hex(16)  # with it the page can say that it has ended, though its packets get lost
         self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))  # no server outside is ever asked
         self._track = ComparisonTrack()
         self._pipeline: Pipeline | None = None
@@ -236,6 +238,7 @@ class CallServer:
         self.app = web.Application(middlewares=[self._guard], client_max_size=OFFER_MAX)
         self.app.add_routes([
             web.get("/", self._page), web.get("/web/{name}", self._page), web.post("/offer", self._offer),
+            web.post("/end", self._end),
             web.get("/pack/{name}", self._pack_file), web.get("/ort/{name}", self._ort_file),
             web.get("/status", self._status),
         ])  # fmt: skip
@@ -298,6 +301,12 @@ class CallServer:
             "ort": self.options.ort is not None,
         })  # fmt: skip
 
+    async def _end(self, request: web.Request) -> web.StreamResponse:
+        token = await request.text()
+        for session in [s for s in self.sessions if secrets.compare_digest(s.token.encode(), token.encode())]:
+            await session.close()
+        return web.Response(status=204)
+
     async def _offer(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Origin") != f"{request.scheme}://{request.host}":
             return _refusal(403, "Only the page that this server shows may start a call.")
@@ -312,7 +321,7 @@ class CallServer:
         session = Session(self.pack, self.options, self.sessions.discard, marked=marked)
         self.sessions.add(session)
         try:
-            return web.json_response({"sdp": await session.answer(sdp), "type": "answer"})
+            return web.json_response({"sdp": await session.answer(sdp), "type": "answer", "token": session.token})
         except NeuralCodecError as error:
             await session.close()
             return _refusal(500, str(error))

@@ -11,7 +11,7 @@ const TURN = { yaw: 30, pitch: 20 }; // degrees at the joystick's rim
 const KEY_STEP = 1 / 6; // of the radius
 const STAGES = { // in the order of the signal's path; names as the server sends them
   "wait": "Wait for encoder", "send face": "Find face", "send motion": "Motion network", "send reference": "Code reference",
-  "send entropy": "Quantize, code", "network": "Simulated network", "receive entropy": "Decode motion",
+  "send entropy": "Quantize, code", "send check": "Check own picture", "network": "Simulated network", "receive entropy": "Decode motion",
   "receive reference": "Read reference", "receive render": "Render face", "receive paste": "Paste back",
   "compare": "H.264 pane", "total": "Total",
 };
@@ -105,10 +105,18 @@ async function connect(stream) {
   const response = await fetch("/offer", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ sdp: peer.localDescription.sdp, marked: MEASURE }) });
   const answer = await response.json().catch(() => ({ error: "The server's answer cannot be read; reload the page." }));
   if (!response.ok) throw new Error(answer.error);
+  state.token = answer.token;
   await peer.setRemoteDescription({ type: "answer", sdp: answer.sdp });
   const parameters = sender.getParameters(); // the codec should see the camera, not WebRTC's first cautious seconds
   if (parameters.encodings?.length) { parameters.encodings[0].maxBitrate = 2_500_000; parameters.degradationPreference = "maintain-resolution"; await sender.setParameters(parameters).catch(() => {}); }
 }
+
+/** Tell the server at once, on a way that loses nothing; also when the tab is closed. */
+function bye() {
+  if (state.token) navigator.sendBeacon("/end", state.token);
+  state.token = null;
+}
+addEventListener("pagehide", bye);
 
 function gathered(peer) {
   return new Promise((resolve) => {
@@ -122,6 +130,7 @@ function gathered(peer) {
 function stop() {
   if (state.recorder) record();
   const { peer, stream } = state;
+  bye();
   state.peer = state.control = state.stream = null;
   peer?.close();
   stream?.getTracks().forEach((track) => track.stop());
