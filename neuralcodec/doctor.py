@@ -16,7 +16,9 @@ GOOD, ABSENT, BAD = "ok", "--", "!!"
 Line = tuple[str, str]
 
 NEEDED = ("numpy", "av", "constriction", "rich")
-OPTIONAL = {"onnxruntime": "cpu", "onnxruntime-gpu": "gpu", "tensorrt": "tensorrt", "scikit-image": "demo"}
+OPTIONAL = {
+    "onnxruntime": "cpu", "onnxruntime-gpu": "gpu", "tensorrt": "tensorrt", "scikit-image": "demo", "aiortc": "webrtc"
+}  # fmt: skip
 CODECS = (("libsvtav1", "w"), ("libdav1d", "r"), ("libx264", "w"), ("h264", "r"))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from neuralcodec.call.h264 import SameBytes
 from neuralcodec.call.link import HEADERS, Link
@@ -19,6 +22,12 @@ from neuralcodec.packet import parse_packet
 from neuralcodec.quality import psnr
 
 PATIENCE = 180.0  # seconds, for what takes one on a free machine
+
+
+def test_without_the_extra_the_command_names_it() -> None:
+    code = "import sys; sys.modules['aiortc'] = None; from neuralcodec.cli import main; sys.exit(main(['call']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "neuralcodec[webrtc,cpu]" in done.stderr and done.stderr.count("\n") == 1
 
 
 # --- link ---
