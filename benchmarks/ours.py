@@ -30,8 +30,9 @@ class Sent:
     """frames: decoded, one per original frame (a frame that never came repeats the one before, see ``missing``).
 
     file: the whole .ncv file. bytes_by_kind: packet bytes by packet class, and "container" for what the file adds.
-    motion_bytes: bytes of each motion packet, header in; motion_payload: without it. encode_ms: per frame. decode_ms:
-    per packet, references among them. keypoint_error_px: mean rms distance of sent from true keypoints, px of 256.
+    motion_bytes: bytes of motion packets a frame, header in; motion_payload: without it. encode_ms: per frame.
+    decode_ms: per packet, references among them. keypoint_error_px: mean rms distance of sent from true keypoints, px
+    of 256.
     """
 
     frames: list[Array]
@@ -40,11 +41,13 @@ class Sent:
     file: bytes = field(repr=False)
     packets: list[bytes] = field(repr=False)
     bytes_by_kind: dict[str, int]
-    motion_bytes: tuple[int, ...]
-    motion_payload: tuple[int, ...]
+    motion_bytes: tuple[float, ...]
+    motion_payload: tuple[float, ...]
     encode_ms: tuple[float, ...] = field(repr=False)
     decode_ms: tuple[float, ...] = field(repr=False)
     references: int
+    updates: int
+    as_is_frames: int
     keypoint_error_px: float
     bytes_until: tuple[int, ...] = field(repr=False)  # file size after each frame's packets
     provider: str
@@ -62,9 +65,13 @@ class Sent:
 
 
 def send(
-    clip: Clip, *, kbps: float, pack: str | None, device: str, threads: int | None = None, **options: Any
+    clip: Clip, *, kbps: float, pack: str | None, device: str, threads: int | None = None,
+    every: int = 1, **options: Any
 ) -> Sent:
-    """Encode every frame, write the file, decode the file packet by packet. options: further ones of the Encoder."""
+    """Encode every frame, write the file, decode the file packet by packet. options: further ones of the Encoder.
+
+    every: show every so many frames only (and repeat them), where speed and the frames between do not matter.
+    """
     import neuralcodec
     from neuralcodec.container import ContainerReader, ContainerWriter
     from neuralcodec.packet import Motion, Packet, StreamHeader
@@ -106,21 +113,23 @@ def send(
     for packet in ContainerReader(io.BytesIO(file.getvalue())):
         data = bytes(packet)
         start = time.perf_counter()
-        frames = decoder.decode(data)
+        frames = decoder.decode(data, wanted=lambda pts: pts % every == 0)
         decode_ms.append((time.perf_counter() - start) * 1000)
         shown.update((frame.pts, frame) for frame in frames)
     return Sent(
-        frames=_filled({pts: frame.image for pts, frame in shown.items()}, clip),
+        frames=_filled({pts: frame.image for pts, frame in shown.items() if pts % every == 0}, clip),
         motions=[frame.motion for frame in shown.values()],
         missing=sum(pts not in shown for pts in range(len(clip.frames))),
         file=file.getvalue(),
         packets=[bytes(packet) for packet in made],
         bytes_by_kind=dict(kinds),
-        motion_bytes=tuple(len(bytes(packet)) for packet in motion),
-        motion_payload=tuple(len(packet.payload) for packet in motion),
+        motion_bytes=tuple(len(bytes(packet)) / packet.frames for packet in motion for _ in range(packet.frames)),
+        motion_payload=tuple(len(packet.payload) / packet.frames for packet in motion for _ in range(packet.frames)),
         encode_ms=tuple(encode_ms),
         decode_ms=tuple(decode_ms),
         references=encoder.stats.references,
+        updates=encoder.stats.updates,
+        as_is_frames=encoder.stats.as_is_frames,
         bytes_until=tuple(bytes_until),
         keypoint_error_px=float(encoder.stats.keypoint_error_px),
         provider=encoder.stats.provider,

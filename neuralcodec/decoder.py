@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -114,29 +115,26 @@ class Decoder:
         self._last: MotionParams | None = None
         self._before: MotionParams | None = None
         self._missing = 0
+        self._wanted: Callable[[int], bool] | None = None
         self._as_is = False  # the newest frame shows its reference as it is
 
     # --- the facade ---
 
-    def decode(self, data: bytes) -> list[DecodedFrame]:
+    def decode(self, data: bytes, *, wanted: Callable[[int], bool] | None = None) -> list[DecodedFrame]:
         """Frames that this packet completes: none for a header or a reference, one or more for motion.
+
+        wanted: asked with a pts whether that frame will be shown; the images of the others stay empty (0, 0, 3). For
+        a receiver that is late.
 
         Raises BitstreamError for bytes that are no packet, PackMismatchError for a stream of another pack. After motion
         that cannot be decoded the decoder waits for an intra frame.
         """
         packet = parse_packet(bytes(data))
-        if not isinstance(packet, Bundle):
-            return self._on_packet(packet)
-        frames: list[DecodedFrame] = []
-        problem: BitstreamError | None = None
-        for inside in packet.packets:  # one that cannot be used does not cost the others
-            try:
-                frames += self._on_packet(inside)
-            except BitstreamError as error:
-                problem = error
-        if problem is not None and not frames:
-            raise problem
-        return frames
+        self._wanted = wanted
+        try:
+            return self._on_bundle(packet) if isinstance(packet, Bundle) else self._on_packet(packet)
+        finally:
+            self._wanted = None
 
     @property
     def wants_reference(self) -> bool:
@@ -195,6 +193,18 @@ class Decoder:
         elif isinstance(packet, Motion):
             return self._on_motion(packet)
         return []
+
+    def _on_bundle(self, packet: Bundle) -> list[DecodedFrame]:
+        frames: list[DecodedFrame] = []
+        problem: BitstreamError | None = None
+        for inside in packet.packets:  # one that cannot be used does not cost the others
+            try:
+                frames += self._on_packet(inside)
+            except BitstreamError as error:
+                problem = error
+        if problem is not None and not frames:
+            raise problem
+        return frames
 
     def _on_header(self, header: StreamHeader) -> None:
         if header.pack_id != self.pack.id:
@@ -416,6 +426,8 @@ class Decoder:
     def _shown(self, motion: MotionParams, pts: int, state: Concealment) -> DecodedFrame:
         held = self._shows
         assert held is not None
+        if self._wanted is not None and not self._wanted(pts):
+            return DecodedFrame(np.zeros((0, 0, 3), np.uint8), pts, state, motion, held.id)
         if self._as_is and self.view == View():
             picture = held.features.picture.copy()
             self.stats.as_is_frames += 1

@@ -15,7 +15,9 @@ from .motion import Array
 
 PIXEL = 2 / 256  # one pixel of a 256-pixel picture in coded-picture units
 REFERENCES_HELD = 8  # a decoder keeps this many; the oldest is replaced
-FIRST_SECONDS = 3.0  # the key of a chain may take what this many seconds earn
+# The key of a chain may take FIRST_BYTES at 4 kbit/s and more at higher rates, but not in proportion: most of what a
+# higher rate brings is worth more as more pictures than as finer ones.
+FIRST_BYTES, FIRST_POWER = 1000, 0.5
 STILL_SECONDS = 1.6  # a still that follows others, where there is no chain
 REFERENCE_BYTES = (400, 12000)  # of both; never smaller (nothing to recognise), never larger (nothing to gain at 256)
 UPDATE_SHARE = 0.12  # of its key's bytes that an update takes, until updates have been seen
@@ -97,7 +99,7 @@ class RateControl:
 
     @property
     def first_bytes(self) -> int:
-        return int(np.clip(self.bytes_per_second * FIRST_SECONDS, *REFERENCE_BYTES))
+        return int(np.clip(FIRST_BYTES * (self.bytes_per_second / 500) ** FIRST_POWER, *REFERENCE_BYTES))
 
     @property
     def still_bytes(self) -> int:

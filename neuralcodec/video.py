@@ -25,6 +25,8 @@ from .motion import View
 from .pack import Pack
 from .packet import DIMENSION_MAX, FORMAT_VERSION, SIGNED, End, Motion, Packet, ReferencePart, StreamHeader, Update
 
+FRAMES_PER_PACKET = 8  # of a file: nobody waits for it, and each frame saves up to 3 bytes
+
 Progress = Callable[[int, int], None]  # frames done, frames in all (0: not known)
 
 
@@ -71,6 +73,7 @@ def encode_file(
     full_frame: bool = False,
     threads: int | None = None,
     signing_key: Any = None,
+    frames_per_packet: int = FRAMES_PER_PACKET,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FileStats:
@@ -85,7 +88,7 @@ def encode_file(
         encoder = Encoder(
             target_kbps, pack=pack, device=device, crop=crop, time_base=reader.time_base,
             frame_duration=reader.frame_duration, full_frame=full_frame, gray=reader.gray, threads=threads,
-            repeat_header=False, signing_key=signing_key,
+            repeat_header=False, signing_key=signing_key, frames_per_packet=frames_per_packet,
         )  # fmt: skip
         with output_path(dst, overwrite=overwrite) as temporary:
             with open(temporary, "wb") as file:
