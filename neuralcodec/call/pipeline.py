@@ -241,18 +241,21 @@ class Pipeline:
                     self._lock.wait(None if due is None else due - now)
                     continue
                 arrived, browser = self._there.receive(now), self.settings.browser
-            for data in arrived:
+            for index, data in enumerate(arrived):
+                newest = index == len(arrived) - 1  # when several have come, the earlier ones are too late to be seen
                 if self._forward is not None:
                     self._forward(data)
                 if browser:
                     self._follow(data, now)
                     continue
                 try:
-                    frames = self._decoder.decode(data)
+                    frames = self._decoder.decode(data, wanted=None if newest else _never)
                 except BitstreamError:
                     self._bad += 1
                     continue
                 for frame in frames:
+                    if not frame.image.size:
+                        continue
                     spent = _since(before, self._decoder.stats.stage_seconds, "receive")
                     before = dict(self._decoder.stats.stage_seconds)
                     self._compare(frame.pts, frame.reference, frame.image, now, spent)
@@ -302,6 +305,10 @@ class Pipeline:
             self.problem = str(error)
         except Exception as error:  # a thread must not die in silence: the page says what happened
             self.problem = f"The codec stopped: {type(error).__name__}: {error}"
+
+
+def _never(_: int) -> bool:
+    return False
 
 
 def _inside(packet: Packet) -> tuple[Packet, ...]:
