@@ -2,6 +2,7 @@
 
     python -m benchmarks.call --seconds 60
     python -m benchmarks.call --ort node_modules/onnxruntime-web/dist     # also the receiver in the browser
+    python -m benchmarks.call --processor-time --seconds 8                # no browser: what the server must compute
 
 Capture to display is read from the shown pixels: the page marks every camera picture with the time of its capture, the
 server passes the mark through, the page reads it from the frame it shows. Browser, server and codec share this machine,
@@ -15,16 +16,23 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+import neuralcodec as nc
 from benchmarks.browser import CallProcess, chromium, missing, write_camera
+from neuralcodec.call.h264 import SameBytes
 from neuralcodec.demo import moving_portrait
+from neuralcodec.face import resize
 from neuralcodec.media import read_frames
 
 SETTLE_SECONDS = 5.0  # after the first picture, before anything is counted
@@ -55,11 +63,54 @@ def measure(film: Path | None, seconds: float, kbps: float, loss: float, ort: Pa
             if ort:
                 page.execute_script(
                     "const s = document.getElementById('loss-in'); s.value = 0; s.dispatchEvent(new Event('input'));"
-                    "document.getElementById('browser-in').click()"
                 )
+                # a turned head is always rendered, so that both receivers are timed at the same work
+                page.find_element("id", "stick").send_keys("\ue014")
+                time.sleep(SETTLE_SECONDS)
+                found["python"] = _watch(page, call, seconds / 3)
+                page.execute_script("document.getElementById('browser-in').click()")
                 _until(lambda: page.execute_script("return (neuralcodecCall.receiver?.frames ?? 0) > 3"))
                 found["browser"] = _watch_receiver(page, seconds / 3)
     return found | {"load_average": os.getloadavg()[0], "cores": os.cpu_count()}
+
+
+def processor_time(film: Path | None, seconds: float, kbps: float) -> dict[str, float]:
+    """Milliseconds of processor time a frame (of 25 a second) that the server spends on each part of a call, one thread
+    each. Unlike times of a clock these hardly depend on what else the machine does."""
+    from aiortc.codecs.vpx import Vp8Encoder
+
+    source = (image for _, image in read_frames(film)) if film else moving_portrait(seconds)
+    pictures = list(islice(source, round(25 * seconds)))
+    encoder, decoder = nc.Encoder(kbps, threads=1), nc.Decoder(threads=1)
+    pane, video = SameBytes(256, kbps), Vp8Encoder()
+    parts = ("encode", "decode, as coded", "decode, turned", "H.264 pane", "VP8")
+    spent = dict.fromkeys(parts, 0.0)
+    turned = nc.Decoder(threads=1, view=nc.View(yaw=5))
+    for pts, picture in enumerate(pictures):
+        with _clocked(spent, "encode", pts):
+            datagrams = [bytes(packet) for packet in encoder.encode(picture, pts)]
+        with _clocked(spent, "decode, as coded", pts):
+            frames = [frame for data in datagrams for frame in decoder.decode(data)]
+        with _clocked(spent, "decode, turned", pts):
+            for data in datagrams:
+                turned.decode(data)
+        shown = resize(frames[-1].image, 256, 256) if frames else picture
+        with _clocked(spent, "H.264 pane", pts):
+            theirs = pane.show(resize(picture, 256, 256), sum(map(len, datagrams)), pts / 25)
+        with _clocked(spent, "VP8", pts):
+            row = np.concatenate([resize(picture, 256, 256), shown, theirs], axis=1)
+            frame = av.VideoFrame.from_ndarray(row, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = pts, Fraction(1, 25)
+            video.encode(frame)
+    return {name: 1000 * total / (len(pictures) - 25) for name, total in spent.items()}
+
+
+@contextmanager
+def _clocked(spent: dict[str, float], part: str, pts: int) -> Iterator[None]:
+    begin = time.process_time()
+    yield
+    if pts >= 25:  # the first second loads and warms
+        spent[part] += time.process_time() - begin
 
 
 def _watch(page: Any, call: CallProcess, seconds: float) -> dict[str, Any]:
@@ -122,11 +173,10 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     console.print("ms a frame:", ", ".join(f"{name} {spent:.1f}" for name, spent in call["stages_ms"].items()))
     if "browser" in found:
-        browser = found["browser"]
-        console.print(
-            f"Receiver in the browser (WebAssembly): {browser['fps']:.1f} fps, {browser['render_ms']['median']:.0f} ms "
-            "a picture at the median"
-        )
+        browser, python = found["browser"], found["python"]
+        ours, theirs = python["stages_ms"]["receive render"], browser["render_ms"]["median"]
+        console.print(f"A turned head, rendered by Python: {python['fps']:.1f} fps, {ours:.0f} ms a picture;")
+        console.print(f"in the browser (WebAssembly): {browser['fps']:.1f} fps, {theirs:.0f} ms at the median.")
     console.print(
         f"First picture {found['first_picture_s']:.1f} s after the page was opened. Load average "
         f"{found['load_average']:.1f} on {found['cores']} cores."
@@ -140,8 +190,18 @@ def main() -> None:
     parser.add_argument("--kbps", type=float, default=8.0)
     parser.add_argument("--loss", type=float, default=10.0, help="percent")
     parser.add_argument("--ort", type=Path, help="onnxruntime-web's dist folder")
+    parser.add_argument("--processor-time", action="store_true", help="no browser: processor time of each part")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
+    if options.processor_time:
+        spent = processor_time(options.film, options.seconds, options.kbps)
+        table = Table("part", "ms of processor time a frame")
+        for part, value in spent.items():
+            table.add_row(part, f"{value:.1f}")
+        Console().print(table)
+        if options.json:
+            options.json.write_text(json.dumps(spent, indent=2) + "\n", "utf-8")
+        return
     if lacks := missing():
         raise SystemExit(f"Not installed: {lacks}.")
     found = measure(options.film, options.seconds, options.kbps, options.loss, options.ort)

@@ -8,6 +8,7 @@ import signal
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from benchmarks.browser import CallProcess, chromium, missing, write_camera
 from neuralcodec.demo import moving_portrait
+from neuralcodec.media import VideoWriter
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {missing()}")
 
@@ -169,13 +171,23 @@ def test_the_server_killed_and_started_again(driver: Any) -> None:
     errors(driver)
 
 
-def test_without_a_camera_the_page_says_what_to_do(call: CallProcess) -> None:
+def test_without_a_camera_the_page_says_what_to_do_and_takes_a_film(call: CallProcess, tmp_path: Path) -> None:
     with chromium(None) as browser:
         browser.get(call.address)
         browser.find_element("id", "start").click()
         said = until(lambda: text(browser, "problem"), "a sentence")
         assert "No camera was found" in said or "The camera was refused" in said
         assert page(browser, "document.getElementById('start').disabled") is False
+        (tmp_path / "notes.mp4").write_text("no film")
+        browser.find_element("id", "film").send_keys(str(tmp_path / "notes.mp4"))
+        until(lambda: "notes.mp4 cannot be played" in text(browser, "problem"), "a sentence about the film")
+        with VideoWriter(tmp_path / "talk.mp4", 256, 256, Fraction(1, 25)) as writer:
+            for index, image in enumerate(islice(moving_portrait(), 25)):
+                writer.write(image, index)
+        browser.find_element("id", "film").send_keys(str(tmp_path / "talk.mp4"))
+        until(lambda: page(browser, "neuralcodecCall.state.shown") > 2, "the film is coded")
+        assert text(browser, "problem") == ""
+        stop(browser, call.address)
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
                                 {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True})  # fmt: skip
         assert page(browser, "document.documentElement.scrollWidth") <= 390  # nothing to scroll sideways on a phone

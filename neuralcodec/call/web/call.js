@@ -51,23 +51,26 @@ function lacking() {
 
 // --- a call -------------------------------------------------------------------------------------------------------
 
-async function start() {
+/** film: a File to play in place of the camera. */
+async function start(film = null) {
   problem("");
   const missing = lacking();
   if (missing) return problem(missing);
   $("start").disabled = true;
-  say("Opening the camera…");
+  say(film ? "Opening the film…" : "Opening the camera…");
   try {
-    state.stream = await navigator.mediaDevices.getUserMedia({
+    state.stream = await (film ? filmStream(film) : navigator.mediaDevices.getUserMedia({
       video: { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 25, max: 30 }, facingMode: "user" }, audio: false,
-    });
+    }));
   } catch (error) {
-    problem(cameraProblem(error));
+    problem(film ? `${film.name} cannot be played in this browser. Take another film, or the camera.` : cameraProblem(error));
     return stop();
   }
-  camera.srcObject = state.stream;
-  await camera.play().catch(() => {});
-  state.stream.getVideoTracks()[0].onended = () => { problem("The camera was unplugged or taken away. Press Start camera to go on."); stop(); };
+  if (!film) {
+    camera.srcObject = state.stream;
+    await camera.play().catch(() => {});
+    state.stream.getVideoTracks()[0].onended = () => { problem("The camera was unplugged or taken away. Press Start camera to go on."); stop(); };
+  }
   say("Connecting…");
   try {
     await connect(MEASURE ? markedStream() : state.stream);
@@ -77,6 +80,15 @@ async function start() {
   }
   $("start").disabled = false;
   $("start").textContent = "Stop";
+}
+
+async function filmStream(film) {
+  camera.src = URL.createObjectURL(film);
+  camera.loop = true;
+  await camera.play();
+  const stream = (camera.captureStream ?? camera.mozCaptureStream).call(camera);
+  while (!stream.getVideoTracks().length) await new Promise((resolve) => { stream.onaddtrack = resolve; });
+  return new MediaStream(stream.getVideoTracks());
 }
 
 async function connect(stream) {
@@ -135,6 +147,7 @@ function stop() {
   peer?.close();
   stream?.getTracks().forEach((track) => track.stop());
   camera.srcObject = comparison.srcObject = null;
+  if (camera.src) { URL.revokeObjectURL(camera.src); camera.removeAttribute("src"); camera.load(); }
   state.decoder?.terminate();
   state.decoder = null;
   $("browser-in").checked = false;
@@ -303,6 +316,13 @@ stick.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 $("straight").addEventListener("click", () => turn(0, 0));
+$("film").addEventListener("change", async ({ target }) => {
+  const [film] = target.files;
+  target.value = "";
+  if (!film) return;
+  if (state.peer || state.stream) stop();
+  await start(film);
+});
 $("start").addEventListener("click", () => state.peer || state.stream ? (problem(""), stop()) : start());
 
 // --- recording ----------------------------------------------------------------------------------------------------
