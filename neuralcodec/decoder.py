@@ -14,7 +14,7 @@ import numpy as np
 from .chain import ChainDecoder
 from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
-from .errors import BitstreamError, MissingReferenceError, PackMismatchError
+from .errors import BitstreamError, LimitError, MissingReferenceError, PackMismatchError
 from .face import Square, paste, resize
 from .fragments import ARRIVING_MAX, Assembler, Part
 from .inference import Inference, ReferenceFeatures
@@ -73,6 +73,7 @@ class Decoder:
     view: turn the head at the receiver; assign `decoder.view` at any time.
     trusted_sender: an Ed25519 public key, its file or its 64 hexadecimal digits: pictures that this key did not sign
         for this pack, place and `signing_context` are never shown (`.stats.rejected_references` counts them).
+    max_pixels: of the source picture; a stream that claims more is refused before memory is taken (default: past 4K).
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Decoder:
         threads: int | None = None,
         trusted_sender: Any = None,
         signing_context: bytes = b"",
+        max_pixels: int = 1 << 23,
     ) -> None:
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.view = view or View()
@@ -94,7 +96,7 @@ class Decoder:
         self._networks = Inference(self.pack, device=device, threads=threads)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._trusted = None if trusted_sender is None else public_key(trusted_sender)
-        self._context = signing_context
+        self._context, self._max_pixels = signing_context, max_pixels
         self._held: dict[int, _Held] = {}  # by place: id modulo REFERENCES_HELD
         self._assembler = Assembler()
         self._pictures: ChainDecoder | None = None
@@ -215,6 +217,12 @@ class Decoder:
         if header.size != self.pack.size:
             raise BitstreamError(
                 f"The stream codes {header.size} pixels, its pack {self.pack.size}; drop the stream.", rule="R9"
+            )
+        if header.width * header.height > self._max_pixels:
+            raise LimitError(
+                f"The stream is {header.width} x {header.height}; this decoder takes {self._max_pixels} pixels. "
+                "Give it a larger max_pixels if you trust the sender.",
+                rule="R7",
             )
         self.header = header
 

@@ -277,7 +277,8 @@ class Encoder:
             drift = near.get(best, float("inf"))
             if self._active in near and drift >= SWITCH * near[self._active]:
                 best = self._active
-        if self._wants_reference or not self._held or (self.full_frame and self._follower.moved):
+        finer = self._chain is not None and self._rate.wants_finer()
+        if self._wants_reference or finer or not self._held or (self.full_frame and self._follower.moved):
             return self._send_reference(picture, tile, square, estimate)
         if self._follower.moved or self._rate.affords_picture(drift):
             if self._chain is None:
@@ -297,7 +298,7 @@ class Encoder:
         self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None
     ) -> list[Packet]:
         """A picture that stands on its own: a key that begins a chain, or a still."""
-        budget = self._rate.still_bytes if self._held and not self.updates else self._rate.first_bytes
+        budget = self._rate.still_bytes if self._held and not self.updates else self._rate.key_bytes
         packets: list[Packet] = [self._header()] if self.repeat_header and self._held else []
         if self._backdrop_due or (self.full_frame and self._follower.moved):
             packets += self._parts(

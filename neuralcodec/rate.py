@@ -17,9 +17,10 @@ PIXEL = 2 / 256  # one pixel of a 256-pixel picture in coded-picture units
 REFERENCES_HELD = 8  # a decoder keeps this many; the oldest is replaced
 # The key of a chain may take FIRST_BYTES at 4 kbit/s and more at higher rates, but not in proportion: most of what a
 # higher rate brings is worth more as more pictures than as finer ones.
-FIRST_BYTES, FIRST_POWER = 1000, 0.5
+FIRST_BYTES, FIRST_POWER = 680, 0.35
 STILL_SECONDS = 1.6  # a still that follows others, where there is no chain
 REFERENCE_BYTES = (400, 12000)  # of both; never smaller (nothing to recognise), never larger (nothing to gain at 256)
+FINER = 1.6  # times the bytes of the last key, when its chain leaves that much of the rate unspent
 UPDATE_SHARE = 0.12  # of its key's bytes that an update takes, until updates have been seen
 MEMORY = 0.25  # weight of the last update in what the next one is expected to cost
 CLOSE, FAR = 0.3, 1.5  # pixels: drift below CLOSE hardly asks for a picture; at FAR it goes as soon as it can be paid
@@ -69,6 +70,8 @@ class RateControl:
         self.quality, self.preset = motion_quality(target_kbps), picture_preset(target_kbps)
         self.picture_bytes = float(self.still_bytes)  # what the next picture is expected to cost
         self._purse = 0.0
+        self.key_bytes = self.first_bytes
+        self._unspent = 0.0  # what the purse could not hold since the last key
         self._seconds: float | None = None
         self._picture_at = 0.0
 
@@ -77,8 +80,10 @@ class RateControl:
         if self._seconds is not None:
             self._purse += max(0.0, seconds - self._seconds) * self.bytes_per_second
         self._seconds = seconds
-        # unspent rate does not pile up into a burst
-        self._purse = min(self._purse, max(2 * self.picture_bytes, SAVINGS_SECONDS * self.bytes_per_second))
+        # unspent rate does not pile up into a burst, but it shows that the chain could be finer
+        full = max(2 * self.picture_bytes, SAVINGS_SECONDS * self.bytes_per_second)
+        self._unspent += max(0.0, self._purse - full)
+        self._purse = min(self._purse, full)
 
     def spend(self, count: int) -> None:
         self._purse -= count
@@ -86,11 +91,21 @@ class RateControl:
     def sent_key(self, count: int) -> None:
         """A chain was begun with so many bytes."""
         self.picture_bytes = UPDATE_SHARE * count
+        self._purse += min(count, self._unspent)
+        self._unspent = 0.0
         self._picture_at = self._seconds or 0.0
 
     def sent_update(self, count: int) -> None:
         self.picture_bytes += MEMORY * (count - self.picture_bytes)
         self._picture_at = self._seconds or 0.0
+
+    def wants_finer(self) -> bool:
+        """Whether so much of the rate stays unspent that it pays a finer chain; ``key_bytes`` then says how fine."""
+        finer = min(int(FINER * self.key_bytes), REFERENCE_BYTES[1])
+        if finer == self.key_bytes or self._unspent < finer:
+            return False
+        self.key_bytes = finer
+        return True
 
     @property
     def since_picture(self) -> float:

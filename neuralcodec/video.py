@@ -151,8 +151,9 @@ def decode_file(
     if full_frame and not header.full_frame:
         raise MediaError(f"{src} carries only the face; encode it with --full-frame (full_frame=True) first.")
     decoder = Decoder(
-        pack=pack, device=device, full_frame=full_frame, view=view, threads=threads, trusted_sender=trusted_sender
-    )
+        pack=pack, device=device, full_frame=full_frame, view=view, threads=threads, trusted_sender=trusted_sender,
+        max_pixels=DIMENSION_MAX**2,
+    )  # fmt: skip
     channel = _Channel(loss, burst, seed)
     damaged = 0
     with contextlib.ExitStack() as stack:

@@ -120,3 +120,14 @@ def test_damaged_files_give_packets_or_bitstream_errors(data: st.DataObject) -> 
         read_all(bytes(raw))
     except BitstreamError as error:
         assert error.rule
+
+
+@pytest.mark.parametrize("data", [b"\x06\x02\x80\x00\x02\x80\x01", b"\x08\x02"])
+def test_what_belongs_to_datagrams_is_no_record(data: bytes) -> None:
+    whole, file = written(), BytesIO()
+    record = varint(len(data)) + data
+    with pytest.raises(BitstreamError) as caught:
+        list(ContainerReader(BytesIO(whole[: -len(bytes(End(3))) - 1] + record)))
+    assert caught.value.rule == "R28"
+    with pytest.raises(ValueError, match="belongs to a datagram"):
+        ContainerWriter(file, HEADER).write(data)

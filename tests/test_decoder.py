@@ -243,3 +243,69 @@ def test_real_footage_beats_its_frozen_first_frame() -> None:
         freeze = np.mean([psnr(x, frames[0].image) for x in clip])
         gains.append(np.mean([psnr(x, f.image) for x, f in zip(clip, frames, strict=True)]) - freeze)
     assert np.mean(gains) > 0, gains
+
+
+@pytest.fixture(scope="module")
+def updated(portrait_clip: list[np.ndarray]) -> list[list[bytes]]:
+    """A stream with several updates, packets by frame."""
+    sender = nc.Encoder(64, device="cpu", threads=1)
+    frames = [[bytes(p) for p in sender.encode(x, t)] for t, x in enumerate(portrait_clip[:14])]
+    assert sender.stats.updates >= 3
+    return frames
+
+
+def test_updates_may_come_late_or_twice_but_not_out_of_their_chain(updated: list[list[bytes]]) -> None:
+    packets = [p for frame in updated for p in frame]
+    updates = [p for p in packets if p[0] == 0x05]
+    receiver = decoder()
+    for data in packets:
+        if data[0] != 0x05:
+            receiver.decode(data, wanted=lambda pts: False)
+    assert receiver.wants_reference and receiver.stats.updates == 0
+    for data in reversed(updates[1:]):
+        receiver.decode(data)
+    assert receiver.wants_reference and receiver.stats.updates == 0  # the first is still missing
+    for _ in range(2):
+        receiver.decode(updates[0])
+    assert not receiver.wants_reference and receiver.stats.updates == len(updates)
+
+
+def test_a_damaged_update_ends_the_chain_and_a_key_begins_a_new_one(
+    updated: list[list[bytes]], portrait_clip: list[np.ndarray]
+) -> None:
+    receiver, packets = decoder(), [p for frame in updated for p in frame]
+    broken = False
+    for data in packets:
+        if data[0] == 0x05 and not broken:
+            data, broken = data[:-1] + bytes([data[-1] ^ 0x55]), True
+        receiver.decode(data, wanted=lambda pts: False)
+    assert broken and receiver.stats.updates == 0 and receiver.wants_reference
+    sender = nc.Encoder(4, device="cpu", threads=1)
+    for data in map(bytes, sender.encode(portrait_clip[0], 1000)):
+        frames = receiver.decode(data)
+    assert not receiver.wants_reference and [f.pts for f in frames] == [1000]
+
+
+def test_a_sender_sends_a_lost_update_again_when_told(portrait_clip: list[np.ndarray]) -> None:
+    sender, receiver = nc.Encoder(64, device="cpu", threads=1), decoder()
+    lost = again = 0
+    for pts, image in enumerate(portrait_clip):
+        for data in map(bytes, sender.encode(image, pts)):
+            if data[0] == 0x05 and not lost:
+                lost = 1
+                continue
+            receiver.decode(data, wanted=lambda pts: False)
+        if receiver.wants_reference:
+            again += 1
+            sender.on_feedback(bytes(receiver.feedback()))
+    assert lost and 0 < again < 8 and not receiver.wants_reference
+    assert sender.stats.references == 1 and receiver.stats.updates == sender.stats.updates
+
+
+def test_unwanted_frames_are_followed_without_a_picture(updated: list[list[bytes]]) -> None:
+    every, some = decoder(), decoder()
+    packets = [p for frame in updated[:5] for p in frame]
+    a = [f for p in packets for f in every.decode(p)]
+    b = [f for p in packets for f in some.decode(p, wanted=lambda pts: pts == 4)]
+    assert [f.pts for f in b] == [f.pts for f in a] and {f.image.size for f in b[:-1]} == {0}
+    assert np.array_equal(a[-1].image, b[-1].image)

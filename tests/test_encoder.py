@@ -4,7 +4,9 @@ import pytest
 import neuralcodec as nc
 from neuralcodec.face import Square, crop
 from neuralcodec.fragments import PART_BYTES
-from neuralcodec.packet import End, Motion, ReferencePart, StreamHeader, parse_packet
+from neuralcodec.packet import End, Motion, ReferencePart, StreamHeader, Update, parse_packet
+from neuralcodec.quality import psnr
+from neuralcodec.reference import PICTURE
 
 Coded = tuple[nc.Encoder, list[list[object]]]
 
@@ -145,3 +147,70 @@ def test_motion_keeps_its_place_when_the_square_moves(portrait_clip: list[np.nda
         if square is here:
             wanted = place
     assert np.allclose(place, wanted, atol=1e-3)
+
+
+def test_pictures_after_the_first_are_updates_of_it(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(64, device="cpu", threads=1)
+    packets = [p for pts, image in enumerate(portrait_clip[:12]) for p in encoder.encode(image, pts)]
+    key = sum(len(p.payload) for p in packets if isinstance(p, ReferencePart))
+    updates = [p for p in packets if isinstance(p, Update)]
+    assert encoder.stats.references == 1 and encoder.stats.updates == len(updates) >= 2
+    assert np.mean([len(p.payload) for p in updates]) < 0.5 * key
+    assert [p.reference for p in updates] == list(range(1, len(updates) + 1))
+    named = [p.reference for p in packets if isinstance(p, Motion) and p.reference is not None]
+    assert set(range(1, len(updates) + 1)) <= set(named)
+
+
+def test_without_updates_every_picture_stands_on_its_own(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(4, device="cpu", threads=1, updates=False)
+    packets = encoder.encode(portrait_clip[0], 0)
+    encoder.send_reference()
+    packets += encoder.encode(portrait_clip[1], 1)
+    assert {p.codec for p in packets if isinstance(p, ReferencePart)} == {PICTURE}
+    assert encoder.stats.references == 2 and encoder.stats.updates == 0
+
+
+def test_frames_share_packets(portrait_clip: list[np.ndarray]) -> None:
+    alone, shared = (nc.Encoder(2, device="cpu", threads=1, frames_per_packet=n) for n in (1, 4))
+    streams = []
+    for encoder in (alone, shared):
+        packets = [p for pts, image in enumerate(portrait_clip[:10]) for p in encoder.encode(image, pts)]
+        streams.append([p for p in [*packets, *encoder.flush()] if isinstance(p, Motion)])
+    assert [p.frames for p in streams[0]] == [1] * 10
+    assert [p.frames for p in streams[1]] == [1, 4, 4, 1]  # intra; two full ones; what was left at the end
+    assert alone._quantizer.state == shared._quantizer.state
+    assert [p.sequence for p in streams[1]] == [0, 1, 5, 9]
+    assert shared.stats.bytes_motion < alone.stats.bytes_motion
+    with pytest.raises(ValueError, match="frames_per_packet is 0"):
+        nc.Encoder(2, device="cpu", frames_per_packet=0)
+
+
+def test_a_lost_face_is_followed_in_pixels_and_comes_back(portrait_clip: list[np.ndarray]) -> None:
+    """A hand, a wall, a sheet of paper: pictures of it go out as fast as the rate allows and are shown as they are."""
+    sender, receiver = nc.Encoder(64, device="cpu", threads=1), nc.Decoder(device="cpu", threads=1)
+    noise = np.random.default_rng(1).integers(0, 255, (16, 16, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    film = [*portrait_clip[:3], *[np.roll(noise, 3 * i, 1) for i in range(12)], *portrait_clip[3:6]]
+    shown = [f for t, x in enumerate(film) for p in sender.encode(x, t) for f in receiver.decode(bytes(p))]
+    assert [f.pts for f in shown] == list(range(len(film)))
+    assert sender.stats.face_lost_frames == 12
+    wall = [psnr(a, b.image) for a, b in zip(film[3:15], shown[3:15], strict=True)]
+    assert max(wall[4:]) > psnr(film[14], film[2]) + 3  # it is seen, where motion alone would freeze the face
+    assert psnr(film[-1], shown[-1].image) > 20  # and the face is back
+    assert receiver.stats.as_is_frames >= 12
+
+
+def test_a_renderer_that_does_worse_than_the_picture_is_passed_over(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = nc.Encoder(4, device="cpu", threads=1)
+    grey = np.full((256, 256, 3), 128, np.uint8)
+    monkeypatch.setattr(encoder._networks, "render", lambda *_: grey)
+    flags = []
+    for pts in range(20):
+        packets = encoder.encode(portrait_clip[pts % 4], pts * 5)  # five frames apart: a check at every third
+        flags += [p.as_is for p in packets if isinstance(p, Motion)]
+    assert not flags[0] and flags[-1] and encoder.stats.as_is_frames >= 10
+    monkeypatch.undo()
+    for pts in range(20, 40):
+        packets = encoder.encode(portrait_clip[pts % 4 + 8], pts * 5)
+    assert not any(p.as_is for p in packets if isinstance(p, Motion)) or encoder._ratio > 0.9

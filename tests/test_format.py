@@ -1,6 +1,7 @@
 """FORMAT.md is true: its worked packets come out again, and a decoder written from its text alone reads them."""
 
 import re
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 
@@ -9,14 +10,17 @@ import pytest
 
 import neuralcodec
 from neuralcodec.entropy import ALPHABET, EntropyCoder
+from neuralcodec.fragments import Assembler
 from neuralcodec.motion import MotionParams
-from neuralcodec.packet import Motion, StreamHeader, parse_packet
+from neuralcodec.pack import load_pack
+from neuralcodec.packet import Bundle, Feedback, Motion, Parity, ReferencePart, StreamHeader, parse_packet
 from neuralcodec.quantizer import MotionTables, Quantizer
+from neuralcodec.reference import _sequence_header
 
 VECTORS = Path(__file__).parent / "vectors"
 TEXT = (Path(neuralcodec.__file__).parent / "FORMAT.md").read_text("utf-8")
 BLOCKS = [bytes.fromhex(line) for line in re.findall(r"^    ((?:[0-9a-f]{2} )+[0-9a-f]{2})$", TEXT, re.MULTILINE)]
-HEADER, INTRA, GROUP = BLOCKS
+HEADER, INTRA, GROUP, PARITY, BUNDLE, FEEDBACK = BLOCKS
 FOLLOWER = bytes.fromhex(re.findall(r"`(a4 01(?: [0-9a-f]{2})*)`", TEXT)[0])
 
 
@@ -122,6 +126,36 @@ def test_worked_motion_packets_with_the_paper_decoder(tables: MotionTables, fram
     assert got == [list(s.values) for s in expected]
     assert tuple(paper.v) == quantizer.state.values
     assert tuple(paper.a) == quantizer.state.activity
+
+
+def test_worked_packets_of_a_bad_network() -> None:
+    picture = bytes.fromhex("0a0b0c0d0e0f10")
+    first, last = picture[:4], picture[4:]
+    digest, place = sha256(picture).digest()[:4], (-5, 12, 640)
+    payload = bytes(a ^ b for a, b in zip(first, last + b"\0", strict=True))
+    assert parse_packet(PARITY) == Parity(9, 0, 1, 2, 1, digest, place, len(picture), payload)
+    for kept, index in ((first, 0), (last, 1)):
+        assembler = Assembler()
+        assert assembler.add(ReferencePart(9, index, 2, 1, digest, place, kept)) is None
+        assert assembler.add(parse_packet(PARITY)) == picture
+    assert parse_packet(BUNDLE) == Bundle((parse_packet(INTRA), parse_packet(FOLLOWER)))
+    assert parse_packet(FEEDBACK) == Feedback(2, 26, (7, 9), need_reference=True)
+    assert all(bytes(parse_packet(data)) == data for data in BLOCKS)
+
+
+def test_the_sequence_header_of_the_text(tables: MotionTables) -> None:
+    size, flags, width = 256, 0b0110010, 8
+    bits = "000" + "11" + "11111" + f"{width - 1:04b}" * 2 + f"{size - 1:0{width}b}" * 2
+    bits += "".join(str(flags >> i & 1) for i in range(6)) + "000000" + str(flags >> 6 & 1) + "0" + "1"
+    bits += "0" * (-len(bits) % 8)
+    assert _sequence_header(size, flags) == int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def test_the_pack_id_of_the_text() -> None:
+    pack = load_pack()
+    hashes = {p.name: sha256(p.read_bytes()).hexdigest() for p in pack.folder.iterdir() if p.name != "manifest.json"}
+    line = "{" + ",".join(f'"{name}":"{hashes[name]}"' for name in sorted(hashes)) + "}"
+    assert sha256(line.encode()).digest()[:8] == pack.id
 
 
 def test_paper_decoder_over_changing_settings(tables: MotionTables, frames: list[MotionParams]) -> None:

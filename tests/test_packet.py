@@ -5,17 +5,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralcodec.errors import BitstreamError, LimitError, TruncatedError, UnsupportedVersionError
+from neuralcodec.fields import signed_varint, varint
 from neuralcodec.packet import (
     PACKET_MAX,
+    SIGNED,
+    Bundle,
     End,
     Extension,
+    Feedback,
     Motion,
+    Parity,
     ReferencePart,
     StreamHeader,
     Update,
+    bundled,
     parse_packet,
-    signed_varint,
-    varint,
 )
 
 HEADER = StreamHeader(bytes(range(8)), 1280, 720, (1, 25), 1, 256)
@@ -23,10 +27,14 @@ REFERENCE = ReferencePart(3, 0, 2, 1, b"\x0a\x0b\x0c\x0d", (-5, 12, 640), b"pict
 INTRA = Motion(9, 3, 5, b"\x12\x34", True, reference=3, pts=-1000)
 PREDICTED = Motion(10, 7, 0, b"\x55")
 UNUSUAL = Motion(255, 0, 7, b"\x01\x02\x03", reference=200, pts_step=70000, frames=64)
+PARITY = Parity(3, 1, 2, 3, 1 | SIGNED, b"\x0a\x0b\x0c\x0d", (-5, 12, 640), 19, b"1234567")
+FEEDBACK = Feedback(7, 255, (0, 9, 255), True, True)
+BUNDLE = Bundle((INTRA, Motion(10, 3, 5, b""), REFERENCE))
 UPDATE = Update(200, 1, 3, b"\x01\x02\x03\x04", b"frame", (-5, 12, 640))
 AS_IS = Motion(11, 2, 2, b"", reference=9, as_is=True)
 ALL = [HEADER, REFERENCE, INTRA, PREDICTED, UNUSUAL, Motion(0, 0, 0, b""), UPDATE, AS_IS, End(250)]
 ALL += [Extension(0x3F, b"any")]
+ALL += [PARITY, BUNDLE, FEEDBACK, Feedback(), Feedback(0), Feedback(need_intra=True)]
 
 
 @pytest.mark.parametrize("packet", ALL, ids=lambda p: f"{type(p).__name__}-{bytes(p)[0]:02x}")
@@ -44,7 +52,7 @@ def test_sizes() -> None:
     assert bytes(End(0)) == b"\x04\x00"
 
 
-@pytest.mark.parametrize("packet", [HEADER, REFERENCE, INTRA, UNUSUAL, UPDATE, End(1 << 40)])
+@pytest.mark.parametrize("packet", [HEADER, REFERENCE, INTRA, UNUSUAL, UPDATE, End(1 << 40), PARITY, BUNDLE])
 def test_cut_at_every_length(packet: object) -> None:
     data = bytes(packet)  # type: ignore[call-overload]
     for length in range(len(data)):
@@ -52,7 +60,12 @@ def test_cut_at_every_length(packet: object) -> None:
             shorter = parse_packet(data[:length])
         except TruncatedError as error:
             assert error.rule in ("R1", "R3", "R17") and error.offset <= length
-        else:  # a shorter payload is a packet too; nothing else may pass
+        except BitstreamError as error:
+            assert error.rule in {Parity: ("R26",), Bundle: ("R25",)}[type(packet)] and error.offset <= length
+        else:  # a shorter payload is a packet too, and so is a bundle of fewer; nothing else may pass
+            if isinstance(packet, Bundle):
+                assert isinstance(shorter, Bundle) and packet.packets[: len(shorter.packets)] == shorter.packets
+                continue
             assert not isinstance(shorter, StreamHeader | End)
             assert packet.payload.startswith(shorter.payload)  # type: ignore[attr-defined]
 
@@ -63,6 +76,10 @@ def header(**changes: object) -> bytes:
 
 def reference(**changes: object) -> bytes:
     return bytes(ReferencePart(**{**vars(REFERENCE), **changes}))
+
+
+def parity(**changes: object) -> bytes:
+    return bytes(Parity(**{**vars(PARITY), **changes}))
 
 
 def patched(data: bytes, at: int, value: int) -> bytes:
@@ -97,6 +114,31 @@ BROKEN: list[tuple[str, type[BitstreamError], bytes]] = [
     ("R11", LimitError, reference(count=65)),
     ("R11", BitstreamError, reference(index=2)),
     ("R11", BitstreamError, patched(bytes(UPDATE), 2, 0x4B)),
+    ("R5", BitstreamError, b"\x08\x02\x00"),
+    ("R10", BitstreamError, b"\x08\x08"),
+    ("R11", LimitError, parity(count=65, length=800)),
+    ("R11", LimitError, parity(groups=4)),
+    ("R11", BitstreamError, parity(index=2)),
+    ("R12", BitstreamError, parity(codec=SIGNED)),
+    ("R12", BitstreamError, reference(codec=SIGNED)),
+    ("R13", LimitError, parity(crop=(0, 0, 0))),
+    ("R17", TruncatedError, parity(payload=b"")),
+    ("R25", BitstreamError, b"\x06"),
+    ("R25", BitstreamError, b"\x06\x02\x80\x00"),
+    ("R25", LimitError, b"\x06" + b"\x02\x80\x00" * 17),
+    ("R25", LimitError, b"\x06" + b"\x04\x81\x00\x04\x40" * 2),
+    ("R25", LimitError, b"\x06\x01\x06\x02\x80\x00"),
+    ("R25", LimitError, bytes(Bundle((INTRA, BUNDLE)))),
+    ("R1", LimitError, b"\x06\x00"),
+    ("R1", LimitError, b"\x06" + varint(PACKET_MAX + 1)),
+    ("R3", TruncatedError, b"\x06\x02\x80\x00\x05\x80"),
+    ("R2", BitstreamError, b"\x06\x02\x80\x00\x01\x00"),
+    ("R26", LimitError, parity(length=2)),
+    ("R26", LimitError, parity(length=PACKET_MAX + 1)),
+    ("R26", BitstreamError, parity(length=22)),
+    ("R26", BitstreamError, parity(count=4, length=4, payload=b"12")),
+    ("R27", BitstreamError, b"\x08\x04\x00\x00\x02\x01"),
+    ("R27", BitstreamError, b"\x08\x04\x00\x00" + bytes(range(9))),
     ("R12", BitstreamError, reference(codec=0)),
     ("R13", LimitError, reference(crop=(-8193, 0, 64))),
     ("R13", LimitError, reference(crop=(0, 8193, 64))),
@@ -131,6 +173,22 @@ def test_limits_themselves_are_allowed() -> None:
     parse_packet(reference(index=63, count=64, crop=(-8192, 8192, 16384)))
     parse_packet(b"\x80\x00" + b"\x01" * 512)
     parse_packet(b"\x20" + bytes(PACKET_MAX - 1))
+
+
+def test_offsets_inside_a_bundle_are_the_datagrams() -> None:
+    data = b"\x06\x02\x80\x00\x04\x81\x00\x04\x41"
+    with pytest.raises(LimitError) as caught:
+        parse_packet(data)
+    assert caught.value.rule == "R16" and data[caught.value.offset] == 0x41
+
+
+def test_bundled_packets_fit_and_keep_their_order() -> None:
+    packets = [HEADER, REFERENCE, *(Motion(i, 1, 1, b"\x01" * 30) for i in range(90)), BUNDLE]
+    groups = bundled(packets, 200)
+    inside = [p for g in groups for p in (g.packets if isinstance(g, Bundle) else (g,))]
+    assert inside == [*packets[:-1], *BUNDLE.packets]
+    assert all(len(bytes(g)) <= 200 for g in groups) and len(groups) < 20
+    assert bundled([Motion(0, 1, 1, b"\x01" * 300)], 200) == [Motion(0, 1, 1, b"\x01" * 300)]
 
 
 def test_intra_needs_reference_and_pts() -> None:

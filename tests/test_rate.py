@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from neuralcodec.rate import CLOSE, FAR, PIXEL, REFERENCE_BYTES, RateControl, distance, motion_quality
+from neuralcodec.rate import (
+    CLOSE,
+    FAR,
+    PIXEL,
+    REFERENCE_BYTES,
+    REFINE_SECONDS,
+    RateControl,
+    distance,
+    motion_quality,
+)
 
 
 def test_distance_is_in_pixels_of_256() -> None:
@@ -22,40 +31,76 @@ def test_impossible_targets_are_refused(kbps: float) -> None:
         RateControl(kbps)
 
 
-def test_the_purse_pays_a_reference_when_the_head_is_far_and_waits_when_it_is_near() -> None:
+def paid(rate: RateControl) -> float:
+    """Seconds until the next picture can be paid in full."""
+    return rate.picture_bytes / rate.bytes_per_second + 1e-6
+
+
+def test_the_purse_pays_a_picture_when_the_head_is_far_and_waits_when_it_is_near() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
-    assert not rate.affords_reference(FAR)
-    rate.advance(rate.reference_bytes / 500 + 1e-6)  # 4 kbit/s are 500 bytes a second
-    assert rate.affords_reference(FAR) and not rate.affords_reference((CLOSE + FAR) / 2)
-    assert not rate.affords_reference(CLOSE - 0.01)
-    rate.spend(rate.reference_bytes)
-    assert not rate.affords_reference(FAR)
+    rate.sent_key(1000)
+    assert not rate.affords_picture(FAR)
+    rate.advance(paid(rate))
+    assert rate.affords_picture(FAR) and not rate.affords_picture((CLOSE + FAR) / 2)
+    assert not rate.affords_picture(CLOSE - 0.01)
+    rate.spend(int(rate.picture_bytes) + 1)
+    assert not rate.affords_picture(FAR)
+
+
+def test_a_head_at_rest_is_refined_now_and_then() -> None:
+    rate = RateControl(4)
+    rate.advance(0.0)
+    rate.sent_key(1000)
+    rate.advance(0.9 * REFINE_SECONDS)
+    assert not rate.affords_picture(0.0)
+    rate.advance(1.1 * REFINE_SECONDS)
+    assert rate.affords_picture(0.0)
+    rate.sent_update(40)
+    assert not rate.affords_picture(0.0)
 
 
 def test_a_long_pause_does_not_pay_for_a_burst() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
+    rate.sent_key(1000)
     rate.advance(3600.0)
     for _ in range(2):
-        assert rate.affords_reference(FAR)
-        rate.spend(rate.reference_bytes)
-    assert not rate.affords_reference(FAR)
+        assert rate.affords_picture(FAR)
+        rate.spend(int(rate.picture_bytes))
+    assert not rate.affords_picture(FAR)
 
 
-def test_long_run_rate_is_the_target() -> None:
-    """A head that never rests: references and motion together come to the target within 5 % over a minute."""
-    rate, sent = RateControl(4), 0
+def test_unspent_rate_pays_a_finer_chain_once() -> None:
+    rate = RateControl(4)
+    rate.advance(0.0)
+    rate.sent_key(rate.key_bytes)
+    before = rate.key_bytes
+    assert not rate.wants_finer()
+    rate.advance(20.0)
+    assert rate.wants_finer() and before < rate.key_bytes <= 2 * before
+    rate.sent_key(rate.key_bytes)
+    assert not rate.wants_finer()
+
+
+@pytest.mark.parametrize("kbps", [2, 4, 8, 16, 32])
+def test_long_run_rate_is_the_target(kbps: float) -> None:
+    """A head that never rests: pictures of changing size and motion together come to the target over a minute."""
+    rate, sent = RateControl(kbps), 0
     for frame in range(1500):
         rate.advance(frame / 25)
-        cost = 8 + (rate.reference_bytes if rate.affords_reference(FAR) else 0)
+        cost = 6
+        if rate.affords_picture(FAR):
+            update = int(rate.bytes_per_second * (0.04 + 0.03 * (frame % 5)))
+            rate.sent_update(update)
+            cost += update
         rate.spend(cost)
         sent += cost
-    assert sent * 8 / 60_000 == pytest.approx(4, rel=0.05)
+    assert sent * 8 / 60_000 == pytest.approx(kbps, rel=0.05)
 
 
-def test_reference_sizes_stay_in_bounds() -> None:
-    for kbps in (0.5, 4, 1000):
-        rate = RateControl(kbps)
-        for size in (rate.first_bytes, rate.reference_bytes):
-            assert REFERENCE_BYTES[0] <= size <= REFERENCE_BYTES[1]
+def test_picture_sizes_stay_in_bounds_and_rise_with_the_rate() -> None:
+    rates = [RateControl(kbps) for kbps in (0.5, 4, 1000)]
+    for sizes in ([r.first_bytes for r in rates], [r.still_bytes for r in rates]):
+        assert sizes == sorted(sizes) and REFERENCE_BYTES[0] <= sizes[0] and sizes[-1] <= REFERENCE_BYTES[1]
+    assert [r.preset for r in rates] == sorted(r.preset for r in rates)

@@ -1,0 +1,134 @@
+"""A chain of pictures: both ends see the same, only the next picture follows, and nothing hostile gets through."""
+
+import hashlib
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from neuralcodec import chain
+from neuralcodec.chain import ChainDecoder, ChainEncoder, chain_hash, start_chain
+from neuralcodec.errors import BitstreamError
+from neuralcodec.quality import psnr
+
+Coded = list[tuple[bytes, bytes, np.ndarray]]  # bytes, hash, what the sender says is shown
+
+
+def scene(step: int, size: int = 128) -> np.ndarray:
+    """A texture that slides one pixel a step."""
+    noise = np.random.default_rng(5).normal(0, 1, (size // 8 + 16, size // 8 + 16, 3))
+    smooth = noise.repeat(8, 0).repeat(8, 1)
+    smooth = sum(np.roll(smooth, (dy, dx), (0, 1)) for dy in range(8) for dx in range(8)) / 64
+    return np.clip(128 + 60 * smooth[step : step + size, step : step + size], 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def coded() -> Coded:
+    sender, key, shown = start_chain(scene(0), max_bytes=900, preset=8)
+    pictures = [(key, sender.hash, shown)]
+    for step in range(1, 6):
+        update, shown = sender.code(scene(step))
+        pictures.append((update, sender.hash, shown))
+    return pictures
+
+
+def test_the_receiver_sees_what_the_sender_says(coded: Coded) -> None:
+    receiver = ChainDecoder(128)
+    assert np.array_equal(receiver.key(*coded[0][:2]), coded[0][2])
+    for update, digest, shown in coded[1:]:
+        assert np.array_equal(receiver.update(update, digest), shown)
+
+
+def test_an_update_is_a_fraction_of_its_key_and_as_good(coded: Coded) -> None:
+    key, *updates = coded
+    assert 600 <= len(key[0]) <= 1000  # the budget was 900
+    assert np.mean([len(update) for update, _, _ in updates]) < 0.4 * len(key[0])
+    assert psnr(scene(5), updates[-1][2]) > psnr(scene(5), key[2]) + 5
+
+
+def test_hashes_name_the_whole_chain(coded: Coded) -> None:
+    assert coded[0][1] == hashlib.sha256(coded[0][0]).digest()[:4]
+    assert all(chain_hash(before[1], now[0]) == now[1] for before, now in zip(coded, coded[1:], strict=False))
+
+
+def test_only_the_next_picture_follows(coded: Coded) -> None:
+    receiver = ChainDecoder(128)
+    assert not receiver.follows(*coded[1][:2])  # no key yet
+    receiver.key(*coded[0][:2])
+    assert receiver.follows(*coded[1][:2]) and not receiver.follows(*coded[2][:2])
+    with pytest.raises(BitstreamError, match="does not follow"):
+        receiver.update(*coded[2][:2])
+    assert np.array_equal(receiver.update(*coded[1][:2]), coded[1][2])  # the wrong one did no harm
+    with pytest.raises(BitstreamError, match="does not follow"):
+        receiver.update(*coded[1][:2])  # nor does a double
+
+
+def test_a_key_begins_anew(coded: Coded) -> None:
+    receiver = ChainDecoder(128)
+    for _ in range(2):
+        receiver.key(*coded[0][:2])
+        assert np.array_equal(receiver.update(*coded[1][:2]), coded[1][2])
+
+
+@pytest.mark.parametrize("size", [64, 112, 256])
+def test_the_sequence_header_rebuilt_is_the_encoders_own_but_for_the_level(size: int) -> None:
+    sender = ChainEncoder(size, 60, 8)
+    sequence, _ = chain._coded(sender._context, chain.planes_from_rgb(scene(0, size)), 0)
+    flags = chain._flags(sequence, size)
+    assert 0 <= flags < 1 << 13
+    mine = f"{int.from_bytes(chain.sequence_header(size, flags), 'big'):b}"
+    theirs = f"{int.from_bytes(sequence, 'big'):b}"
+    assert mine.rstrip("0").endswith(theirs.rstrip("0"))  # level 0 leads theirs, so its bits are not there
+
+
+def test_sequence_header_bits() -> None:
+    """As SVT-AV1 4.1 writes it at 256 x 256 with preset 6, but level 31 and the main tier."""
+    flags = chain._flags(bytes.fromhex("00000003bffff8d5f30080"), 256)
+    assert f"{flags:013b}" == "0011010010110"  # edge filter, inter-intra, warp | frame vectors | CDEF, restoration
+    assert chain.sequence_header(256, flags).hex() == "000000f9dffffc6af98040"
+
+
+def damaged(coded: Coded, which: int, data: bytes) -> None:
+    """Decode damaged bytes whose hash is made to fit, then show that a key starts again."""
+    receiver = ChainDecoder(128)
+    try:
+        if which:
+            receiver.key(*coded[0][:2])
+            picture = receiver.update(data, chain_hash(receiver.hash, data))
+        else:
+            picture = receiver.key(data, hashlib.sha256(data).digest()[:4])
+        assert picture.shape == (128, 128, 3)
+    except BitstreamError:
+        assert receiver.hash == b""
+    assert np.array_equal(receiver.key(*coded[0][:2]), coded[0][2])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 1), st.integers(0, 10_000), st.integers(1, 255), st.integers(1, 10_000))
+def test_damaged_pictures_raise_bitstream_errors_only(
+    coded: Coded, which: int, where: int, change: int, keep: int
+) -> None:
+    data = bytearray(coded[which][0])
+    data[where % len(data)] ^= change
+    damaged(coded, which, bytes(data[: max(1, keep % (len(data) + 1))]))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 1), st.binary(max_size=200))
+def test_random_bytes_raise_bitstream_errors_only(coded: Coded, which: int, data: bytes) -> None:
+    damaged(coded, which, data)
+
+
+def test_reserved_flags_are_refused(coded: Coded) -> None:
+    with pytest.raises(BitstreamError, match="reserved flags"):
+        ChainDecoder(128).key(b"\xff" + coded[0][0][1:], bytes(4))
+
+
+def test_nothing_is_said_on_the_terminal_and_no_thread_becomes_real_time(capfd: pytest.CaptureFixture[str]) -> None:
+    sender, _, _ = start_chain(scene(0), max_bytes=700, preset=8)
+    sender.code(scene(1))
+    assert capfd.readouterr() == ("", "")
+    if hasattr(os, "sched_getscheduler"):
+        assert {os.sched_getscheduler(int(task)) for task in os.listdir("/proc/self/task")} == {os.SCHED_OTHER}

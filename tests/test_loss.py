@@ -1,0 +1,231 @@
+"""A call over a bad network, both ends real: reordering, repeats, feedback, late joiners, pictures that never came."""
+
+import random
+
+import numpy as np
+import pytest
+
+import neuralcodec as nc
+from benchmarks.fuzz import Outputs
+from neuralcodec.concealment import Concealment
+from neuralcodec.decoder import FORGET
+from neuralcodec.entropy import EntropyCoder
+from neuralcodec.errors import BitstreamError, LimitError
+from neuralcodec.fragments import split
+from neuralcodec.motion import MotionParams
+from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, StreamHeader, parse_packet
+from neuralcodec.protection import Repeater
+from neuralcodec.quantizer import Quantizer
+from neuralcodec.reference import encode_reference
+
+Clip = list[np.ndarray]
+
+
+def ends(**options: object) -> tuple[nc.Encoder, nc.Decoder]:
+    return nc.Encoder(6, device="cpu", threads=1, **options), nc.Decoder(device="cpu", threads=1)  # type: ignore[arg-type]
+
+
+def sent(sender: nc.Encoder, clip: Clip, times: range) -> list[list[bytes]]:
+    return [[bytes(p) for p in sender.encode(clip[pts % len(clip)], pts)] for pts in times]
+
+
+def received(receiver: nc.Decoder, packets: list[bytes]) -> list[nc.DecodedFrame]:
+    return [frame for data in packets for frame in receiver.decode(data)]
+
+
+def test_packets_that_change_places_lose_nothing(portrait_clip: Clip) -> None:
+    sender, receiver = ends()
+    stream = sent(sender, portrait_clip, range(8))
+    received(receiver, stream[0])
+    shown = received(receiver, stream[2] + stream[1] + stream[3])
+    assert [(f.pts, f.state) for f in shown] == [(2, Concealment.COASTING), (3, Concealment.RECEIVED)]
+    assert not receiver.wants_intra and receiver.stats.lost_frames == 0
+    shown = received(receiver, stream[7] + stream[5] + stream[6] + stream[4] + stream[4])
+    assert [f.pts for f in shown] == [7] and not receiver.wants_intra
+    assert receiver._quantizer.state == sender._quantizer.state
+
+
+def test_an_intra_frame_that_comes_late_is_followed(portrait_clip: Clip) -> None:
+    sender, receiver = ends()
+    stream = sent(sender, portrait_clip, range(3))
+    sender.send_intra()
+    stream += sent(sender, portrait_clip, range(3, 6))
+    received(receiver, [p for packets in stream[:2] for p in packets] + stream[4] + stream[3] + stream[5])
+    assert not receiver.wants_intra and receiver._quantizer.state == sender._quantizer.state
+    assert received(receiver, stream[2]) == []
+
+
+@pytest.mark.parametrize(("loss", "run"), [(0.05, 1), (0.2, 2)])
+def test_frames_sent_again_make_up_for_lost_ones(portrait_clip: Clip, loss: float, run: int) -> None:
+    sender, receiver = ends(loss=loss)
+    stream = sent(sender, portrait_clip, range(1 + 3 * (run + 1)))
+    shown = received(receiver, stream[0])
+    for pts in range(run + 1, len(stream), run + 1):  # `run` frames in a row are lost before each that arrives
+        shown += received(receiver, stream[pts])
+        assert not receiver.wants_intra and receiver._quantizer.last is not None
+    assert [f.pts for f in shown] == list(range(len(stream))) and {f.state for f in shown} == {Concealment.RECEIVED}
+    assert receiver._quantizer.state == sender._quantizer.state
+
+
+def test_a_lost_picture_never_shows_as_an_older_one(portrait_clip: Clip) -> None:
+    """Its id modulo 8 is that of a picture held: the motion goes on, on the picture before, and says so."""
+    sender, receiver = ends()
+    received(receiver, [p for packets in sent(sender, portrait_clip, range(2)) for p in packets])
+    sender._next_id = 8
+    sender.send_reference()
+    packets = sender.encode(portrait_clip[2], 2)
+    lost = [bytes(p) for p in packets if isinstance(p, ReferencePart)]
+    (shown,) = received(receiver, [bytes(p) for p in packets if not isinstance(p, ReferencePart)])
+    assert shown.state is Concealment.BORROWED and shown.reference == 0
+    assert receiver.wants_reference and not receiver.wants_intra and receiver.feedback().held == (0,)
+    received(receiver, lost)
+    (shown,) = received(receiver, sent(sender, portrait_clip, range(3, 4))[0])
+    assert shown.state is Concealment.RECEIVED and shown.reference == 8 and receiver.feedback().held == (8,)
+
+
+def test_feedback_brings_the_sender_back_to_a_picture_that_is_held(portrait_clip: Clip) -> None:
+    sender, receiver = ends()
+    received(receiver, [p for packets in sent(sender, portrait_clip, range(2)) for p in packets])
+    sender.send_reference()
+    for packet in sender.encode(portrait_clip[2], 2):
+        if not isinstance(packet, ReferencePart):
+            receiver.decode(bytes(packet))
+    feedback = receiver.feedback()
+    assert feedback.need_reference and feedback.held == (0,) and feedback.sequence == 2
+    sender.on_feedback(bytes(feedback))
+    packets = sender.encode(portrait_clip[3], 3)
+    motion = packets[-1]
+    assert isinstance(motion, Motion) and motion.intra
+    shown = received(receiver, [bytes(p) for p in packets])
+    assert shown[-1].state is Concealment.RECEIVED and not receiver.wants_reference
+
+
+def test_a_picture_still_on_its_way_is_not_given_up(portrait_clip: Clip) -> None:
+    sender, _ = ends()
+    sent(sender, portrait_clip, range(2))
+    sender.send_reference()
+    sent(sender, portrait_clip, range(2, 4))
+    sender.on_feedback(Feedback(1, 0, (), need_reference=True))  # of before the second picture was sent
+    assert set(sender._held) == {1}
+
+
+def test_a_late_joiner_is_shown_within_one_request(portrait_clip: Clip) -> None:
+    sender, receiver = ends()
+    sent(sender, portrait_clip, range(3))
+    assert received(receiver, sent(sender, portrait_clip, range(3, 4))[0]) == []
+    feedback = receiver.feedback()
+    assert feedback == Feedback(need_reference=True, need_intra=True) and parse_packet(bytes(feedback)) == feedback
+    sender.on_feedback(feedback)
+    sender.on_feedback(feedback)
+    packets = sender.encode(portrait_clip[4], 4)
+    assert isinstance(packets[0], StreamHeader)
+    (shown,) = received(receiver, [bytes(p) for p in packets])
+    assert shown.state is Concealment.RECEIVED and shown.pts == 4
+    sender.on_feedback(feedback)  # asked again at once, as somebody might to make us send: not yet
+    assert not any(isinstance(p, ReferencePart) for p in sender.encode(portrait_clip[5], 5))
+
+
+def test_reported_loss_turns_protection_on_and_slowly_off() -> None:
+    sender, _ = ends()
+    for _ in range(3):
+        sender.on_feedback(Feedback(0, 64))
+    assert sender._loss > 0.15
+    for _ in range(60):
+        sender.on_feedback(Feedback(0, 0))
+    assert sender._loss < 0.03
+    for wrong in (b"\x04\x01", b"\x08\xff", b""):
+        with pytest.raises(BitstreamError):
+            sender.on_feedback(wrong)
+
+
+def test_the_loss_report_counts_what_did_not_come(portrait_clip: Clip) -> None:
+    sender, receiver = ends()
+    stream = sent(sender, portrait_clip, range(9))
+    received(receiver, [p for packets in stream[:5] for p in packets] + stream[8])
+    assert receiver.feedback().lost == round(256 * 3 / 9) and receiver.feedback().lost == 0
+    assert receiver.feedback(0.5).lost == 128
+
+
+def test_a_bundle_with_a_bad_packet_gives_the_good_ones(portrait_clip: Clip) -> None:
+    sender, receiver = ends()
+    packets: list[Packet] = [p for pts in range(2) for p in sender.encode(portrait_clip[pts], pts)]
+    received(receiver, [bytes(p) for p in packets[:-1]])
+    other = StreamHeader(sender.pack.id, 64, 64, (1, 25), 1, 64)  # parses, and is not what this pack codes
+    (shown,) = receiver.decode(bytes(Bundle((other, packets[-1]))))
+    assert shown.pts == 1
+    with pytest.raises(BitstreamError):
+        receiver.decode(bytes(Bundle((other, Motion(1, 0, 7, b"")))))
+
+
+def test_silence_asks_for_an_intra_frame_and_then_forgets(
+    portrait_clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, receiver = ends()
+    stream = sent(sender, portrait_clip, range(2))
+    received(receiver, stream[0])
+    receiver.conceal(1)
+    assert not receiver.wants_intra
+    receiver.conceal(2)
+    assert receiver.wants_intra
+    monkeypatch.setattr(receiver, "_missing", FORGET - 1)
+    receiver.conceal(3)
+    (shown,) = received(receiver, stream[1])  # the next frame by its number, but 256 frames may lie between
+    assert shown.state is not Concealment.RECEIVED
+
+
+def test_a_huge_picture_is_refused_before_it_takes_memory(coded: tuple[nc.Encoder, list[list[Packet]]]) -> None:
+    receiver = nc.Decoder(device="cpu", threads=1)
+    with pytest.raises(LimitError, match="8192 x 8192"):
+        receiver.decode(bytes(StreamHeader(receiver.pack.id, 8192, 8192, (1, 25), 1, 256)))
+    assert receiver.header is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_shown_as_received_is_what_was_sent(seed: int) -> None:
+    """Loss, doubles, changed places and long silences over 900 frames: motion is right, or it is called concealed."""
+    pack, dice = nc.load_pack(), random.Random(seed)
+    tables, noise = pack.tables, np.random.default_rng(seed)
+    quantizer, coder = Quantizer(tables), EntropyCoder(tables)
+    repeater, again, values = Repeater(coder), seed % 3, np.zeros(tables.size)
+    receiver = nc.Decoder(pack=pack, device="cpu", threads=1)
+    receiver._networks = Outputs(pack.size)  # type: ignore[assignment]
+    picture = encode_reference(np.full((pack.size, pack.size, 3), 90, np.uint8), max_bytes=900)
+    receiver.decode(bytes(StreamHeader(pack.id, 256, 256, (1, 25), 2, pack.size)))
+    for part in split(picture, reference=0, codec=1, crop=(0, 0, 256)):
+        receiver.decode(bytes(part))
+
+    truth: dict[int, np.ndarray] = {}
+    due: list[tuple[int, int, bytes]] = []  # frame at which it arrives, order, packet
+    newest, right, silent = -2, 0, 0
+    for frame in range(900):
+        values = 0.97 * values + noise.normal(0, 12, tables.size)
+        wants = receiver.wants_intra and dice.random() < 0.3
+        pts = 2 * frame + (1 if frame % 97 > 50 else 0)  # a step that is not the nominal one now and then
+        symbols = quantizer.forward(
+            MotionParams.from_flat(tables.mean + values @ tables.synthesis), level=frame // 31 % 8,
+            components=frame // 57 % 8, intra=wants or frame % 120 == 0,
+        )  # fmt: skip
+        step = pts - max(truth, default=-2)
+        packet = Motion(
+            frame % 256, symbols.level, symbols.components, coder.encode(symbols), symbols.intra,
+            *((0, pts) if symbols.intra else (None, None)), None if symbols.intra or step == 2 else step,
+        )  # fmt: skip
+        assert quantizer.last is not None
+        truth[pts] = quantizer.last.flat()
+        data = bytes(repeater.wrap(packet, symbols, again))
+        silent = silent - 1 if silent else dice.choice((0,) * 900 + (5, 9, 20, 40, 200, 256, 257))
+        if not silent and dice.random() > 0.15:
+            for _ in range(dice.choice((1, 1, 2))):
+                due.append((frame + dice.choice((0,) * 6 + (1, 2, 4)), dice.randrange(1 << 20), data))
+        shown = []
+        for _, _, arrived in sorted(d for d in due if d[0] <= frame):
+            shown += receiver.decode(arrived)
+        due = [d for d in due if d[0] > frame]
+        if not shown and receiver._last is not None:
+            receiver.conceal(pts)
+        for found in shown:
+            if found.state is Concealment.RECEIVED:
+                assert found.pts > newest, "times rise"
+                assert np.array_equal(found.motion.flat(), truth[found.pts]), f"frame {frame}, pts {found.pts}"
+                newest, right = found.pts, right + 1
+    assert right > 200

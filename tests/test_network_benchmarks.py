@@ -1,0 +1,101 @@
+"""The fuzzer finds what it should and passes what is sound, stopped endurance runs go on, links are reproducible."""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import endurance, fuzz, loss
+from neuralcodec.errors import BitstreamError
+from neuralcodec.pack import load_pack
+from neuralcodec.packet import parse_packet
+
+
+def test_hostile_packets_give_frames_or_bitstream_errors() -> None:
+    options = argparse.Namespace(packets=4000, seed=5, decode_every=8, render_every=0, minutes=5.0, pack=None)
+    result = fuzz.run(options)
+    assert result["failures"] == []
+    counts = result["counts"]
+    assert counts["parse taken"] + counts["parse refused"] == 4000 and counts["parse refused"] > 1000
+    assert counts["decode, warm stream frames"] > 0 and counts["decode frames"] > 20  # it got past the parser
+
+
+def test_the_pool_holds_every_kind_and_is_valid() -> None:
+    packets, _ = fuzz.stream(load_pack(), 3)
+    assert all(parse_packet(bytes(p)) == p for p in packets)
+    kinds = {type(p).__name__ for p in packets}
+    assert kinds == {
+        "StreamHeader", "ReferencePart", "Parity", "Motion", "Bundle", "Update", "Feedback", "Extension", "End"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RecursionError(), AssertionError("y"), BitstreamError("")])
+def test_what_the_fuzzer_calls_a_failure(error: Exception) -> None:
+    def broken(data: bytes) -> None:
+        raise error
+
+    failures: list[object] = []
+    fuzz.attempt(broken, b"\x01\x02", Counter(), "decode", failures)
+    assert len(failures) == 1 and "0102" in str(failures[0])
+
+
+def test_a_stopped_endurance_run_goes_on_as_if_it_had_not() -> None:
+    tables = load_pack().tables
+    whole, first = endurance.Call(tables, 4), endurance.Call(tables, 4)
+    for _ in range(150):
+        whole.step()
+    for _ in range(70):
+        first.step()
+    second = endurance.Call.load(tables, json.loads(json.dumps(first.save())))
+    for _ in range(80):
+        second.step()
+    assert second.save() == whole.save() and whole.drifted == 0 and whole.bytes_sent > 0
+
+
+def test_drift_is_noticed() -> None:
+    call = endurance.Call(load_pack().tables, 4)
+    for _ in range(10):
+        call.step()
+    call.receiver.state = call.receiver.state.__class__(
+        (call.receiver.state.values[0] + 1, *call.receiver.state.values[1:]),
+        call.receiver.state.older,
+        call.receiver.state.activity,
+    )
+    call.step()
+    assert call.drifted == 1
+
+
+def test_the_link_loses_the_same_packets_every_time() -> None:
+    def run(seed: int) -> list[bytes]:
+        link = loss.Link(0.3, [(1.0, 1.5)], seed)
+        for i in range(100):
+            link.send(i / 25, bytes([i]))
+        return link.receive(10.0)
+
+    first = run(1)
+    assert first == run(1) and first != run(2) and 40 < len(first) < 80
+    assert not any(25 <= data[0] < 37 for data in first)
+
+
+def test_recovery_is_measured_from_the_end_of_the_burst() -> None:
+    clear, got = [30.0] * 50, [30.0] * 50
+    got[25:42] = [20.0] * 17
+    exact = [True] * 50
+    exact[42] = False
+    (milliseconds,) = loss.recoveries(clear, got, exact, [(1.0, 1.5)])
+    assert milliseconds == pytest.approx(1000 * (43 / 25 + loss.DELAY + loss.BUFFER - 1.5))
+    assert loss.recoveries(clear, got, [False] * 50, [(1.0, 1.5)]) == [float("inf")]
+    assert len(loss.bursts_of(0.5, 10.0, 1)) == 3 and loss.bursts_of(0.5, 10.0, 1) == loss.bursts_of(0.5, 10.0, 1)
+
+
+def test_x264_over_a_clear_link_shows_every_frame(tmp_path: Path) -> None:
+    from benchmarks.clips import from_frames
+
+    ramp = np.arange(128, dtype=np.uint8)
+    frames = [np.stack([np.roll(np.tile(ramp, (128, 1)), 2 * i, 1)] * 3, -1) for i in range(12)]
+    clip = from_frames("ramp", frames)
+    shown = loss.x264(clip, loss.Link(0.0, (), 1), loss.Link(0.0, (), 2), argparse.Namespace(x264_kbps=60))
+    assert min(loss.qualities(clip, shown)) > 25 and shown.wire_kbps > shown.kbps > 0
