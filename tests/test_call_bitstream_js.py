@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from neuralcodec import motion as motion_module
 from neuralcodec.chain import sequence_header
 from neuralcodec.entropy import EntropyCoder
 from neuralcodec.errors import BitstreamError
@@ -101,9 +102,15 @@ def test_keypoints_and_turned_views_are_the_same(tables: MotionTables) -> None:
     canonical = np.linspace(-1, 1, 3 * tables.keypoints).reshape(-1, 3)
     motion = MotionParams.from_flat(flat).turned(View(12, -7, 3))
     found = node(
-        "const p = bitstream.pose(Float64Array.from(given.flat), Float32Array.from(given.canonical), given.view);"
+        "const [flat, canonical] = [Float64Array.from(given.flat), Float32Array.from(given.canonical)];"
+        "const p = bitstream.pose(flat, canonical, given.view, given.neck);"
         "result = { rotation: Array.from(p.rotation), keypoints: Array.from(p.keypoints) };",
-        {"flat": flat.tolist(), "canonical": canonical.ravel().tolist(), "view": {"yaw": 12, "pitch": -7, "roll": 3}},
+        {
+            "flat": flat.tolist(),
+            "canonical": canonical.ravel().tolist(),
+            "view": {"yaw": 12, "pitch": -7, "roll": 3},
+            "neck": [float(value) for value in getattr(motion_module, "NECK", (0, 0, 0))],
+        },
     )
     np.testing.assert_allclose(found["rotation"], motion.rotation.ravel(), atol=1e-6)
     np.testing.assert_allclose(found["keypoints"], motion.keypoints(canonical).ravel(), atol=1e-5)

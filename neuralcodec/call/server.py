@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from neuralcodec import motion
 from neuralcodec.call.pipeline import Comparison, Pipeline
 from neuralcodec.call.settings import Settings, parse_message
 from neuralcodec.errors import BackendUnavailableError, MediaError, NeuralCodecError
@@ -281,8 +282,8 @@ class CallServer:
     async def _pack_file(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         if name == "pack.json":
-            known = {"id": self.pack.id.hex(), "name": self.pack.name, "size": self.pack.size}
-            return web.json_response(known)
+            neck = [float(value) for value in getattr(motion, "NECK", (0, 0, 0))]  # what views turn heads about
+            return web.json_response({"id": self.pack.id.hex(), "size": self.pack.size, "neck": neck})
         if name not in (*GRAPHS, TABLES):
             raise web.HTTPNotFound
         return _file((self.pack.folder / name).read_bytes(), name)

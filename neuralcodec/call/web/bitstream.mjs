@@ -310,10 +310,13 @@ function product(a, b) {
   return out;
 }
 
-/** What the renderer wants of a flat motion: { rotation, keypoints } as Float32Array, turned by a view in degrees. */
-export function pose(flat, canonical, view = { yaw: 0, pitch: 0, roll: 0 }) {
-  const turn = product(rotation(flat[0], flat[1], flat[2]), rotation(view.yaw, view.pitch, view.roll));
-  return { rotation: Float32Array.from(turn), keypoints: place(canonical, flat.subarray(POSE), turn, Math.exp(Math.max(-3, Math.min(3, flat[6]))), flat.subarray(3, 6)) };
+/** What the renderer wants of a flat motion: { rotation, keypoints } as Float32Array. The head is turned by a view in
+ *  degrees about ``neck``, a point in its own frame. */
+export function pose(flat, canonical, view = { yaw: 0, pitch: 0, roll: 0 }, neck = [0, 0, 0]) {
+  const coded = rotation(flat[0], flat[1], flat[2]), turn = product(coded, rotation(view.yaw, view.pitch, view.roll));
+  const scale = Math.exp(Math.max(-3, Math.min(3, flat[6]))), translation = flat.slice(3, 6);
+  for (let j = 0; j < 2; j++) for (let i = 0; i < 3; i++) translation[j] += scale * neck[i] * (coded[3 * i + j] - turn[3 * i + j]);
+  return { rotation: Float32Array.from(turn), keypoints: place(canonical, flat.subarray(POSE), turn, scale, translation) };
 }
 
 /** scale * (canonical + delta) @ rotation + translation, for K points of 3. */

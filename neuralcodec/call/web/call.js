@@ -7,8 +7,8 @@ import { drawMark, readMark, MARK_ROWS } from "/web/mark.js";
 const $ = (id) => document.getElementById(id);
 const RATES = [1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32, 64]; // kbit/s, of the first slider
 const LINKS = [4, 6, 8, 12, 16, 32, 64, 128, 0]; // kbit/s, of the last; 0 is unlimited
-const TURN = { yaw: 30, pitch: 20 }; // degrees at the joystick's rim
-const KEY_STEP = 1 / 6; // of the radius
+const TURN = { yaw: 20, pitch: 15 }; // degrees at the joystick's rim
+const KEY_STEP = 1 / 5; // of the radius
 const STAGES = { // in the order of the signal's path; names as the server sends them
   "wait": "Wait for encoder", "send face": "Find face", "send motion": "Motion network", "send reference": "Code reference",
   "send entropy": "Quantize, code", "send check": "Check own picture", "network": "Simulated network", "receive entropy": "Decode motion",

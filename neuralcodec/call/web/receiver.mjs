@@ -11,7 +11,7 @@ const FIRST_BOX = [0, -0.126, 0.7]; // where a face usually is; the looks below 
 const LOOKS = 5; // of the motion network at a reference; measured within 0.1 px of where Python's detector leads it
 const ASK_AGAIN = 500; // ms
 
-let ort, motionNet, referenceNet, renderNet, size, packId, motion, header = null;
+let ort, motionNet, referenceNet, renderNet, size, packId, neck, motion, header = null;
 let view = { yaw: 0, pitch: 0, roll: 0 };
 const held = new Map(), arriving = new Map(), early = new Map(), asked = { reference: -1e9, intra: -1e9 };
 let shows = null, named = null, lacks = true, broken = true, sequence = null, pts = 0, newest = null, chain = null;
@@ -30,7 +30,7 @@ async function open() {
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
   const load = async (name) => ort.InferenceSession.create(new Uint8Array(await (await got(`/pack/${name}.onnx`)).arrayBuffer()), { executionProviders: ["wasm"] });
   const pack = await (await got("/pack/pack.json")).json();
-  [size, packId] = [pack.size, pack.id];
+  [size, packId, neck] = [pack.size, pack.id, pack.neck];
   motion = new MotionDecoder(await (await got("/pack/tables.json")).json());
   motionNet = await load("motion");
   referenceNet = await load("reference");
@@ -198,7 +198,7 @@ const only = (net, values) => Object.fromEntries(Object.entries(values).filter((
 async function render({ flat, shows, asIs }) {
   if (asIs && !view.yaw && !view.pitch && !view.roll) return shows.pixels.slice();
   const { feeds, canonical } = shows.features ??= await features(shows.pixels);
-  const { rotation, keypoints } = pose(flat, canonical, view);
+  const { rotation, keypoints } = pose(flat, canonical, view, neck);
   const out = await renderNet.run({ ...feeds, driving_keypoints: tensor(keypoints, 1, keypoints.length / 3, 3), driving_rotation: tensor(rotation, 1, 3, 3) });
   const values = out.picture.data, plane = size * size, picture = new Uint8ClampedArray(4 * plane);
   for (let i = 0; i < plane; i++) {
