@@ -31,9 +31,11 @@ from rich.table import Table
 import neuralcodec as nc
 from benchmarks.browser import CallProcess, chromium, missing, write_camera
 from neuralcodec.call.h264 import SameBytes
+from neuralcodec.call.pipeline import PAYLOAD_BYTES
 from neuralcodec.demo import moving_portrait
 from neuralcodec.face import resize
 from neuralcodec.media import read_frames
+from neuralcodec.packet import bundled
 
 SETTLE_SECONDS = 5.0  # after the first picture, before anything is counted
 CAMERA_FRAMES = 250
@@ -76,7 +78,7 @@ def measure(film: Path | None, seconds: float, kbps: float, loss: float, ort: Pa
 
 def processor_time(film: Path | None, seconds: float, kbps: float) -> dict[str, float]:
     """Milliseconds of processor time a frame (of 25 a second) that the server spends on each part of a call, one thread
-    each. Unlike times of a clock these hardly depend on what else the machine does."""
+    each, and the rates sent. Unlike a clock's times these depend little on what else the machine does."""
     from aiortc.codecs.vpx import Vp8Encoder
 
     source = (image for _, image in read_frames(film)) if film else moving_portrait(seconds)
@@ -85,10 +87,12 @@ def processor_time(film: Path | None, seconds: float, kbps: float) -> dict[str, 
     pane, video = SameBytes(256, kbps), Vp8Encoder()
     parts = ("encode", "decode, as coded", "decode, turned", "H.264 pane", "VP8")
     spent = dict.fromkeys(parts, 0.0)
+    sent: list[int] = []
     turned = nc.Decoder(threads=1, view=nc.View(yaw=5))
     for pts, picture in enumerate(pictures):
         with _clocked(spent, "encode", pts):
-            datagrams = [bytes(packet) for packet in encoder.encode(picture, pts)]
+            datagrams = [bytes(packet) for packet in bundled(encoder.encode(picture, pts), PAYLOAD_BYTES)]
+        sent += map(len, datagrams)
         with _clocked(spent, "decode, as coded", pts):
             frames = [frame for data in datagrams for frame in decoder.decode(data)]
         with _clocked(spent, "decode, turned", pts):
@@ -102,7 +106,10 @@ def processor_time(film: Path | None, seconds: float, kbps: float) -> dict[str, 
             frame = av.VideoFrame.from_ndarray(row, format="rgb24").reformat(format="yuv420p")
             frame.pts, frame.time_base = pts, Fraction(1, 25)
             video.encode(frame)
-    return {name: 1000 * total / (len(pictures) - 25) for name, total in spent.items()}
+    rate = 25 * 8 / 1000 / len(pictures)
+    return {name: 1000 * total / (len(pictures) - 25) for name, total in spent.items()} | {
+        "kbit/s": sum(sent) * rate, "kbit/s with IP and UDP headers": (sum(sent) + 28 * len(sent)) * rate
+    }  # fmt: skip
 
 
 @contextmanager
@@ -195,7 +202,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.processor_time:
         spent = processor_time(options.film, options.seconds, options.kbps)
-        table = Table("part", "ms of processor time a frame")
+        table = Table("figure; ms of processor time a frame", f"target {options.kbps:g} kbit/s")
         for part, value in spent.items():
             table.add_row(part, f"{value:.1f}")
         Console().print(table)

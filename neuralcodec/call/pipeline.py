@@ -28,9 +28,10 @@ from neuralcodec.errors import BitstreamError, NeuralCodecError
 from neuralcodec.face import Square, crop
 from neuralcodec.motion import Array, View
 from neuralcodec.pack import Pack
-from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, Update, parse_packet
+from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, Update, bundled, parse_packet
 
 FPS = 25  # of the stream: a camera's jittery times are moved to this grid, so that no time costs bits
+PAYLOAD_BYTES = 1200  # of a datagram: what belongs to one frame shares one
 WINDOW = 3.0  # seconds that the figures on the page are means of
 LATE = 0.08  # seconds a datagram may lie at the receiver before the sender leaves a picture out
 ORIGINALS = 64  # pictures kept until their reconstruction comes, for the comparison
@@ -206,7 +207,7 @@ class Pipeline:
                 self._originals[pts] = picture
                 while len(self._originals) > ORIGINALS:
                     self._originals.popitem(last=False)
-                for packet in packets:
+                for packet in bundled(packets, PAYLOAD_BYTES):
                     data = bytes(packet)
                     self._there.send(data, now)
                     self._earned += len(data)
@@ -214,8 +215,7 @@ class Pipeline:
                     inside = _inside(packet)
                     for part in inside:
                         self._note(part, pts)
-                    if any(isinstance(part, Motion) for part in inside):
-                        self._frames.append((now, len(data)))
+                    self._frames += [(now, len(bytes(part))) for part in inside if isinstance(part, Motion)]
                 self._lock.notify_all()
 
     def _note(self, packet: Packet, pts: int) -> None:
