@@ -223,19 +223,23 @@ class Encoder:
             self._loss = max(self._expected_loss, believed(self._loss, packet.lost / 256))
         if not packet.need_reference:
             return
-        if packet.sequence is None:
-            if self._now - self._asked_at >= ASKED_AGAIN:
-                self._wants_reference, self._asked_at = True, self._now
-            return
-        for key, held in list(self._held.items()):
-            if key in packet.held or (packet.sequence - held.since) % 256 >= 128:
-                continue
-            # it was sent before a frame that has arrived, so it is not on its way but lost
-            if self._chain is not None:  # what was built on it waits for it
-                self._again += held.packets
+        # Sent before a frame that has arrived, so not on its way but lost.
+        since = packet.sequence
+        lost = [] if since is None else [
+            key for key, held in self._held.items() if key not in packet.held and (since - held.since) % 256 < 128
+        ]  # fmt: skip
+        if since is None or (lost and self._chain is not None):
+            if self._now - self._asked_at < ASKED_AGAIN:  # nobody makes us send at will
+                return
+            self._asked_at = self._now
+            if any(key in packet.held for key in self._held):  # what was built on the lost ones waits for them
+                self._again = [p for key in lost for p in self._held[key].packets]
             else:
-                del self._held[key]
-                self._wants_intra = True
+                self._wants_reference = True
+            return
+        for key in lost:
+            del self._held[key]
+            self._wants_intra = True
         if self._held and self._active not in self._held:
             self._active = next(reversed(self._held))
 

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 
 import neuralcodec
+from neuralcodec import chain
 from neuralcodec.entropy import ALPHABET, EntropyCoder
 from neuralcodec.fragments import Assembler
 from neuralcodec.motion import MotionParams
 from neuralcodec.pack import load_pack
-from neuralcodec.packet import Bundle, Feedback, Motion, Parity, ReferencePart, StreamHeader, parse_packet
+from neuralcodec.packet import Bundle, Feedback, Motion, Parity, ReferencePart, StreamHeader, Update, parse_packet
 from neuralcodec.quantizer import MotionTables, Quantizer
 from neuralcodec.reference import _sequence_header
 
 VECTORS = Path(__file__).parent / "vectors"
 TEXT = (Path(neuralcodec.__file__).parent / "FORMAT.md").read_text("utf-8")
 BLOCKS = [bytes.fromhex(line) for line in re.findall(r"^    ((?:[0-9a-f]{2} )+[0-9a-f]{2})$", TEXT, re.MULTILINE)]
-HEADER, INTRA, GROUP, PARITY, BUNDLE, FEEDBACK = BLOCKS
+HEADER, INTRA, GROUP, PARITY, UPDATE, BUNDLE, FEEDBACK = BLOCKS
 FOLLOWER = bytes.fromhex(re.findall(r"`(a4 01(?: [0-9a-f]{2})*)`", TEXT)[0])
 
 
@@ -138,6 +139,8 @@ def test_worked_packets_of_a_bad_network() -> None:
         assembler = Assembler()
         assert assembler.add(ReferencePart(9, index, 2, 1, digest, place, kept)) is None
         assert assembler.add(parse_packet(PARITY)) == picture
+    hashed = sha256(digest + bytes((1, 2, 3))).digest()[:4]
+    assert parse_packet(UPDATE) == Update(10, 0, 1, hashed, bytes((1, 2, 3)))
     assert parse_packet(BUNDLE) == Bundle((parse_packet(INTRA), parse_packet(FOLLOWER)))
     assert parse_packet(FEEDBACK) == Feedback(2, 26, (7, 9), need_reference=True)
     assert all(bytes(parse_packet(data)) == data for data in BLOCKS)
@@ -172,3 +175,14 @@ def test_every_rule_of_the_text_is_numbered_once_in_order() -> None:
     rules = re.findall(r"^- \*\*R(\d+)", TEXT, re.MULTILINE)
     assert rules == [str(i) for i in range(1, len(rules) + 1)]
     assert ALPHABET == 37
+
+
+@pytest.mark.parametrize("flags", [0, 0b0011010010110, (1 << 13) - 1])
+def test_the_sequence_header_of_a_chain_by_the_text(flags: int) -> None:
+    """Section 7.1, bit by bit."""
+    bit = [str(flags >> i & 1) for i in range(13)]
+    width = f"{8 - 1:04b}" * 2 + f"{256 - 1:08b}" * 2
+    bits = "0" * 24 + "11111" + "0" + width + "0" + "".join(bit[12:5:-1]) + "1" + bit[5] + bit[4] + "11" + "110"
+    bits += bit[3] + bit[2] + bit[1] + "000000" + bit[0] + "0" + "1"
+    bits += "0" * (-len(bits) % 8)
+    assert int(bits, 2).to_bytes(len(bits) // 8, "big") == chain.sequence_header(256, flags)

@@ -83,8 +83,10 @@ def test_a_lost_picture_never_shows_as_an_older_one(portrait_clip: Clip) -> None
     assert shown.state is Concealment.RECEIVED and shown.reference == 8 and receiver.feedback().held == (8,)
 
 
-def test_feedback_brings_the_sender_back_to_a_picture_that_is_held(portrait_clip: Clip) -> None:
-    sender, receiver = ends()
+@pytest.mark.parametrize("updates", [True, False])
+def test_feedback_brings_a_right_picture_with_the_next_frame(portrait_clip: Clip, updates: bool) -> None:
+    """The lost picture again where others are built on it, else motion for one that the receiver holds."""
+    sender, receiver = ends(updates=updates)
     received(receiver, [p for packets in sent(sender, portrait_clip, range(2)) for p in packets])
     sender.send_reference()
     for packet in sender.encode(portrait_clip[2], 2):
@@ -95,13 +97,14 @@ def test_feedback_brings_the_sender_back_to_a_picture_that_is_held(portrait_clip
     sender.on_feedback(bytes(feedback))
     packets = sender.encode(portrait_clip[3], 3)
     motion = packets[-1]
-    assert isinstance(motion, Motion) and motion.intra
+    assert isinstance(motion, Motion) and motion.intra != updates
+    assert any(isinstance(p, ReferencePart) and p.reference == 1 for p in packets) == updates
     shown = received(receiver, [bytes(p) for p in packets])
     assert shown[-1].state is Concealment.RECEIVED and not receiver.wants_reference
 
 
 def test_a_picture_still_on_its_way_is_not_given_up(portrait_clip: Clip) -> None:
-    sender, _ = ends()
+    sender, _ = ends(updates=False)
     sent(sender, portrait_clip, range(2))
     sender.send_reference()
     sent(sender, portrait_clip, range(2, 4))

@@ -94,8 +94,11 @@ def test_listed_packets_are_those_of_the_file(stream: Path) -> None:
         packets = list(ContainerReader(file))
     assert [line["kind"] for line in listed] == [type(packet).__name__ for packet in packets]
     assert [line["bytes"] for line in listed] == [len(bytes(packet)) for packet in packets]
-    tick = Fraction(*packets[0].time_base)  # type: ignore[attr-defined]
-    assert [line["pts"] * tick * 1000 for line in listed if line["kind"] == "Motion"] == STAMPS
+    header = packets[0]
+    assert isinstance(header, StreamHeader)
+    motions = [line for line in listed if line["kind"] == "Motion"]
+    pts = [line["pts"] + i * header.frame_duration for line in motions for i in range(line["frames"])]
+    assert [time * Fraction(*header.time_base) * 1000 for time in pts] == STAMPS
 
 
 @pytest.mark.parametrize("record", [-1, -4, 1])
