@@ -156,6 +156,13 @@ def test_pictures_come_out_beside_their_originals(portrait_clip: list[Array]) ->
     pipeline = Pipeline(
         load_pack(), show=collected.show, forward=collected.datagrams.append, device="cpu", threads=1
     )
+
+    def feed_until(true: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not true() and time.monotonic() < end:
+            feed(pipeline, portrait_clip, collected, 1)
+        assert true()
+
     try:
         feed(pipeline, portrait_clip, collected, 8)
         last = collected.shown[-1]
@@ -169,19 +176,13 @@ def test_pictures_come_out_beside_their_originals(portrait_clip: list[Array]) ->
         assert stats["face"] and stats["references"] >= 1 and not stats["problem"]
 
         pipeline.change(pipeline.settings.changed({"yaw": 25, "loss": 40}))
-        feed(pipeline, portrait_clip, collected, 3)
-        before = collected.shown[-1].ours.astype(int)
-        assert np.abs(before - last.ours).mean() > 2  # another view
-        end = time.monotonic() + PATIENCE
-        while not pipeline.stats()["lost"] and time.monotonic() < end:
-            feed(pipeline, portrait_clip, collected, 1)
-        assert pipeline.stats()["lost"]
+        feed_until(lambda: np.abs(collected.shown[-1].ours.astype(int) - last.ours).mean() > 2)  # another view
+        feed_until(lambda: pipeline.stats()["lost"])
 
         sent = pipeline.stats()["references"]
         pipeline.change(pipeline.settings.changed({"loss": 0, "browser": True, "kbps": 16}))
-        feed(pipeline, portrait_clip, collected, 3)
-        assert not collected.shown[-1].ours.any()  # the page draws its own
-        assert pipeline.stats()["references"] > sent  # and starts with a reference
+        feed_until(lambda: not collected.shown[-1].ours.any())  # the page draws its own
+        feed_until(lambda: pipeline.stats()["references"] > sent)  # and starts with a reference
     finally:
         pipeline.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("neuralcodec-")]
