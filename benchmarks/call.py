@@ -39,7 +39,7 @@ from neuralcodec.packet import bundled
 
 SETTLE_SECONDS = 5.0  # after the first picture, before anything is counted
 CAMERA_FRAMES = 250
-PATIENCE = 120.0
+PATIENCE = 180.0
 
 
 def measure(film: Path | None, seconds: float, kbps: float, loss: float, ort: Path | None) -> dict[str, Any]:
