@@ -159,7 +159,8 @@ def _summary(path: str, stats: FileStats) -> str:
     speed = f", {stats.frames / stats.elapsed_s:.1f} fps on {stats.provider}" if stats.elapsed_s else ""
     return (
         f"{path}: {stats.frames} frames, {stats.duration_s:.2f} s, {stats.bytes_total} bytes, {stats.kbps:.2f} kbit/s "
-        f"({stats.references} references {stats.bytes_reference} B, motion {stats.bytes_per_frame:.2f} B a frame, "
+        f"({stats.references} references and {stats.updates} updates {stats.bytes_reference} B, "
+        f"motion {stats.bytes_per_frame:.2f} B a frame, "
         f"overhead {stats.bytes_overhead} B){speed}"
     )
 
