@@ -74,7 +74,7 @@ def test_round_trip(portrait: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["decode", str(tmp_path / "cut.ncv"), shown, "-f", "--device", "cpu"]) == 1
     assert failed_with_one_sentence(capsys, "cut short; the 1 frames that could be shown are in")
     with VideoReader(shown) as reader:
-        assert reader.frames == 5
+        assert reader.frames == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.ncv", "cut.ncv"]
 
 
