@@ -121,6 +121,17 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--kbps", type=_kbps, default=4.0, help="target rate (default: 4)")
     _add_runtime(command)
     _add_force(command)
+
+    command = _command(commands, "call", _call, "a page that shows the codec on your own camera, in your browser")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    command.add_argument("--port", type=_port, default=8475, help="0 takes any free one (default: %(default)s)")
+    command.add_argument("--kbps", type=_call_kbps, default=4.0, help="target rate at the start (default: 4)")
+    command.add_argument("--sessions", type=_count, default=4, metavar="N", help="calls at a time (default: 4)")
+    command.add_argument(
+        "--ort", metavar="DIR", help="onnxruntime-web's dist folder: the page can then decode by itself"
+    )
+    command.add_argument("--open", action="store_true", help="open the page in the default browser")
+    _add_runtime(command)
     return parser
 
 
@@ -263,6 +274,27 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def _call(options: argparse.Namespace) -> int:
+    import webbrowser
+    from pathlib import Path
+
+    from .call.server import ServerOptions, serve
+
+    def ready(address: str) -> None:
+        print(f"Open {address} in a browser; Ctrl-C ends.", flush=True)
+        if options.open:
+            webbrowser.open(address)
+
+    serve(
+        ServerOptions(
+            options.host, options.port, options.kbps, options.sessions, options.pack, options.device, options.threads,
+            Path(options.ort) if options.ort else None,
+        ),
+        ready,
+    )  # fmt: skip
+    return 0
+
+
 # --- flags -----------------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +347,18 @@ def _seconds(text: str) -> float:
 
 def _threads(text: str) -> int:
     return int(_number(text, 1, 1024, "a number of threads"))
+
+
+def _port(text: str) -> int:
+    return int(_number(text, 0, 65535, "a port"))
+
+
+def _count(text: str) -> int:
+    return int(_number(text, 1, 64, "a number of calls"))
+
+
+def _call_kbps(text: str) -> float:
+    return _number(text, 0.5, 64, "a rate in kbit/s")
 
 
 def _share(text: str) -> float:

@@ -17,7 +17,9 @@ UNTRIED = "this path has not been run on hardware by us yet"
 Line = tuple[str, str]
 
 NEEDED = ("numpy", "av", "constriction", "rich")
-OPTIONAL = {"onnxruntime": "cpu", "onnxruntime-gpu": "gpu", "tensorrt": "tensorrt", "scikit-image": "demo"}
+OPTIONAL = {
+    "onnxruntime": "cpu", "onnxruntime-gpu": "gpu", "tensorrt": "tensorrt", "scikit-image": "demo", "aiortc": "webrtc"
+}  # fmt: skip
 CODECS = (("libsvtav1", "w"), ("libdav1d", "r"), ("libx264", "w"), ("h264", "r"))
 
 

@@ -208,6 +208,15 @@ class Encoder:
             self._check(tile, square, estimate, seconds)
         return self._sent(packets)
 
+    @property
+    def target_kbps(self) -> float:
+        """The rate aimed at; assign a new one at any time, for example when the network changes."""
+        return self._rate.bytes_per_second / 125
+
+    @target_kbps.setter
+    def target_kbps(self, value: float) -> None:
+        self._rate = RateControl(value)
+
     def send_reference(self) -> None:
         """Send a new reference picture with the next frame, for example because a receiver asked for one."""
         self._wants_reference = True

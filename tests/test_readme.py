@@ -44,7 +44,7 @@ def test_python_blocks_run(
 
 def test_commands_in_the_readme_exist() -> None:
     parser = make_parser()
-    lines = re.findall(r"^(?:python -m )?neuralcodec ((?:encode|decode|info|pack|doctor|demo)\b.*)$", README, re.M)
+    lines = re.findall(r"^(?:python -m )?neuralcodec ((?:encode|decode|info|pack|doctor|demo|call)\b.*)$", README, re.M)
     assert len(lines) >= 5
     for line in lines:
         parser.parse_args(line.split("#")[0].split())

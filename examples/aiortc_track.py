@@ -1,0 +1,156 @@
+"""The codec inside an aiortc application: motion on an unreliable data channel, pictures on a reliable one.
+
+Two processes, which find each other over TCP on this machine (signalling is yours to replace). Two terminals:
+
+    python examples/aiortc_track.py receive seen.mp4
+    python examples/aiortc_track.py send talk.mp4 --kbps 4
+
+At the receiver `NeuralTrack` is an ordinary aiortc video track: record it, as here, or add it to another connection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from typing import Any
+
+import av
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCDataChannel, RTCPeerConnection
+from aiortc.contrib.media import MediaRecorder
+from aiortc.contrib.signaling import TcpSocketSignaling
+from aiortc.mediastreams import MediaStreamError
+
+import neuralcodec as nc
+from neuralcodec.media import VideoReader
+from neuralcodec.packet import Bundle, End, Motion, Packet
+
+REPORT_SECONDS = 0.2  # between reports to the sender: about a round trip
+
+
+class NeuralSender:
+    """Sends pictures over two data channels of a peer connection; create it before the offer."""
+
+    def __init__(self, peer: RTCPeerConnection, encoder: nc.Encoder) -> None:
+        self.encoder = encoder
+        # what is late is worthless for motion; pictures are few and must arrive
+        self.motion = peer.createDataChannel("neuralcodec-motion", ordered=False, maxRetransmits=0)
+        self.pictures = peer.createDataChannel("neuralcodec-pictures")
+        self.motion.on("message", encoder.on_feedback)
+
+    async def send(self, image: Any, pts: int) -> None:
+        self._post(await asyncio.to_thread(self.encoder.encode, image, pts))
+
+    async def close(self) -> None:
+        self._post(self.encoder.flush())
+        while self.pictures.bufferedAmount:
+            await asyncio.sleep(0.05)
+
+    def _post(self, packets: list[Packet]) -> None:
+        for packet in packets:
+            channel = self.motion if isinstance(packet, Motion | Bundle) else self.pictures
+            if channel.readyState == "open":
+                channel.send(bytes(packet))
+
+
+class NeuralTrack(MediaStreamTrack):
+    """The other end: give it the peer's data channels, read video frames."""
+
+    kind = "video"
+
+    def __init__(self, decoder: nc.Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self._datagrams: asyncio.Queue[bytes] = asyncio.Queue()
+        self._frames: list[nc.DecodedFrame] = []
+        self._motion: RTCDataChannel | None = None
+        self._reported = 0.0
+        self._last = -1
+
+    def attach(self, channel: RTCDataChannel) -> None:
+        if channel.label == "neuralcodec-motion":
+            self._motion = channel
+        channel.on("message", self._datagrams.put_nowait)
+
+    async def recv(self) -> av.VideoFrame:
+        while True:
+            while self._frames:
+                frame = self._frames.pop(0)
+                if frame.pts > self._last:  # a frame that was concealed may still come
+                    self._last = frame.pts
+                    shown = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
+                    shown.pts, shown.time_base = frame.pts, self.decoder.time_base
+                    return shown
+            data = await self._datagrams.get()
+            if data[:1] == bytes(End(0))[:1]:
+                self.stop()
+                raise MediaStreamError("the sender has ended the stream")
+            try:
+                self._frames += await asyncio.to_thread(self.decoder.decode, data)
+            except nc.BitstreamError:
+                continue  # counted by nobody's fault but the sender's: the next one may be good
+            if self._motion is not None and time.monotonic() - self._reported > REPORT_SECONDS:
+                self._reported = time.monotonic()
+                self._motion.send(bytes(self.decoder.feedback()))
+
+
+async def send(film: str, kbps: float, signaling: Any) -> None:
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    with VideoReader(film) as reader:
+        encoder = nc.Encoder(kbps, time_base=reader.time_base, frame_duration=reader.frame_duration)
+        sender = NeuralSender(peer, encoder)
+        await peer.setLocalDescription(await peer.createOffer())
+        await signaling.send(peer.localDescription)
+        await peer.setRemoteDescription(await signaling.receive())
+        while sender.pictures.readyState != "open" or sender.motion.readyState != "open":
+            await asyncio.sleep(0.02)
+        start = time.monotonic()
+        for pts, image in reader:
+            await asyncio.sleep(max(0.0, start + float(pts * reader.time_base) - time.monotonic()))
+            await sender.send(image, pts)
+        await sender.close()
+        stats, seconds = encoder.stats, float(encoder.stats.frames * reader.frame_duration * reader.time_base)
+        print(f"{stats.frames} frames sent, {stats.bytes_total * 8 / 1000 / seconds:.2f} kbit/s before headers")
+    await signaling.receive()  # the receiver has all it wants
+    await peer.close()
+
+
+async def receive(film: str, signaling: Any) -> None:
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    track = NeuralTrack(nc.Decoder())
+    peer.on("datachannel", track.attach)
+    while True:
+        try:
+            await peer.setRemoteDescription(await signaling.receive())
+            break
+        except ConnectionRefusedError:  # the sender is not there yet
+            await asyncio.sleep(0.2)
+    await peer.setLocalDescription(await peer.createAnswer())
+    await signaling.send(peer.localDescription)
+    recorder, ended = MediaRecorder(film), asyncio.Event()
+    track.on("ended", ended.set)
+    recorder.addTrack(track)
+    await recorder.start()
+    await ended.wait()
+    await recorder.stop()
+    await signaling.close()
+    await peer.close()
+    print(f"{track.decoder.stats.frames} frames shown, {track.decoder.stats.lost_frames} lost")
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description="Send a film through two data channels, or receive one.")
+    parser.add_argument("role", choices=("send", "receive"))
+    parser.add_argument("film")
+    parser.add_argument("--kbps", type=float, default=4.0)
+    parser.add_argument("--port", type=int, default=8476, help="of the signalling, on this machine")
+    options = parser.parse_args()
+    signaling = TcpSocketSignaling("127.0.0.1", options.port)
+    if options.role == "send":
+        await send(options.film, options.kbps, signaling)
+    else:
+        await receive(options.film, signaling)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

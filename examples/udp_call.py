@@ -1,0 +1,108 @@
+"""A call over plain UDP, one way: RTP there, feedback as RTCP back on the same socket. Two terminals:
+
+    python examples/udp_call.py receive seen.mp4 --port 5004
+    python examples/udp_call.py send talk.mp4 --to 127.0.0.1:5004 --kbps 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import socket
+import time
+
+import neuralcodec as nc
+from neuralcodec.media import VideoReader, VideoWriter
+from neuralcodec.packet import End, parse_packet
+from neuralcodec.rtp import RtpReceiver, RtpSender, parse_rtcp, rtcp_feedback
+
+REPORT_SECONDS = 0.2  # between reports to the sender: about a round trip
+SILENCE_SECONDS = 10.0  # after which the receiver takes the sender for gone
+
+
+def send(film: str, to: tuple[str, int], kbps: float) -> None:
+    with VideoReader(film) as reader, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.setblocking(False)
+        encoder = nc.Encoder(kbps, time_base=reader.time_base, frame_duration=reader.frame_duration)
+        rtp = RtpSender(secrets.randbits(32), sequence=secrets.randbits(16), timestamp=secrets.randbits(32))
+        start = time.monotonic()
+        seconds = wire = 0.0
+        for pts, image in reader:
+            seconds = float(pts * reader.time_base)
+            time.sleep(max(0.0, start + seconds - time.monotonic()))  # a film plays at its own pace; a camera just does
+            while (datagram := received(udp)) is not None:
+                for feedback in parse_rtcp(datagram):
+                    encoder.on_feedback(feedback)
+            for datagram in rtp.pack(encoder.encode(image, pts), seconds):
+                wire += udp.sendto(datagram, to) + 28  # IPv4 and UDP headers
+        for _ in range(3):  # the last word is worth repeating
+            for datagram in rtp.pack(encoder.flush(), seconds):
+                udp.sendto(datagram, to)
+        rate = wire * 8 / 1000 / max(seconds, 1e-3)
+        print(f"{encoder.stats.frames} frames, {rate:.2f} kbit/s with RTP, UDP and IP headers")
+
+
+def receive(film: str, port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", port))
+        udp.settimeout(SILENCE_SECONDS)
+        decoder, rtp, own_ssrc = nc.Decoder(), RtpReceiver(), secrets.randbits(32)
+        print(f"Waiting on port {port}.", flush=True)
+        writer: VideoWriter | None = None
+        last, reported = -1, 0.0
+        while True:
+            try:
+                datagram, sender = udp.recvfrom(2048)
+                if (data := rtp.unpack(datagram)) is None:
+                    continue
+                if isinstance(parse_packet(data), End):
+                    break
+                frames = decoder.decode(data)
+            except TimeoutError:
+                break
+            except nc.BitstreamError as error:  # anybody can send to a port: what is no stream is left out
+                print(error)
+                continue
+            for frame in frames:
+                if writer is None:
+                    height, width = frame.image.shape[:2]
+                    writer = VideoWriter(film, width, height, decoder.time_base, overwrite=True)
+                if frame.pts > last:
+                    writer.write(frame.image, frame.pts)
+                    last = frame.pts
+            if rtp.ssrc is not None and time.monotonic() - reported > REPORT_SECONDS:
+                reported = time.monotonic()
+                udp.sendto(rtcp_feedback(decoder.feedback(rtp.lost_share()), own_ssrc, rtp.ssrc), sender)
+        if writer is None:
+            raise SystemExit("Nothing that can be shown has arrived.")
+        writer.close()
+        print(f"{writer.frames} frames shown, {decoder.stats.lost_frames} lost")
+
+
+def received(udp: socket.socket) -> bytes | None:
+    try:
+        return udp.recv(2048)
+    except (BlockingIOError, ConnectionRefusedError):  # nothing there; or nobody listens yet
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Send a film over UDP, or receive one.")
+    roles = parser.add_subparsers(dest="role", required=True)
+    sender = roles.add_parser("send")
+    sender.add_argument("film")
+    sender.add_argument("--to", default="127.0.0.1:5004", metavar="HOST:PORT")
+    sender.add_argument("--kbps", type=float, default=4.0)
+    receiver = roles.add_parser("receive")
+    receiver.add_argument("film")
+    receiver.add_argument("--port", type=int, default=5004)
+    options = parser.parse_args()
+    if options.role == "send":
+        host, port = options.to.rsplit(":", 1)
+        send(options.film, (host, int(port)), options.kbps)
+    else:
+        receive(options.film, options.port)
+
+
+if __name__ == "__main__":
+    main()

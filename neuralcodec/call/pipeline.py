@@ -1,0 +1,324 @@
+"""Camera pictures in, side-by-side pictures out: encoder, simulated network, decoder, in two threads. Knows no web.
+
+    push -> [sender thread: encode] -> link -> [receiver thread: decode, compare] -> show
+                     ^---------- requests over a link back ----------'
+
+Latency is bounded by leaving pictures out: a thread always takes the newest, and the sender pauses while the receiver
+has more to show than it can.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from neuralcodec.call.h264 import SameBytes
+from neuralcodec.call.link import HEADERS, Link
+from neuralcodec.call.settings import Settings
+from neuralcodec.decoder import Decoder
+from neuralcodec.encoder import Encoder, as_picture
+from neuralcodec.errors import BitstreamError, NeuralCodecError
+from neuralcodec.face import Square, crop
+from neuralcodec.motion import Array, View
+from neuralcodec.pack import Pack
+from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, Update, bundled, parse_packet
+
+FPS = 25  # of the stream: a camera's jittery times are moved to this grid, so that no time costs bits
+PAYLOAD_BYTES = 1200  # of a datagram: what belongs to one frame shares one
+WINDOW = 3.0  # seconds that the figures on the page are means of
+LATE = 0.08  # seconds a datagram may lie at the receiver before the sender leaves a picture out
+ORIGINALS = 64  # pictures kept until their reconstruction comes, for the comparison
+REPORT_SECONDS = 0.2  # beyond a round trip, between two reports of the receiver
+FACE_MISSING = 1.0  # seconds without a face before the page says so
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One frame to show. Pictures are uint8 RGB (S, S, 3); captured, encoded, arrived, shown: seconds of one clock."""
+
+    original: Array
+    ours: Array
+    h264: Array
+    mark: Array | None  # what came with push, untouched
+    captured: float
+    encoded: float
+    arrived: float
+    shown: float
+
+
+@dataclass
+class _Picture:
+    """One camera picture on its way; stages: seconds by name."""
+
+    image: Any
+    mark: Array | None
+    captured: float
+    encoded: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+class Pipeline:
+    """One call. ``show`` gets every Comparison, ``forward`` every datagram that arrives (for a page that decodes by
+    itself); both are called from the receiver's thread. ``close`` ends both threads."""
+
+    def __init__(
+        self, pack: Pack, *, show: Callable[[Comparison], None], forward: Callable[[bytes], None] | None = None,
+        settings: Settings | None = None, device: str = "auto", threads: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.settings = settings or Settings()
+        self.problem = ""  # a sentence once a thread has ended by an error
+        self._show, self._forward, self._clock = show, forward, clock
+        # Both ends compute at the same time. On two cores shared with other work, one thread for each instead of two
+        # took a frame through the codec in 254 ms instead of 663.
+        threads = threads or max(1, (os.cpu_count() or 2) // 2)
+        self._encoder = Encoder(self.settings.kbps, pack=pack, device=device, threads=threads,
+                                time_base=Fraction(1, FPS))  # fmt: skip
+        self._decoder = Decoder(pack=pack, device=device, threads=threads)
+        self._h264 = SameBytes(pack.size, self.settings.kbps)
+        self._there, self._back = Link(seed=1), Link(seed=2)
+        self._lock = threading.Condition()  # guards everything below
+        self._next: _Picture | None = None
+        self._originals: OrderedDict[int, _Picture] = OrderedDict()
+        self._pts: dict[int, int] = {}  # by sequence number: of the last ORIGINALS frames
+        self._crops: dict[int, Square] = {}  # by reference id
+        self._square = Square(0, 0, 1)  # of the newest reference
+        self._newest = 0  # its id
+        self._earned = 0  # bytes sent since the last comparison: what x264 may spend
+        self._reported = 0.0
+        self._closed = False
+        self._start: float | None = None
+        self._faceless_since: float | None = None
+        self._left_out = self._bad = 0
+        self._sent: deque[tuple[float, int, int]] = deque()  # time, bytes, bytes with IP and UDP headers
+        self._frames: deque[tuple[float, int]] = deque()  # time, bytes of motion packets
+        self._shown: deque[tuple[float, dict[str, float]]] = deque()  # time, stages in seconds
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(loop,), name=f"neuralcodec-{loop.__name__}", daemon=True)
+            for loop in (self._send, self._receive)
+        ]
+        self.change(self.settings)
+        for thread in self._threads:
+            thread.start()
+
+    # --- called from outside ---
+
+    def push(self, image: Any, mark: Array | None = None) -> None:
+        """A camera picture, uint8 RGB (H, W, 3) or an av.VideoFrame, taken now."""
+        with self._lock:
+            self._left_out += self._next is not None
+            self._next = _Picture(image, mark, self._clock())
+            self._lock.notify_all()
+
+    def change(self, settings: Settings) -> None:
+        with self._lock:
+            if settings.kbps != self.settings.kbps:
+                self._encoder.target_kbps = settings.kbps
+                self._h264.retarget(settings.kbps)
+            if settings.browser and not self.settings.browser:
+                self._encoder.send_reference()  # a decoder that joins now has nothing yet
+            for link in (self._there, self._back):
+                link.loss, link.delay = settings.loss / 100, settings.delay_ms / 1000
+            self._there.kbps = settings.link_kbps
+            self._decoder.view = View(settings.yaw, settings.pitch, settings.roll)
+            self.settings = settings
+            self._lock.notify_all()
+
+    def ask(self, what: str) -> None:
+        """Ask the sender for a "reference" or an "intra" frame: for a page that decodes by itself and lacks one."""
+        self._report(Feedback(need_reference=what == "reference", need_intra=what == "intra"))
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def stats(self) -> dict[str, Any]:
+        """What the page shows; rates and times are means of the last WINDOW seconds."""
+        with self._lock:
+            now = self._clock()
+            for kept in (self._sent, self._frames, self._shown):
+                while kept and kept[0][0] < now - WINDOW:
+                    kept.popleft()
+            span = min(WINDOW, max(1.0, now - (self._start or now)))
+            spent: dict[str, float] = {}
+            for _, stages in self._shown:
+                for name, seconds in stages.items():
+                    spent[name] = spent.get(name, 0.0) + 1000 * seconds / len(self._shown)
+            encoder, decoder = self._encoder.stats, self._decoder.stats
+            return {
+                "problem": self.problem,
+                "seconds": now - (self._start or now),
+                "kbps": sum(count for _, count, _ in self._sent) * 8 / 1000 / span,
+                "wire_kbps": sum(count for _, _, count in self._sent) * 8 / 1000 / span,
+                "frame_bytes": float(np.mean([count for _, count in self._frames])) if self._frames else 0.0,
+                "fps": len(self._shown) / span,
+                "bytes": self._there.bytes, "packets": self._there.sent,
+                "lost": self._there.lost, "dropped": self._there.dropped, "bad": self._bad,
+                "frames": encoder.frames, "left_out": self._left_out,
+                "references": encoder.references, "updates": encoder.updates, "concealed": decoder.concealed_frames,
+                "face": self._faceless_since is None or now - self._faceless_since < FACE_MISSING,
+                "stages": spent, "provider": encoder.provider,
+                "h264": {"side": self._h264.side, "frames": self._h264.frames, "bytes": self._h264.bytes,
+                         "fps": self._h264.frames / max(1.0, now - (self._start or now))},
+            }  # fmt: skip
+
+    # --- the sender's thread ---
+
+    def _send(self) -> None:
+        last = -1
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._closed or self._next is not None)
+                if self._closed:
+                    return
+                picture, self._next = self._next, None
+                assert picture is not None
+                now = self._clock()
+                self._start = picture.captured if self._start is None else self._start
+                pts = round((picture.captured - self._start) * FPS)
+                due = self._there.next_arrival()
+                if pts <= last or (due is not None and now - due > LATE):  # between two ticks, or receiver too slow
+                    self._left_out += 1
+                    continue
+                reports = self._back.receive(now)
+            last = pts
+            picture.stages["wait"] = now - picture.captured
+            picture.image = as_picture(picture.image)
+            stats = self._encoder.stats
+            lost_before, spent_before = stats.face_lost_frames, dict(stats.stage_seconds)
+            for report in reports:
+                self._encoder.on_feedback(report)
+            packets = self._encoder.encode(picture.image, pts)
+            now = self._clock()
+            with self._lock:
+                if stats.face_lost_frames == lost_before:
+                    self._faceless_since = None
+                elif self._faceless_since is None:
+                    self._faceless_since = now
+                picture.encoded = now
+                picture.stages |= _since(spent_before, stats.stage_seconds, "send")
+                self._originals[pts] = picture
+                while len(self._originals) > ORIGINALS:
+                    self._originals.popitem(last=False)
+                for packet in bundled(packets, PAYLOAD_BYTES):
+                    data = bytes(packet)
+                    self._there.send(data, now)
+                    self._earned += len(data)
+                    self._sent.append((now, len(data), len(data) + HEADERS))
+                    inside = _inside(packet)
+                    for part in inside:
+                        self._note(part, pts)
+                    self._frames += [(now, len(bytes(part))) for part in inside if isinstance(part, Motion)]
+                self._lock.notify_all()
+
+    def _note(self, packet: Packet, pts: int) -> None:
+        """Remember what the comparison needs of a packet that was sent: where pictures were cut, when frames were."""
+        if isinstance(packet, ReferencePart | Update):
+            self._newest = packet.reference
+            self._square = Square(*packet.crop) if packet.crop else self._square
+            self._crops[packet.reference] = self._square
+        elif isinstance(packet, Motion):
+            self._pts.setdefault(packet.sequence, pts)
+            self._pts.pop((packet.sequence - ORIGINALS) % 256, None)
+
+    # --- the receiver's thread ---
+
+    def _receive(self) -> None:
+        before: dict[str, float] = {}  # stage times when the last frame was shown
+        while True:
+            with self._lock:
+                now, due = self._clock(), self._there.next_arrival()
+                if self._closed:
+                    return
+                if due is None or due > now:
+                    self._lock.wait(None if due is None else due - now)
+                    continue
+                arrived, browser = self._there.receive(now), self.settings.browser
+            for index, data in enumerate(arrived):
+                newest = index == len(arrived) - 1  # when several have come, the earlier ones are too late to be seen
+                if self._forward is not None:
+                    self._forward(data)
+                if browser:
+                    self._follow(data, now)
+                    continue
+                try:
+                    frames = self._decoder.decode(data, wanted=None if newest else _never)
+                except BitstreamError:
+                    self._bad += 1
+                    continue
+                for frame in frames:
+                    if not frame.image.size:
+                        continue
+                    spent = _since(before, self._decoder.stats.stage_seconds, "receive")
+                    before = dict(self._decoder.stats.stage_seconds)
+                    self._compare(frame.pts, frame.reference, frame.image, now, spent)
+                self._report(None)
+
+    def _follow(self, data: bytes, arrived: float) -> None:
+        """The page decodes: show the other two pictures of a frame that has arrived."""
+        packet = _inside(parse_packet(data))[-1]
+        if isinstance(packet, Motion) and packet.sequence in self._pts:
+            size = self._h264.size
+            self._compare(self._pts[packet.sequence], self._newest, np.zeros((size, size, 3), np.uint8), arrived, {})
+
+    def _report(self, feedback: Feedback | None) -> None:
+        """Tell the sender what is here and what is not, once a round trip."""
+        with self._lock:
+            now = self._clock()
+            if now - self._reported < 2 * self._back.delay + REPORT_SECONDS:
+                return
+            self._reported = now
+            self._back.send(bytes(self._decoder.feedback() if feedback is None else feedback), now)
+
+    def _compare(self, pts: int, reference: int, ours: Array, arrived: float, spent: dict[str, float]) -> None:
+        decoded = self._clock()
+        with self._lock:
+            # a concealed frame may be of a time when the camera took no picture: the last one before it will do
+            taken = max((known for known in self._originals if known <= pts), default=None)
+            square, earned = self._crops.get(reference), self._earned
+            if taken is None or square is None:
+                return
+            picture, self._earned = self._originals[taken], 0
+        original = crop(picture.image, square, ours.shape[0])
+        theirs = self._h264.show(original, earned, pts / FPS)
+        now = self._clock()
+        self._show(Comparison(original, ours, theirs, picture.mark, picture.captured, picture.encoded, arrived, now))
+        stages = picture.stages | spent | {
+            "network": arrived - picture.encoded, "compare": now - decoded, "total": now - picture.captured
+        }  # fmt: skip
+        with self._lock:
+            self._shown.append((now, stages))
+
+    # --- ---
+
+    def _guarded(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except NeuralCodecError as error:
+            self.problem = str(error)
+        except Exception as error:  # a thread must not die in silence: the page says what happened
+            self.problem = f"The codec stopped: {type(error).__name__}: {error}"
+
+
+def _never(_: int) -> bool:
+    return False
+
+
+def _inside(packet: Packet) -> tuple[Packet, ...]:
+    return packet.packets if isinstance(packet, Bundle) else (packet,)
+
+
+def _since(before: dict[str, float], after: dict[str, float], where: str) -> dict[str, float]:
+    """What each stage has spent between two copies of ``Stats.stage_seconds``."""
+    return {f"{where} {name}": spent - before.get(name, 0.0) for name, spent in after.items()}

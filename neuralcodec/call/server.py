@@ -1,0 +1,384 @@
+"""The page, the camera's WebRTC connection and the limits around both. Knows no codec: `pipeline` does the work.
+
+Loopback unless told otherwise. A page of another origin cannot start a call, a host name that is not ours is refused
+(DNS rebinding), calls and message sizes are limited. Every refusal is a sentence that the page shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import secrets
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuralcodec import motion
+from neuralcodec.call.pipeline import Comparison, Pipeline
+from neuralcodec.call.settings import Settings, parse_message
+from neuralcodec.errors import BackendUnavailableError, MediaError, NeuralCodecError
+from neuralcodec.face import resize
+from neuralcodec.pack import GRAPHS, TABLES, Pack, load_pack
+
+try:
+    import av
+    from aiohttp import web
+    from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+    from aiortc.codecs import vpx
+    from aiortc.mediastreams import MediaStreamError
+except ImportError as error:
+    raise BackendUnavailableError(
+        f"A call needs aiortc and aiohttp ({error}); run: pip install 'neuralcodec[webrtc,cpu]'"
+    ) from error
+
+OFFER_MAX = 1 << 16  # bytes of a session description
+SESSIONS = 4  # calls at a time
+START_SECONDS = 20.0  # a call that has not connected by then is ended
+STATS_SECONDS = 0.25
+MARK_ROWS = 16  # top rows of a marked camera picture, bottom rows of the picture that goes back
+PACKETS_WAITING = 1 << 18  # bytes that a page which decodes may be behind before datagrams are dropped
+CLOCK = 90_000  # of RTP video
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".mjs": "text/javascript",
+         ".wasm": "application/wasm", ".json": "application/json", ".onnx": "application/octet-stream",
+         ".svg": "image/svg+xml"}  # fmt: skip
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
+    "media-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",  # with the next one: threads for WebAssembly
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What `neuralcodec call` was told. ``ort``: folder of onnxruntime-web's files, for the receiver in the browser."""
+
+    host: str = "127.0.0.1"
+    port: int = 8475
+    kbps: float = 4.0
+    sessions: int = SESSIONS
+    pack: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    ort: Path | None = None
+
+
+class ComparisonTrack(MediaStreamTrack):
+    """Original, ours and H.264 side by side as one video, so that all three are of the same moment: (S, 3S) and the
+    mark's rows below. Holds the newest picture only."""
+
+    kind = "video"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._home = asyncio.get_running_loop()
+        self._newest: asyncio.Queue[av.VideoFrame] = asyncio.Queue(1)
+        self._last = -1
+
+    def show(self, comparison: Comparison) -> None:
+        """From any thread."""
+        row = np.concatenate([comparison.original, comparison.ours, comparison.h264], axis=1)
+        mark = np.zeros((MARK_ROWS, row.shape[1], 3), np.uint8)
+        if comparison.mark is not None:
+            mark = resize(comparison.mark, row.shape[1], MARK_ROWS)
+        frame = av.VideoFrame.from_ndarray(np.concatenate([row, mark]), format="rgb24").reformat(format="yuv420p")
+        frame.pts, frame.time_base = round(comparison.shown * CLOCK), Fraction(1, CLOCK)
+        self._home.call_soon_threadsafe(self._put, frame)
+
+    def _put(self, frame: av.VideoFrame) -> None:
+        if self._newest.full():
+            self._newest.get_nowait()
+        self._newest.put_nowait(frame)
+
+    async def recv(self) -> av.VideoFrame:
+        if self.readyState != "live":
+            raise MediaStreamError
+        return await self._newest.get()
+
+
+class Session:
+    """One page's call: its peer connection, its pipeline, its two data channels."""
+
+    def __init__(self, pack: Pack, options: ServerOptions, ended: Callable[[Session], None], *, marked: bool) -> None:
+        self._pack, self._options, self._ended, self._marked = pack, options, ended, marked
+        self._loop = asyncio.get_running_loop()
+        self.token = secrets.token_hex(16)  # with it the page can say that it has ended, though its packets get lost
+        self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))  # no server outside is ever asked
+        self._track = ComparisonTrack()
+        self._pipeline: Pipeline | None = None
+        self._control: Any = None
+        self._packets: Any = None
+        self._tasks: set[asyncio.Future[None]] = set()
+        self._closing = False
+        self.peer.addTrack(self._track)
+        self.peer.on("track", lambda track: self._run(self._watch(track)))
+        self.peer.on("datachannel", self._on_channel)
+        self.peer.on("connectionstatechange", self._on_state)
+        self._loop.call_later(START_SECONDS, self._give_up)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        assert self._pipeline is not None
+        return self._pipeline
+
+    async def answer(self, sdp: str) -> str:
+        """Start the codec and answer the page's offer."""
+        options = self._options
+        self._pipeline = await asyncio.to_thread(
+            Pipeline, self._pack, show=self._track.show, forward=self._forward, settings=Settings(kbps=options.kbps),
+            device=options.device, threads=options.threads,
+        )  # fmt: skip
+        self._run(self._report())
+        await self.peer.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+        await self.peer.setLocalDescription(await self.peer.createAnswer())
+        return str(self.peer.localDescription.sdp)
+
+    async def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        for task in self._tasks - {asyncio.current_task()}:
+            task.cancel()
+        self._track.stop()
+        await self.peer.close()
+        if self._pipeline is not None:
+            await asyncio.to_thread(self._pipeline.close)
+        self._ended(self)
+        gc.collect()  # aiortc's objects hold each other, and with them a hundred megabytes of networks
+
+    # --- the page's video and channels ---
+
+    async def _watch(self, track: Any) -> None:
+        if track.kind != "video":
+            return
+        try:
+            while True:
+                frame = await track.recv()
+                if self._marked:
+                    image = frame.to_ndarray(format="rgb24")
+                    self.pipeline.push(image[MARK_ROWS:], np.ascontiguousarray(image[:MARK_ROWS]))
+                else:
+                    self.pipeline.push(frame)
+        except MediaStreamError:
+            self._run(self.close())  # the camera has ended
+
+    def _on_channel(self, channel: Any) -> None:
+        if channel.label == "control":
+            self._control = channel
+            channel.on("message", self._on_message)
+        elif channel.label == "packets":
+            self._packets = channel
+        else:
+            channel.close()
+
+    def _on_message(self, text: Any) -> None:
+        try:
+            message = parse_message(text)
+            if (wanted := message.pop("ask", None)) is not None:
+                if wanted not in ("reference", "intra"):
+                    raise ValueError(f"A page can ask for a reference or an intra frame, not for {wanted!r}.")
+                self.pipeline.ask(wanted)
+            if message:
+                self.pipeline.change(self.pipeline.settings.changed(message))
+        except ValueError as error:
+            self._send({"refused": str(error)})
+
+    def _forward(self, data: bytes) -> None:
+        self._loop.call_soon_threadsafe(self._forward_now, data)
+
+    def _forward_now(self, data: bytes) -> None:
+        channel = self._packets
+        if channel is not None and channel.readyState == "open" and channel.bufferedAmount < PACKETS_WAITING:
+            channel.send(data)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(STATS_SECONDS)
+            self._send({"stats": self.pipeline.stats()})
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        if self._control is not None and self._control.readyState == "open":
+            self._control.send(json.dumps(message))
+
+    # --- ends ---
+
+    def _on_state(self) -> None:
+        if self.peer.connectionState in ("failed", "closed", "disconnected"):
+            self._run(self.close())
+
+    def _give_up(self) -> None:
+        if self.peer.connectionState != "connected":
+            self._run(self.close())
+
+    def _run(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)  # the event loop itself keeps only a weak reference
+        task.add_done_callback(self._tasks.discard)
+
+
+class CallServer:
+    """The web application: page, pack files, and one POST that starts a call."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.options = options
+        self.pack = load_pack(options.pack)
+        self.sessions: set[Session] = set()
+        vpx.DEFAULT_BITRATE, vpx.MAX_BITRATE = 2_500_000, 4_000_000  # aiortc's own limits blur what we want to compare
+        self.app = web.Application(middlewares=[self._guard], client_max_size=OFFER_MAX)
+        self.app.add_routes([
+            web.get("/", self._page), web.get("/web/{name}", self._page), web.post("/offer", self._offer),
+            web.post("/end", self._end),
+            web.get("/pack/{name}", self._pack_file), web.get("/ort/{name}", self._ort_file),
+            web.get("/status", self._status),
+        ])  # fmt: skip
+        self.app.on_shutdown.append(self._shutdown)
+
+    # --- who may ---
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse
+        if not self._is_our_name(request.host):
+            response = _refusal(421, f"This server is not {request.host[:60]!r}; use the address it printed.")
+        else:
+            try:
+                response = await handler(request)
+            except web.HTTPRequestEntityTooLarge:
+                response = _refusal(413, f"The request is longer than {OFFER_MAX} bytes.")
+            except web.HTTPNotFound:
+                response = _refusal(404, "There is nothing at this address.")
+            except web.HTTPMethodNotAllowed:
+                response = _refusal(405, "This address does not take that kind of request.")
+        response.headers.update(HEADERS)
+        return response
+
+    def _is_our_name(self, host: str) -> bool:
+        name = host.rsplit(":", 1)[0].strip("[]") if not host.endswith("]") else host.strip("[]")
+        if self.options.host in LOOPBACK:
+            return name in LOOPBACK
+        return name == self.options.host or name in LOOPBACK or self.options.host in ("0.0.0.0", "::")
+
+    # --- what ---
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info.get("name", "index.html")
+        folder = files("neuralcodec.call") / "web"
+        if name not in {entry.name for entry in folder.iterdir()}:
+            raise web.HTTPNotFound
+        return _file((folder / name).read_bytes(), name)
+
+    async def _pack_file(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        if name == "pack.json":
+            neck = [float(value) for value in getattr(motion, "NECK", (0, 0, 0))]  # what views turn heads about
+            return web.json_response({"id": self.pack.id.hex(), "size": self.pack.size, "neck": neck})
+        if name not in (*GRAPHS, TABLES):
+            raise web.HTTPNotFound
+        return _file((self.pack.folder / name).read_bytes(), name)
+
+    async def _ort_file(self, request: web.Request) -> web.StreamResponse:
+        name, folder = request.match_info["name"], self.options.ort
+        if folder is None:
+            return _refusal(404, "This server was started without --ort, so the page cannot run networks by itself.")
+        if name not in {path.name for path in folder.iterdir()} or Path(name).suffix not in TYPES:
+            raise web.HTTPNotFound
+        return _file(await asyncio.to_thread((folder / name).read_bytes), name)
+
+    async def _status(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({
+            "calls": len(self.sessions), "limit": self.options.sessions, "kbps": self.options.kbps,
+            "ort": self.options.ort is not None,
+        })  # fmt: skip
+
+    async def _end(self, request: web.Request) -> web.StreamResponse:
+        token = await request.text()
+        for session in [s for s in self.sessions if secrets.compare_digest(s.token.encode(), token.encode())]:
+            await session.close()
+        return web.Response(status=204)
+
+    async def _offer(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Origin") != f"{request.scheme}://{request.host}":
+            return _refusal(403, "Only the page that this server shows may start a call.")
+        if len(self.sessions) >= self.options.sessions:
+            return _refusal(503, f"{len(self.sessions)} calls run already; end one, or start the server with "
+                                 f"--sessions {self.options.sessions + 1}.")  # fmt: skip
+        try:
+            message = json.loads(await request.text())
+            sdp, marked = str(message["sdp"]), bool(message.get("marked"))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return _refusal(400, "The request is not a session description; reload the page.")
+        session = Session(self.pack, self.options, self.sessions.discard, marked=marked)
+        self.sessions.add(session)
+        try:
+            return web.json_response({"sdp": await session.answer(sdp), "type": "answer", "token": session.token})
+        except NeuralCodecError as error:
+            await session.close()
+            return _refusal(500, str(error))
+        except Exception as error:  # aiortc answers bad descriptions with a dozen types
+            logging.getLogger(__name__).info("offer refused", exc_info=error)
+            await session.close()
+            return _refusal(400, "The browser's session description cannot be used; update the browser.")
+
+    async def _shutdown(self, app: web.Application) -> None:
+        await asyncio.gather(*(session.close() for session in list(self.sessions)))
+
+
+def serve(options: ServerOptions, ready: Callable[[str], object]) -> None:
+    """Run until SIGINT or SIGTERM. ``ready`` gets the page's address once it can be opened.
+
+    Raises MediaError when the port is taken or the address is not this machine's.
+    """
+    asyncio.run(_serve(options, ready))
+
+
+async def _serve(options: ServerOptions, ready: Callable[[str], object]) -> None:
+    if options.ort is not None and not (options.ort / "ort.wasm.min.mjs").is_file():
+        raise MediaError(
+            f"{options.ort} does not hold onnxruntime-web (ort.wasm.min.mjs is missing); run: "
+            "npm install onnxruntime-web, then give --ort node_modules/onnxruntime-web/dist"
+        )
+    server = CallServer(options)
+    runner = web.AppRunner(server.app, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, options.host, options.port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise MediaError(
+                f"Cannot listen on {options.host} port {options.port} ({error.strerror}): stop what uses it, or give "
+                "another --port."
+            ) from error
+        port = runner.addresses[0][1]
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(number, stop.set)
+            except (NotImplementedError, RuntimeError):  # Windows, or not the main thread: Ctrl-C raises instead
+                break
+        name = f"[{options.host}]" if ":" in options.host else options.host
+        ready(f"http://{name}:{port}/")
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+
+
+def _file(data: bytes, name: str) -> web.Response:
+    return web.Response(body=data, content_type=TYPES.get(Path(name).suffix, "application/octet-stream"))
+
+
+def _refusal(status: int, sentence: str) -> web.Response:
+    return web.json_response({"error": sentence}, status=status)

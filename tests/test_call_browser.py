@@ -1,0 +1,193 @@
+"""`neuralcodec call` as people use it: the page in headless Chromium, with the portrait's film as its camera."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.browser import CallProcess, chromium, missing, write_camera
+from neuralcodec.demo import moving_portrait
+from neuralcodec.media import VideoWriter
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {missing()}")
+
+PATIENCE = 180.0  # seconds, for what takes a few on a free machine
+ORT = os.environ.get("NEURALCODEC_ORT_WEB", "")  # onnxruntime-web's dist folder, where there is one
+
+
+@pytest.fixture(scope="module")
+def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("camera") / "portrait.mjpeg"
+    write_camera(path, islice(moving_portrait(), 50))
+    return path
+
+
+@pytest.fixture(scope="module")
+def call() -> Iterator[CallProcess]:
+    with CallProcess("--device", "cpu", "--sessions", "2", *(["--ort", ORT] if ORT else [])) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def driver(camera: Path) -> Iterator[Any]:
+    with chromium(camera) as browser:
+        yield browser
+
+
+def until(true: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    end = time.monotonic() + patience
+    while not (found := true()):
+        assert time.monotonic() < end, f"not within {patience:.0f} s: {what}"
+        time.sleep(0.1)
+    return found
+
+
+def page(driver: Any, script: str) -> Any:
+    return driver.execute_script(f"return {script}")
+
+
+def text(driver: Any, name: str) -> str:
+    return str(page(driver, f"document.getElementById('{name}').textContent"))
+
+
+def start(driver: Any, address: str) -> None:
+    driver.get(address)
+    driver.find_element("id", "start").click()
+    until(lambda: page(driver, "neuralcodecCall.state.shown") > 2, "pictures")
+
+
+def stop(driver: Any, address: str) -> None:
+    driver.find_element("id", "start").click()
+    until(lambda: calls(address) == 0, "the call ends at the server")
+
+
+def calls(address: str) -> int:
+    with urllib.request.urlopen(address + "status") as answer:
+        return int(json.load(answer)["calls"])
+
+
+def errors(driver: Any) -> list[str]:
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_a_call_shows_pictures_and_true_figures(driver: Any, call: CallProcess) -> None:
+    start(driver, call.address)
+    for pane in ("original", "ours", "h264"):
+        spread = page(driver, f"""(() => {{ const c = document.getElementById('{pane}');
+            const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+            return new Set(d).size; }})()""")
+        assert spread > (100 if pane != "h264" else 0), pane
+    # the page counts what left the encoder's socket, and gets every byte of it while nothing is lost
+    same = "neuralcodecCall.state.stats && neuralcodecCall.state.packetBytes === neuralcodecCall.state.stats.bytes"
+    until(lambda: page(driver, same), "the rate shown is what was sent")
+    assert float(text(driver, "kbps")) > 0
+    assert "In a call" in text(driver, "status") and not text(driver, "problem")
+
+    loss = driver.find_element("id", "loss-in")
+    loss.send_keys("\ue012")  # focus, by a key that changes nothing at 0
+    for _ in range(20):
+        loss.send_keys("\ue014")  # arrow right
+    assert text(driver, "loss-out") == "20 %"
+    until(lambda: page(driver, "neuralcodecCall.state.stats.lost") > 0, "packets are lost")
+    shown = page(driver, "neuralcodecCall.state.shown")
+    until(lambda: page(driver, "neuralcodecCall.state.shown") > shown + 3, "the call goes on with loss")
+
+    stick = driver.find_element("id", "stick")
+    stick.send_keys("\ue014\ue014\ue013")  # right, right, up
+    assert text(driver, "view-out") == "8° right, 3° up"
+    stick.send_keys("\ue011")  # home
+    assert text(driver, "view-out") == "as filmed"
+
+    driver.find_element("id", "record").click()
+    assert page(driver, "document.getElementById('record').getAttribute('aria-pressed')") == "true"
+    time.sleep(2)
+    driver.find_element("id", "record").click()
+    until(lambda: page(driver, "neuralcodecCall.recorded") or 0, "a recording")
+
+    driver.execute_script("document.getElementById('browser-in').click()")
+    if ORT:
+        until(lambda: (page(driver, "neuralcodecCall.receiver") or {}).get("frames", 0) > 1, "pictures decoded here")
+    else:
+        until(lambda: "npm install onnxruntime-web" in text(driver, "problem"), "a sentence about onnxruntime-web")
+    stop(driver, call.address)
+    assert errors(driver) == []
+
+
+def test_two_tabs_at_once_a_third_is_told_and_nothing_leaks(driver: Any, call: CallProcess) -> None:
+    def files() -> int:
+        return len(list(Path(f"/proc/{call.process.pid}/fd").iterdir()))
+
+    first = driver.current_window_handle
+    start(driver, call.address)
+    stop(driver, call.address)
+    if Path("/proc").is_dir():
+        time.sleep(1)
+        before = files()
+    start(driver, call.address)
+    driver.switch_to.new_window("tab")
+    start(driver, call.address)
+    assert calls(call.address) == 2
+    driver.switch_to.new_window("tab")
+    driver.get(call.address)
+    driver.find_element("id", "start").click()
+    until(lambda: "2 calls run already" in text(driver, "problem"), "the third is told why")
+    driver.close()
+    for handle in driver.window_handles:
+        if handle != first:
+            driver.switch_to.window(handle)
+            driver.close()  # a tab closed in the middle of a call
+    driver.switch_to.window(first)
+    until(lambda: calls(call.address) == 1, "the closed tab's call ends")
+    stop(driver, call.address)
+    if Path("/proc").is_dir():
+        until(lambda: files() <= before, "the files and sockets of all calls are closed", 30)
+    errors(driver)  # the third tab's refusal is logged as one: read and forgotten
+
+
+def test_the_server_killed_and_started_again(driver: Any) -> None:
+    with CallProcess("--device", "cpu") as first:
+        start(driver, first.address)
+        port = int(first.address.rstrip("/").rsplit(":", 1)[1])
+        first.process.send_signal(signal.SIGKILL)
+        until(lambda: "The server has gone" in text(driver, "problem"), "a sentence about the server")
+        driver.find_element("id", "start").click()
+        until(lambda: "does not answer" in text(driver, "problem"), "a sentence about no answer")
+    with CallProcess("--device", "cpu", port=port) as second:
+        driver.find_element("id", "start").click()
+        until(lambda: page(driver, "neuralcodecCall.state.shown") > 2, "pictures again")
+        assert text(driver, "problem") == ""
+        stop(driver, second.address)
+        assert second.stop() == "" and second.process.returncode == 0
+    errors(driver)
+
+
+def test_without_a_camera_the_page_says_what_to_do_and_takes_a_film(call: CallProcess, tmp_path: Path) -> None:
+    with chromium(None) as browser:
+        browser.get(call.address)
+        browser.find_element("id", "start").click()
+        said = until(lambda: text(browser, "problem"), "a sentence")
+        assert "No camera was found" in said or "The camera was refused" in said
+        assert page(browser, "document.getElementById('start').disabled") is False
+        (tmp_path / "notes.mp4").write_text("no film")
+        browser.find_element("id", "film").send_keys(str(tmp_path / "notes.mp4"))
+        until(lambda: "notes.mp4 cannot be played" in text(browser, "problem"), "a sentence about the film")
+        with VideoWriter(tmp_path / "talk.mp4", 256, 256, Fraction(1, 25)) as writer:
+            for index, image in enumerate(islice(moving_portrait(), 25)):
+                writer.write(image, index)
+        browser.find_element("id", "film").send_keys(str(tmp_path / "talk.mp4"))
+        until(lambda: page(browser, "neuralcodecCall.state.shown") > 2, "the film is coded")
+        assert text(browser, "problem") == ""
+        stop(browser, call.address)
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                                {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True})  # fmt: skip
+        assert page(browser, "document.documentElement.scrollWidth") <= 390  # nothing to scroll sideways on a phone

@@ -1,0 +1,238 @@
+"""The call server without a browser: who may start a call, how much of what, and a whole call from an aiortc peer."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import threading
+import weakref
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("aiohttp", reason="the extra [webrtc] is not installed")
+pytest.importorskip("aiortc", reason="the extra [webrtc] is not installed")
+
+import av
+from aiohttp import ClientSession, web
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription, VideoStreamTrack
+from conftest import ROOT
+
+from neuralcodec.call.server import HEADERS, MARK_ROWS, OFFER_MAX, CallServer, ServerOptions
+from neuralcodec.cli import main
+from neuralcodec.motion import Array
+from neuralcodec.quality import psnr
+
+PATIENCE = 180  # seconds, for what takes a few on a free machine
+
+
+class Served:
+    """A call server on a free port of this process."""
+
+    def __init__(self, **options: Any) -> None:
+        self.server = CallServer(ServerOptions(device="cpu", threads=1, **options))
+
+    async def __aenter__(self) -> Served:
+        self.runner = web.AppRunner(self.server.app)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
+        self.origin = f"http://127.0.0.1:{self.runner.addresses[0][1]}"
+        self.http = ClientSession()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.http.close()
+        await self.runner.cleanup()
+
+    async def get(self, path: str, **headers: str) -> tuple[int, Any]:
+        async with self.http.get(self.origin + path, headers=headers) as response:
+            assert {name: response.headers.get(name) for name in HEADERS} == HEADERS
+            return response.status, await response.read()
+
+    async def offer(self, body: Any, **headers: str) -> tuple[int, Any]:
+        data = body if isinstance(body, str | bytes) else json.dumps(body)
+        async with self.http.post(
+            self.origin + "/offer", data=data, headers={"Origin": self.origin, **headers}
+        ) as response:
+            return response.status, await response.json()
+
+
+class Camera(VideoStreamTrack):
+    """The portrait, with a mark in the rows above it."""
+
+    def __init__(self, clip: list[Array]) -> None:
+        super().__init__()
+        self.clip, self.index = clip, 0
+
+    async def recv(self) -> av.VideoFrame:
+        pts, base = await self.next_timestamp()
+        mark = np.zeros((MARK_ROWS, 256, 3), np.uint8)
+        mark[:, 64:128] = 255
+        picture = np.concatenate([mark, self.clip[self.index % len(self.clip)]])
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame.pts, frame.time_base = pts, base
+        self.index += 1
+        return frame
+
+
+class Peer:
+    """What the page does, in Python."""
+
+    def __init__(self, served: Served, clip: list[Array]) -> None:
+        self.served = served
+        self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.control = self.peer.createDataChannel("control")
+        self.packets = self.peer.createDataChannel("packets")
+        self.messages: list[dict[str, Any]] = []
+        self.datagrams: list[bytes] = []
+        self.frames: asyncio.Queue[av.VideoFrame] = asyncio.Queue()
+        self.control.on("message", lambda text: self.messages.append(json.loads(text)))
+        self.packets.on("message", self.datagrams.append)
+        self.peer.addTrack(Camera(clip))
+        self.peer.on("track", lambda track: asyncio.ensure_future(self._watch(track)))
+
+    async def _watch(self, track: Any) -> None:
+        while True:
+            await self.frames.put(await track.recv())
+
+    async def start(self) -> None:
+        await self.peer.setLocalDescription(await self.peer.createOffer())
+        status, answer = await self.served.offer({"sdp": self.peer.localDescription.sdp, "marked": True})
+        assert status == 200, answer
+        await self.peer.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
+
+    def stats(self) -> dict[str, Any]:
+        return next((m["stats"] for m in reversed(self.messages) if "stats" in m), {})
+
+
+async def until(true: Any) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+def test_a_whole_call_and_its_end(portrait_clip: list[Array]) -> None:
+    async def call() -> None:
+        async with Served(sessions=1) as served:
+            peer = Peer(served, portrait_clip)
+            await peer.start()
+            async with asyncio.timeout(PATIENCE):
+                for _ in range(6):
+                    frame = await peer.frames.get()
+            picture = frame.to_ndarray(format="rgb24")
+            assert picture.shape == (256 + MARK_ROWS, 768, 3)
+            original, ours = picture[:256, :256], picture[:256, 256:512]
+            assert psnr(original, ours) > 16
+            mark = picture[256 + MARK_ROWS // 2].mean(-1)
+            assert mark[240:340].mean() > 180 > 60 > mark[20:160].mean()  # passed through, not coded
+
+            assert (await served.offer({"sdp": "v=0"}))[0] == 503  # the one call there may be
+            assert json.loads((await served.get("/status"))[1])["calls"] == 1
+            await until(lambda: peer.stats().get("references"))
+            peer.control.send(json.dumps({"loss": 99}))
+            await until(lambda: any("loss is 99" in m.get("refused", "") for m in peer.messages))
+            peer.control.send(json.dumps({"loss": 50, "yaw": 10}))
+            await until(lambda: peer.stats()["lost"] > 0)
+            assert peer.datagrams and not peer.stats()["problem"]
+            left = [weakref.ref(thing) for s in served.server.sessions for thing in (s, s.pipeline, s.peer)]
+            await peer.peer.close()
+            await until(lambda: not served.server.sessions)
+            await until(lambda: not gc.collect() and not any(ref() for ref in left))  # nothing keeps what has ended
+            assert not [t.name for t in threading.enumerate() if t.name.startswith("neuralcodec-")]
+
+    asyncio.run(call())
+
+
+def test_only_our_page_may_start_a_call() -> None:
+    async def call() -> None:
+        async with Served() as served:
+            for origin in ("https://evil.example", "null", "http://localhost:1", ""):
+                status, answer = await served.offer({"sdp": "v=0"}, Origin=origin)
+                assert status == 403 and "Only the page" in answer["error"]
+            for host in ("evil.example", "127.0.0.1.evil.example", "[::2]", ""):
+                assert (await served.get("/", Host=host))[0] == 421
+            for host in ("localhost", "127.0.0.1:80", "[::1]:8475", "[::1]"):
+                assert (await served.get("/status", Host=host))[0] == 200
+            assert not served.server.sessions
+
+    asyncio.run(call())
+
+
+def test_bad_and_long_requests_get_a_sentence_and_leave_nothing() -> None:
+    async def call() -> None:
+        async with Served() as served:
+            bad = ["", "[]", "{", "[" * 3000, {"type": "offer"}, {"sdp": "v=0"}, {"sdp": "\x00" * 99}, b"\xff\xfe"]
+            for body in bad:
+                status, answer = await served.offer(body)
+                assert status == 400 and answer["error"].endswith("."), body
+            status, answer = await served.offer("x" * (OFFER_MAX + 1))
+            assert status == 413 and str(OFFER_MAX) in answer["error"]
+            assert not served.server.sessions
+            for path in ("/nothing", "/web/nothing", "/web/..%2fserver.py", "/pack/MODEL_CARD.md", "/ort/ort.min.js"):
+                status, body = await served.get(path)
+                assert status == 404 and json.loads(body)["error"], path
+
+    asyncio.run(call())
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    async def call() -> None:
+        async with Served() as served:
+            for name in ("", *(f"web/{p.name}" for p in (ROOT / "neuralcodec" / "call" / "web").iterdir())):
+                status, body = await served.get(f"/{name}")
+                assert status == 200
+                text = body.decode().replace("http://www.w3.org/2000/svg", "").replace("http://localhost", "")
+                assert "http://" not in text and "https://" not in text, name
+            status, body = await served.get("/pack/pack.json")
+            assert json.loads(body)["id"] == served.server.pack.id.hex()
+            assert (await served.get("/pack/render.onnx"))[1] == served.server.pack.graph("render")
+
+    asyncio.run(call())
+
+
+def test_onnxruntime_web_is_served_from_its_folder_only(tmp_path: Path) -> None:
+    (tmp_path / "ort.wasm.min.mjs").write_text("export {}")
+    (tmp_path / "secret.txt").write_text("no")
+
+    async def call() -> None:
+        async with Served(ort=tmp_path) as served:
+            assert await served.get("/ort/ort.wasm.min.mjs") == (200, b"export {}")
+            assert (await served.get("/ort/secret.txt"))[0] == 404
+            assert json.loads((await served.get("/status"))[1])["ort"] is True
+
+    asyncio.run(call())
+
+
+def test_a_taken_port_and_a_wrong_folder_are_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    async def occupied() -> tuple[int, str]:
+        async with Served() as served:
+            port = served.origin.rsplit(":", 1)[1]
+            return await asyncio.to_thread(main, ["call", "--port", port]), port
+
+    code, port = asyncio.run(occupied())
+    said = capsys.readouterr().err
+    assert code == 1 and f"127.0.0.1 port {port}" in said and "--port" in said and said.count("\n") == 1
+    assert main(["call", "--ort", str(tmp_path)]) == 1
+    assert "npm install onnxruntime-web" in capsys.readouterr().err
+
+
+def test_frames_keep_their_time() -> None:
+    from neuralcodec.call.pipeline import Comparison
+    from neuralcodec.call.server import CLOCK, ComparisonTrack
+
+    async def call() -> None:
+        track = ComparisonTrack()
+        grey = np.full((64, 64, 3), 90, np.uint8)
+        for shown in (1.0, 2.0):  # the second replaces the first, which nobody has asked for
+            track.show(Comparison(grey, grey, grey, None, 0.0, 0.0, 0.0, shown))
+        await asyncio.sleep(0.05)
+        frame = await track.recv()
+        assert (frame.pts, frame.time_base) == (2 * CLOCK, Fraction(1, CLOCK))
+
+    asyncio.run(call())

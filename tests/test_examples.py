@@ -1,0 +1,102 @@
+"""The examples run as their docstrings say, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from neuralcodec.demo import moving_portrait
+from neuralcodec.media import VideoWriter, read_frames
+
+FRAMES = 30
+PATIENCE = 240  # seconds for what takes ten on a free machine
+EXAMPLES = ROOT / "examples"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("film") / "talk.mp4"
+    with VideoWriter(path, 256, 256, Fraction(1, 25)) as writer:
+        for index, image in enumerate(islice(moving_portrait(), FRAMES)):
+            writer.write(image, index)
+    return path
+
+
+def start(example: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, str(EXAMPLES / example), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    try:
+        out, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out + errors
+    return out
+
+
+def free_port(kind: socket.SocketKind) -> int:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def numbers(text: str) -> list[float]:
+    return [float(word) for word in re.findall(r"\d+(?:\.\d+)?", text)]
+
+
+def test_file_roundtrip(film: Path, tmp_path: Path) -> None:
+    frames, kbps = numbers(said(start("file_roundtrip.py", film, tmp_path / "back.mp4", "--kbps", 6)))
+    assert frames == FRAMES and 0 < kbps < 40  # a clip this short is mostly its first picture
+    assert len(list(read_frames(tmp_path / "back.mp4"))) == FRAMES
+
+
+def test_webcam_loopback(film: Path) -> None:
+    out = said(start("webcam_loopback.py", "--source", film, "--no-window", "--frames", 8))
+    shown, fed = numbers(out.splitlines()[-1])
+    assert 0 < shown <= fed <= 8
+    wrong = start("webcam_loopback.py", "--source", film.with_name("absent.mp4"), "--no-window")
+    _, errors = wrong.communicate(timeout=PATIENCE)
+    assert wrong.returncode == 1 and "--source takes a film" in errors and "Traceback" not in errors
+
+
+def test_udp_call(film: Path, tmp_path: Path) -> None:
+    port = free_port(socket.SOCK_DGRAM)
+    receiver = start("udp_call.py", "receive", tmp_path / "seen.mp4", "--port", port)
+    assert receiver.stdout is not None and str(port) in receiver.stdout.readline()
+    sender = start("udp_call.py", "send", film, "--to", f"127.0.0.1:{port}", "--kbps", 6)
+    frames, kbps = numbers(said(sender))
+    assert frames == FRAMES and kbps > 0
+    shown, lost = numbers(said(receiver))
+    assert 0 < shown <= FRAMES and lost < FRAMES / 2
+    assert len(list(read_frames(tmp_path / "seen.mp4"))) == shown
+
+
+def test_aiortc_track(film: Path, tmp_path: Path) -> None:
+    pytest.importorskip("aiortc", reason="the extra [webrtc] is not installed")
+    port = free_port(socket.SOCK_STREAM)
+    sender = start("aiortc_track.py", "send", film, "--kbps", 6, "--port", port)
+    receiver = start("aiortc_track.py", "receive", tmp_path / "seen.mp4", "--port", port)
+    shown, lost = numbers(said(receiver))
+    frames = numbers(said(sender))[0]
+    assert frames == FRAMES and 0 < shown <= FRAMES and lost < FRAMES / 2
+    assert len(list(read_frames(tmp_path / "seen.mp4"))) > FRAMES / 2
+
+
+def test_every_example_is_short_and_tested() -> None:
+    tested = Path(__file__).read_text("utf-8") + (ROOT / "tests" / "test_motion.py").read_text("utf-8")
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text("utf-8").splitlines()) <= 160, path.name
+        if path.name != "free_view.py":
+            assert f'"{path.name}"' in tested, path.name
