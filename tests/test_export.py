@@ -23,6 +23,7 @@ from torch import nn  # noqa: E402
 from torch.nn.utils.parametrizations import spectral_norm  # noqa: E402
 
 from export import build_pack, int8, to_onnx, verify  # noqa: E402
+from export.clip_loss import ClipLoss  # noqa: E402
 from export.half import to_half  # noqa: E402
 from export.to_onnx import example_inputs, export_graphs, graph_modules, load_networks, store_half  # noqa: E402
 from neuralcodec.errors import PackError  # noqa: E402
@@ -256,28 +257,26 @@ def test_half_arithmetic_keeps_coordinates_and_ports_in_float32(networks: Networ
 def test_variants_are_judged_on_clips(
     exported: Path, half: Path, tmp_path: Path, portrait_clip: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clips, spoiled, black = tmp_path / "clips", tmp_path / "spoiled", tmp_path / "black"
-    for folder in (clips, spoiled, black):
-        folder.mkdir()
+    clips, black = tmp_path / "clips", tmp_path / "black"
+    clips.mkdir()
+    black.mkdir()
     with VideoWriter(clips / "one.mp4", 256, 256, Fraction(1, 25)) as film:
         for pts, picture in enumerate(portrait_clip[:6]):
             film.write(picture, pts)
-    for folder, factor in ((spoiled, 3.0), (black, 0.0)):
-        model = onnx.load(exported / "render.onnx")
-        for tensor in model.graph.initializer:
-            if tensor.name.endswith(("g3.1.weight", "g3.1.bias")):
-                values = numpy_helper.to_array(tensor) * np.float32(factor)
-                values = values - (90 * (factor == 0)) if tensor.name.endswith("bias") else values
-                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-        onnx.save(model, folder / "render.onnx")
+    model = onnx.load(exported / "render.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(("g3.1.weight", "g3.1.bias")):  # before the last sigmoid: nothing generated or copied
+            level = np.float32(-90 if tensor.name.endswith("bias") else 0)
+            tensor.CopyFrom(numpy_helper.from_array(np.full(tensor.dims, level), tensor.name))
+    onnx.save(model, black / "render.onnx")
     command = ["--onnx", str(exported), "--device", "cpu", "--clips", str(clips), "--frames", "2", "--variant"]
     assert verify.main([*command, str(half)]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{half}: 2 frames") and out.endswith(" ok\n")
-    assert verify.main([*command, str(spoiled), "--variant", str(black)]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("MISS") and lines[1].endswith("MISS black or flat picture in one.mp4")
-    assert verify.main([*command[:4], "--clips", str(spoiled), "--variant", str(half)]) == 1
+    assert verify.main([*command, str(black)]) == 1
+    assert capsys.readouterr().out.endswith("MISS black or flat picture in one.mp4\n")
+    assert not ClipLoss("int8", 2, psnr=30.0, loss=0.31, worst=0.5, bound=0.3, fault="").passed
+    assert verify.main([*command[:4], "--clips", str(black), "--variant", str(half)]) == 1
     assert "is no folder with clips" in capsys.readouterr().err
     for wrong in (command[:6], [*command[:4], "--variant", str(half)], command[:2]):
         with pytest.raises(SystemExit):
