@@ -119,7 +119,7 @@ def test_a_payload_that_cannot_be_decoded_is_not_built_upon(portrait_clip: list[
         receiver.decode(packet)
     tried = (packets[-2][:2] + bytes([n, 255, n]) for n in range(1, 256))
     for packet in tried:  # about one in 300 is no code word; none may be followed silently
-        receiver._sequence = receiver._chain = 1  # as before each try
+        receiver._sequence = receiver._followed = 1  # as before each try
         receiver._past.pop(2, None)
         before = receiver._quantizer.state
         try:
