@@ -32,7 +32,7 @@ from neuralcodec.entropy import EntropyCoder
 from neuralcodec.errors import BitstreamError, PackMismatchError
 from neuralcodec.fields import signed_varint, varint
 from neuralcodec.fragments import split
-from neuralcodec.motion import MotionParams
+from neuralcodec.motion import POSE_SIZE, MotionParams
 from neuralcodec.pack import Pack, load_pack
 from neuralcodec.packet import (
     Bundle,
@@ -65,7 +65,8 @@ class Outputs:
         self._picture = np.zeros((size, size, 3), np.uint8)
 
     def reference(self, picture: Any) -> Any:
-        return SimpleNamespace(picture=picture, feeds=None)
+        frontal = MotionParams.from_flat(np.zeros(POSE_SIZE + 3))
+        return SimpleNamespace(picture=picture, feeds=None, estimate=SimpleNamespace(motion=frontal))
 
     def render(self, features: Any, motion: MotionParams) -> Any:
         return self._picture.copy()

@@ -81,7 +81,7 @@ def bundled_packs() -> Iterator[str]:
 
 
 def pack_id(files: Mapping[str, str]) -> bytes:
-    """First 8 bytes of the SHA-256 over the canonical JSON of the file hashes; texts, which decode nothing, left out."""
+    """First 8 bytes of the SHA-256 over the canonical JSON of the file hashes, without those of texts."""
     coding = {name: digest for name, digest in files.items() if not name.endswith(".md")}
     return hashlib.sha256(json.dumps(coding, sort_keys=True, separators=(",", ":")).encode()).digest()[:8]
 

@@ -180,6 +180,8 @@ def guided_terms(nets: Networks, source: Frames, driving: Frames, perceive: Perc
         return nets.motion(frames.image, box + jitter)  # as following a face does
 
     a, b = found(source), found(driving)
+    beside = torch.cat([source.translation + away(source.scale), source.scale[:, None]], 1)
+    elsewhere = nets.motion(source.image, beside).confidence
     xs, xd = a.keypoints(), b.keypoints(a.canonical)
     rounding = 0.5 * JITTER * torch.randn_like(xd)  # what the quantizer adds at low rates
     picture, copied, _ = nets.render_full(
@@ -192,6 +194,7 @@ def guided_terms(nets: Networks, source: Frames, driving: Frames, perceive: Perc
                         + landmark_loss(b.keypoints(), driving.keypoints, fine)),
         "gaps": 10 * (gaps(b.keypoints()) - gaps(driving.keypoints)).abs().mean(),
         "turn": 2 * (b.rotation - driving.rotation).abs().mean(),
+        "face": 0.1 * (-torch.log(b.confidence.clamp_min(1e-4)) - torch.log((1 - elsewhere).clamp_min(1e-4))).mean(),
         "psnr": psnr(picture.detach(), driving.image),
         "rendered": picture.detach(),
     }  # fmt: skip
@@ -206,6 +209,12 @@ def picture_terms(picture: Tensor, copied: Tensor, wanted: Frames, perceive: Per
         "edges": 12 * gradient_loss(picture, wanted.image, 3, weight),
         **perceive(picture, wanted.image, wanted.keypoints),
     }
+
+
+def away(scale: Tensor) -> Tensor:
+    """Steps (B, 2) from a face of this scale (B,) to where it is not, in random directions."""
+    aside = torch.randn(len(scale), 2, device=scale.device)
+    return F.normalize(aside, dim=1) * (1.5 + torch.rand(len(scale), 1, device=scale.device)) * scale[:, None]
 
 
 def gaps(points: Tensor) -> Tensor:
