@@ -229,7 +229,8 @@ class Encoder:
         }  # fmt: skip
         updates = {key: sent for key, sent in missing.items() if sent.packets and sent.chain is self._chain}
         cost = sum(len(bytes(packet)) for sent in updates.values() for packet in sent.packets)
-        if updates and (next(iter(updates)) - 1) % 256 in held and cost < self._rate.key_bytes:
+        absent = [key for key, sent in self._held.items() if key not in held and sent.chain is self._chain]
+        if absent and (absent[0] - 1) % 256 in held and cost < self._rate.key_bytes:
             for sent in updates.values():
                 self._again += sent.packets
                 sent.since, sent.lost = self._sequence, True
