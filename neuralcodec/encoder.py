@@ -72,7 +72,7 @@ class Encoder:
     loss: share of packets expected to be lost, 0..1: frames and pictures are sent with as much redundancy as that
         takes. Reports given to on_feedback add to it.
     signing_key: an Ed25519 private key or its file (see signing.py): every picture is signed, updates too, for 64 bytes
-        each, which at low rates is about as much as an update itself: so there are half as many of them.
+        each. That is about as much as an update itself takes, so the same rate brings half as many of them.
     signing_context: what both ends know of this call (at most 255 bytes), so that a picture signed in another call
         is not accepted in this one.
     frames_per_packet: motion frames that share a packet, 1 to 16. Each saves up to 3 bytes and waits for the last one.
