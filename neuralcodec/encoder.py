@@ -41,6 +41,7 @@ from .signing import SIGNATURE_BYTES, private_key, sign, statement
 from .stats import EncoderStats, timed
 
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
+OVERDUE = 0.2  # seconds after which an update that a receiver in trouble does not hold is taken for lost
 ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
 SURE = 0.5  # confidence below which the motion network does not see a face
 CHECK_SECONDS = 0.5  # how often the encoder renders a frame itself to see whether the receiver had better not
@@ -56,6 +57,7 @@ class _Held:
     crop: Square
     error: float  # mean squared error of coding
     since: int  # sequence number of the first frame after it was sent
+    at: float  # seconds, when it was sent
     chain: ChainEncoder | None = None  # that it belongs to; None: a still
     packets: Sequence[Packet] = ()  # of an update, to send it again
     lost: bool = False  # a receiver has said so and not yet said that it came after all
@@ -74,7 +76,7 @@ class Encoder:
     loss: share of packets expected to be lost, 0..1: frames and pictures are sent with as much redundancy as that
         takes. Reports given to on_feedback add to it.
     signing_key: an Ed25519 private key or its file (see signing.py): every picture is signed, updates too, for 64 bytes
-        each, which at low rates is about as much as an update itself: so there are half as many of them.
+        each. That is about as much as an update itself takes, so the same rate brings half as many of them.
     signing_context: what both ends know of this call (at most 255 bytes), so that a picture signed in another call
         is not accepted in this one.
     frames_per_packet: motion frames that share a packet, 1 to 16. Each saves up to 3 bytes and waits for the last one.
@@ -237,7 +239,7 @@ class Encoder:
         for key in packet.held:
             if key in self._held:
                 self._held[key].lost = False
-        if packet.need_reference and packet.sequence is not None:
+        if (packet.need_reference or packet.need_intra) and packet.sequence is not None:
             self._replace_lost(packet.held, packet.sequence)
         elif packet.need_reference and self._now - self._asked_at >= ASKED_AGAIN:
             self._wants_reference, self._asked_at = True, self._now
@@ -247,15 +249,17 @@ class Encoder:
         enough the chain is given up: the next picture begins another."""
         missing = {
             key: sent for key, sent in self._held.items()
-            # sent before a frame that has arrived, so it is not on its way but lost
-            if key not in held and (sequence - sent.since) % 256 < 128
+            # sent before a frame that has arrived, or long ago, so it is not on its way but lost
+            if key not in held
+            and ((sequence - sent.since) % 256 < 128 or (sent.packets and self._now - sent.at > OVERDUE))
         }  # fmt: skip
         updates = {key: sent for key, sent in missing.items() if sent.packets and sent.chain is self._chain}
         cost = sum(len(bytes(packet)) for sent in updates.values() for packet in sent.packets)
-        if updates and (next(iter(updates)) - 1) % 256 in held and cost < self._rate.key_bytes:
+        absent = [key for key, sent in self._held.items() if key not in held and sent.chain is self._chain]
+        if absent and (absent[0] - 1) % 256 in held and cost < self._rate.key_bytes:
             for sent in updates.values():
                 self._again += sent.packets
-                sent.since, sent.lost = self._sequence, True
+                sent.since, sent.at, sent.lost = self._sequence, self._now, True
             missing = {key: sent for key, sent in missing.items() if key not in updates}
         broken = {id(sent.chain) for sent in missing.values() if sent.chain is not None}
         kept = {
@@ -387,7 +391,9 @@ class Encoder:
         keypoints = None if estimate is None else estimate.keypoints
         self._held.pop((self._next_id - REFERENCES_HELD) % 256, None)
         features, error = self._networks.reference(shown), _error(tile, shown)
-        self._held[self._next_id] = _Held(features, keypoints, square, error, self._sequence, self._chain, packets)
+        self._held[self._next_id] = _Held(
+            features, keypoints, square, error, self._sequence, self._now, self._chain, packets
+        )  # fmt: skip
         self._active = self._newest = self._next_id
         self._next_id = (self._next_id + 1) % 256
 

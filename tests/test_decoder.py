@@ -134,7 +134,7 @@ def test_a_payload_that_cannot_be_decoded_is_not_built_upon(portrait_clip: list[
 
 
 def test_an_id_that_is_being_replaced_does_not_show_its_old_picture(portrait_clip: list[np.ndarray]) -> None:
-    sender, receiver = nc.Encoder(12, device="cpu", threads=1), decoder()
+    sender, receiver = nc.Encoder(200, device="cpu", threads=1), decoder()
     for pts in range(2):
         for packet in sender.encode(portrait_clip[pts], pts):
             receiver.decode(bytes(packet))
@@ -333,7 +333,7 @@ def test_a_damaged_update_ends_the_chain_and_a_key_begins_a_new_one(
 def test_a_sender_sends_a_lost_update_again_when_told(portrait_clip: list[np.ndarray]) -> None:
     sender, receiver = nc.Encoder(64, device="cpu", threads=1), decoder()
     lost = again = 0
-    for pts, image in enumerate(portrait_clip):
+    for pts, image in enumerate(portrait_clip[:14]):
         for data in map(bytes, sender.encode(image, pts)):
             if data[0] == 0x05 and not lost:
                 lost = 1

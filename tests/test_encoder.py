@@ -217,18 +217,23 @@ def test_a_renderer_that_does_worse_than_the_picture_is_passed_over(
     assert not any(p.as_is for p in packets if isinstance(p, Motion)) or encoder._ratio > 0.9
 
 
-def receiver_of(encoder: nc.Encoder, clip: list[np.ndarray], lose: object) -> tuple[nc.Decoder, list[nc.DecodedFrame]]:
-    """A call with feedback after every frame; ``lose(pts, packet)`` says which packets do not arrive."""
-    decoder, frames = nc.Decoder(device="cpu", threads=1), []
+def receiver_of(
+    encoder: nc.Encoder, clip: list[np.ndarray], lose: object, delay: int = 0
+) -> tuple[nc.Decoder, list[nc.DecodedFrame]]:
+    """A call with feedback after every frame, ``delay`` frames old; ``lose(pts, packet)``: what does not arrive."""
+    decoder, frames, back = nc.Decoder(device="cpu", threads=1), [], []
     for pts, image in enumerate(clip):
         for packet in encoder.encode(image, pts):
             if not lose(pts, packet):  # type: ignore[operator]
                 frames += decoder.decode(bytes(packet), wanted=lambda _: False)
-        encoder.on_feedback(bytes(decoder.feedback(0.0)))
+        back.append(bytes(decoder.feedback(0.0)))
+        if pts >= delay:
+            encoder.on_feedback(back[pts - delay])
     return decoder, frames
 
 
-def test_a_lost_update_is_sent_again(portrait_clip: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("delay", [0, 2])
+def test_a_lost_update_is_sent_again(portrait_clip: list[np.ndarray], delay: int) -> None:
     encoder, lost = nc.Encoder(200, device="cpu", threads=1), []
 
     def lose(pts: int, packet: object) -> bool:
@@ -237,10 +242,10 @@ def test_a_lost_update_is_sent_again(portrait_clip: list[np.ndarray]) -> None:
             return True
         return False
 
-    decoder, frames = receiver_of(encoder, portrait_clip[:10], lose)
+    decoder, frames = receiver_of(encoder, portrait_clip[:12], lose, delay)
     assert len(lost) == 2 and encoder.stats.references == 1  # the chain went on
     assert not decoder.wants_reference and decoder.stats.updates == encoder.stats.updates
-    assert [f.pts for f in frames] == list(range(10)) and frames[-1].state is Concealment.RECEIVED
+    assert [f.pts for f in frames] == list(range(12)) and frames[-1].state is Concealment.RECEIVED
 
 
 def test_a_lost_key_begins_another_chain(portrait_clip: list[np.ndarray]) -> None:
