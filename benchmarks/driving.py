@@ -135,7 +135,9 @@ def smooth(footage: Sequence[clips.Clip], pack: nc.Pack, threads: int, bar: Any)
 
 
 def _tremble(shown: Sequence[nc.DecodedFrame], decoder: nc.Decoder) -> float:
-    canonical = next(iter(decoder._held.values())).features.canonical
+    held = decoder._pictures.get(shown[-1].reference)
+    assert held is not None
+    canonical = held.features.canonical
     points = np.array([frame.shown.keypoints(canonical)[:, :2] for frame in shown]) * 128
     speed = np.linalg.norm(points[2:] - points[:-2], axis=2).mean(axis=1)
     second = np.sqrt((np.diff(points, 2, axis=0) ** 2).sum(axis=2).mean(axis=1))

@@ -106,4 +106,4 @@ class _Graphs(Pack):
 
 def _pack(*folders: Path) -> Pack:
     size, keypoints = check_graphs(folders[-1])
-    return _Graphs(folders[0], folders[0].name, "0", size, keypoints, bytes(8), {}, folders)
+    return _Graphs(folders[0], folders[0].name, "0", size, keypoints, bytes(8), {}, folders=folders)
