@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from neuralcodec.cli import make_parser
+import neuralcodec as nc
+from neuralcodec.cli import main, make_parser
 
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -26,6 +27,7 @@ def test_python_blocks_run(
         for image in portrait_clip[:4]:
             film.mux(out.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         film.mux(out.encode(None))
+    assert main(["keygen", "me.key"]) == 0
     sent: list[bytes] = []
     shown: list[tuple[np.ndarray, int]] = []
 
@@ -36,7 +38,8 @@ def test_python_blocks_run(
         def __iter__(self) -> object:
             return iter(sent)
 
-    names = {"camera": list(enumerate(portrait_clip[:4])), "channel": Channel(), "display": lambda *x: shown.append(x)}
+    camera = list(enumerate(portrait_clip[:4]))
+    names = {"nc": nc, "camera": camera, "channel": Channel(), "display": lambda *x: shown.append(x)}
     exec(compile(block, "README.md", "exec"), names)
     if "camera" in block:
         assert [pts for _, pts in shown] == [0, 1, 2, 3] and sum(map(len, sent)) < 4000
@@ -44,7 +47,8 @@ def test_python_blocks_run(
 
 def test_commands_in_the_readme_exist() -> None:
     parser = make_parser()
-    lines = re.findall(r"^(?:python -m )?neuralcodec ((?:encode|decode|info|pack|doctor|demo|call)\b.*)$", README, re.M)
+    commands = "encode|decode|info|pack|doctor|demo|call|keygen"
+    lines = re.findall(rf"^(?:python -m )?neuralcodec ((?:{commands})\b.*)$", README, re.M)
     assert len(lines) >= 5
     for line in lines:
         parser.parse_args(line.split("#")[0].split())

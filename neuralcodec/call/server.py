@@ -282,7 +282,7 @@ class CallServer:
     async def _pack_file(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         if name == "pack.json":
-            neck = [float(value) for value in getattr(motion, "NECK", (0, 0, 0))]  # what views turn heads about
+            neck = [float(value) for value in motion.NECK]  # what views turn heads about
             return web.json_response({"id": self.pack.id.hex(), "size": self.pack.size, "neck": neck})
         if name not in (*GRAPHS, TABLES):
             raise web.HTTPNotFound

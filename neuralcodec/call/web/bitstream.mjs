@@ -91,9 +91,8 @@ export function parsePacket(data) {
   if (first === 0x05) {
     const id = read.byte(), part = read.byte(), index = part & 7, count = (part >> 3 & 7) + 1;
     if (index >= count) throw new BitstreamError("R11: a fragment that does not exist");
-    if (part & 0x80) throw new BitstreamError("R10: reserved flags");
     const hash = hex(read.bytes(4)), crop = part & 0x40 ? read.crop() : null;
-    return { kind: "update", id, index, count, hash, crop, payload: read.payload() };
+    return { kind: "update", id, index, count, hash, crop, signed: (part & 0x80) !== 0, payload: read.payload() };
   }
   if (first === 0x06) return bundle(read);
   if (first === 0x07) return parity(read);

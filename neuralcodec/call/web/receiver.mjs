@@ -99,18 +99,18 @@ function joined(part, key) {
   return coded.length > BYTES_MAX ? null : coded;
 }
 
-const digest = async (...pieces) => hex(new Uint8Array(await crypto.subtle.digest("SHA-256", concat(pieces))).subarray(0, 4));
-const unhex = (text) => Uint8Array.from(text.match(/../g) ?? [], (byte) => parseInt(byte, 16));
+const digest = async (...pieces) => new Uint8Array(await crypto.subtle.digest("SHA-256", concat(pieces)));
+const start = (whole) => hex(whole.subarray(0, 4)); // what packets carry of a digest
 
 async function onPart(part) {
   const codec = part.codec & ~SIGNED, known = held.get(part.id % HELD);
   if ((codec !== PICTURE && codec !== KEY) || (known?.id === part.id && known.hash === part.hash)) return;
   let coded = joined(part, `${part.id} ${part.hash}`);
-  if (!coded || await digest(coded) !== part.hash) return;
+  if (!coded || start(await digest(coded)) !== part.hash) return;
   if (part.codec & SIGNED) coded = coded.subarray(SIGNATURE); // this page takes what the server sends: it checks no keys
   try {
     if (codec === KEY) { chain?.close(); chain = new Chain(size); }
-    hold(part.id, codec === KEY ? await chain.key(coded, part.hash) : await decodeStill(coded, size), part.hash);
+    hold(part.id, codec === KEY ? await chain.key(coded, await digest(coded)) : await decodeStill(coded, size), part.hash);
   } catch { return; } // damaged: what is named and not here will be asked for
   await followUpdates();
 }
@@ -119,19 +119,20 @@ async function onUpdate(part) {
   if (early.has(part.hash) || held.get(part.id % HELD)?.hash === part.hash) return;
   const coded = joined(part, part.hash);
   if (!coded) return;
-  early.set(part.hash, { id: part.id, coded });
+  early.set(part.hash, { id: part.id, coded: part.signed ? coded.subarray(SIGNATURE) : coded });
   await followUpdates();
   while (early.size > HELD) early.delete(early.keys().next().value);
 }
 
 async function followUpdates() {
-  for (let found = true; found && chain?.hash;) {
+  for (let found = true; found && chain?.digest;) {
     found = false;
     for (const [hash, { id, coded }] of early) {
-      if (await digest(unhex(chain.hash), coded) !== hash) continue;
+      const next = await digest(chain.digest, coded);
+      if (start(next) !== hash) continue;
       early.delete(hash);
       found = true;
-      await chain.update(coded, hash).then((pixels) => hold(id, pixels, hash), () => {});
+      await chain.update(coded, next).then((pixels) => hold(id, pixels, hash), () => {});
       break;
     }
   }

@@ -42,25 +42,25 @@ export async function decodeStill(data, size) {
   return pictures.decode("key", [obu(1, sequenceHeader(size, data[0])), obu(6, data.subarray(1))]).finally(() => pictures.close());
 }
 
-/** A chain of pictures (section 7.1): a key, codec 3, then updates. ``hash`` names the last one; "" before a key. */
+/** A chain of pictures (section 7.1): a key, codec 3, then updates. ``digest`` names the last one; null before a key. */
 export class Chain {
-  constructor(size) { this.size = size; this.hash = ""; }
-  async key(data, hash) {
+  constructor(size) { this.size = size; this.digest = null; }
+  async key(data, digest) {
     if (data.length < 3 || data[0] & 0xe0) throw new Error("a reference that this page cannot read");
     this.close();
     this.pictures = new Pictures(this.size);
     const pixels = await this.pictures.decode("key", [obu(1, chainHeader(this.size, data[0] << 8 | data[1])), obu(6, data.subarray(2))]);
-    this.hash = hash;
+    this.digest = digest;
     return pixels;
   }
   /** Rejects, and ends the chain, on damaged data. */
-  async update(data, hash) {
-    this.hash = "";
+  async update(data, digest) {
+    this.digest = null;
     const pixels = await this.pictures.decode("delta", [obu(6, data)]);
-    this.hash = hash;
+    this.digest = digest;
     return pixels;
   }
-  close() { this.pictures?.close(); this.hash = ""; }
+  close() { this.pictures?.close(); this.digest = null; }
 }
 
 /** Full-range BT.601 from planes Y, Cb, Cr (4:2:0, centred chroma) in exact integers. */
