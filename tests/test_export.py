@@ -379,8 +379,9 @@ def test_an_existing_pack_is_replaced_only_by_force(exported: Path, tmp_path: Pa
     given["card"].write_text("# Another card\n")
     with pytest.raises(PackError, match="exists; --force replaces it"):
         build_pack.build_pack(**given)
-    assert load_pack(given["out"]).id == first.id
-    assert build_pack.build_pack(**given, force=True).id != first.id
+    assert load_pack(given["out"]).files == first.files
+    assert build_pack.build_pack(**given, force=True).files != first.files
+    assert (given["out"] / "MODEL_CARD.md").read_text() == "# Another card\n"
 
 
 def test_a_failed_build_leaves_the_old_pack_alone(exported: Path, tmp_path: Path) -> None:
