@@ -1,5 +1,5 @@
 """``python -m neuralcodec``: the command line of cli.py."""
 
-from .cli import main
+from .cli import program
 
-raise SystemExit(main())
+program()

@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 INTERRUPTED = "Interrupted: nothing was written."
 
 
+def program() -> None:
+    """The command line as a process of its own, which ends here with the code of :func:`main`.
+
+    Not through sys.exit: where a Ctrl-C fell into Python code that a C extension was running, CPython ends the process
+    by SIGINT later on, whatever code it is given.
+    """
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = make_parser().parse_args(arguments)
