@@ -308,7 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if faces.unavailable():
         print(faces.unavailable(), file=sys.stderr)
     _add_similarity(results)
-    whole: dict[str, Any] = {"machine": machine, "options": vars(options), "failures": failures}
+    chosen_options = {k: v for k, v in vars(options).items() if k not in ("clips", "json", "pictures", "pack")}
+    whole: dict[str, Any] = {"machine": machine, "options": chosen_options, "failures": failures}
     if not options.render_only:
         longest = max((clip for clip in chosen if clip.name not in failures), key=lambda clip: len(clip.frames))
         sent = ours.send(longest, kbps=options.kbps, pack=options.pack, device=options.device, threads=options.cores)
