@@ -69,16 +69,20 @@ def build_pack(
                 strip_traces(graph)
                 onnx.save(graph, folder / file)
         write_manifest(folder, name=name, version=version, size=size, keypoints=keypoints, view=view)
-        old = Path(scratch) / "old"
-        if out.exists():
-            out.rename(old)
-        try:
-            folder.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
+        move_into_place(folder, out, Path(scratch) / "old")
     return load_pack(out)
+
+
+def move_into_place(folder: Path, out: Path, old: Path) -> None:
+    """Rename ``folder`` to ``out``; what is there goes to ``old`` first, and back when the rename fails."""
+    if out.exists():
+        out.rename(old)
+    try:
+        folder.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
 
 
 def check_graphs(folder: Path) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import onnx
 
+from export.build_pack import move_into_place
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.pack import Pack, load_pack
 
@@ -78,15 +79,7 @@ def write_repository(pack: Pack, out: Path, options: Options, *, force: bool = F
         (show / "1").mkdir(parents=True)  # an ensemble has a version folder and nothing in it
         (show / "1" / ".keep").write_text("", "utf-8")
         (show / "config.pbtxt").write_text(ensemble_config(pack.name, ports, options), "utf-8")
-        old = Path(scratch) / "old"
-        if out.exists():
-            out.rename(old)
-        try:
-            folder.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
+        move_into_place(folder, out, Path(scratch) / "old")
     return sorted(path for path in out.iterdir() if path.is_dir())
 
 

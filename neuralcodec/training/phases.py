@@ -176,7 +176,7 @@ def guided_terms(nets: Networks, source: Frames, driving: Frames, perceive: Perc
 
     def found(frames: Frames) -> MotionOutput:
         box = torch.cat([frames.translation, frames.scale[:, None]], 1)
-        jitter = torch.randn_like(box) * torch.tensor([0.04, 0.04, 0.04], device=box.device) * box[:, 2:]
+        jitter = 0.04 * box[:, 2:] * torch.randn_like(box)
         return nets.motion(frames.image, box + jitter)  # as following a face does
 
     a, b = found(source), found(driving)
