@@ -2,7 +2,8 @@
 
     python -m export.fit_tables TRACKS... --out tables.json [--validate TRACKS...] [--section]
 
-A track is an .npz with ``flat`` float64 (N, 7 + 3K), the rows of ``MotionParams.flat``, and ``canonical`` (K, 3).
+A track is an .npz of export.motion_tracks: ``flat`` float64 (N, 7 + 3K + 2M), the rows of ``MotionParams.flat``,
+``canonical`` (K, 3), and ``fresh`` bool (N,), true where the scene starts from a new reference (nowhere if left out).
 ``--section`` prints the table section of FORMAT.md for these tables.
 """
 
@@ -40,7 +41,8 @@ UNITS_PER_PIXEL = 64  # 1 unit = 1/64 pixel of a 256-pixel picture, rms over the
 PICTURE_HALF = 128  # pixels from 0 to 1 in coded-picture coordinates
 DEPTH_WEIGHT = 0.5  # z only shows through turning; measured: 0.25 saves 3 % of the bytes and blurs z by 15 %
 LEVELS = (6, 9, 13, 19, 26, 38, 53, 75)  # steps in units, half an octave apart: 0.09 to 1.17 pixel
-COMPONENTS = (0, 4, 8, 12, 16, 24, 32, 40)
+COMPONENTS = (0, 6, 12, 18, 26, 36, 48, 60)
+SCENE_WEIGHT = 0.3  # of a pixel that a node is off, against one that a keypoint is off
 MOMENTUM_RANGE = (0, 52)  # of 64: never backwards, and always dying out
 OWN_THRESHOLDS = (1, 2, 4, 7, 10, 14, 19, 27, 42)  # of activity, 1/16 step
 NEAR_THRESHOLDS = (1, 2, 3, 5, 7, 10, 14)
@@ -51,15 +53,20 @@ PORTRAIT_WEIGHTS = (2.0,) * 10 + (1.0,) * 6 + (2.0,) * 10 + (1.0,) * 4
 
 @dataclass(frozen=True)
 class Track:
-    flat: Array  # float64 (N, 7 + 3K)
+    flat: Array  # float64 (N, 7 + 3K + 2M)
     canonical: Array  # float64 (K, 3)
+    fresh: Array  # bool (N,)
+
+    def motion(self, row: Array) -> MotionParams:
+        return MotionParams.from_flat(row, len(self.canonical))
 
 
 @dataclass(frozen=True)
 class Transform:
-    mean: Array  # (7 + 3K,)
-    analysis: Array  # (7 + 3K, N)
-    synthesis: Array  # (N, 7 + 3K)
+    mean: Array  # (7 + 3K + 2M,)
+    analysis: Array  # (7 + 3K + 2M, N)
+    synthesis: Array  # (N, 7 + 3K + 2M)
+    scene: Array  # int (S,): components of the scene
 
 
 def load_tracks(paths: Iterable[str | Path]) -> list[Track]:
@@ -68,7 +75,9 @@ def load_tracks(paths: Iterable[str | Path]) -> list[Track]:
     tracks = []
     for file in files:
         data = np.load(file)
-        track = Track(np.asarray(data["flat"], np.float64), np.asarray(data["canonical"], np.float64))
+        flat = np.asarray(data["flat"], np.float64)
+        fresh = np.asarray(data["fresh"], bool) if "fresh" in data else np.zeros(len(flat), bool)
+        track = Track(flat, np.asarray(data["canonical"], np.float64), fresh)
         if np.isfinite(track.flat).all() and np.isfinite(track.canonical).all() and len(track.flat) > 1:
             tracks.append(track)
         else:
@@ -80,11 +89,14 @@ def load_tracks(paths: Iterable[str | Path]) -> list[Track]:
 
 def fit_transform(tracks: Sequence[Track], *, size: int, weights: Sequence[float]) -> Transform:
     """The linear map to units. Pose: whitened by what it does to the keypoints, then turned so that the frame-to-frame
-    changes are uncorrelated. Expression: what a regression on pose leaves, KLT in keypoint-error units."""
-    flat = np.concatenate([t.flat for t in tracks])
-    steps = np.concatenate([np.diff(t.flat, axis=0) for t in tracks])
+    changes are uncorrelated. Expression: what a regression on pose leaves, KLT in keypoint-error units. Scene: KLT of
+    the mesh. The last two are merged by importance; ``size`` components of both are kept."""
     canonical = np.mean([t.canonical for t in tracks], axis=0)
     count = len(canonical)
+    end = POSE_SIZE + 3 * count
+    whole = np.concatenate([t.flat for t in tracks])
+    flat, scene = whole[:, :end], whole[:, end:]
+    steps = np.concatenate([np.diff(t.flat[:, :end], axis=0) for t in tracks])
     share = np.asarray(weights, np.float64) / np.mean(weights)
     amplitude = np.sqrt(np.stack([share, share, share * DEPTH_WEIGHT**2], axis=1)).reshape(-1)
     amplitude *= PICTURE_HALF * UNITS_PER_PIXEL / np.sqrt(count)
@@ -112,19 +124,41 @@ def fit_transform(tracks: Sequence[Track], *, size: int, weights: Sequence[float
     ends = np.cumsum([len(t.flat) for t in tracks])[:-1]
     jumps = np.concatenate([np.diff(part, axis=0) for part in np.split(rest, ends)])
     # The spread says what an unsent component loses, the frame-to-frame change what a sent one costs: both, equally.
-    _, basis = np.linalg.eigh(rest.T @ rest / len(rest) + jumps.T @ jumps / len(jumps))
-    basis = basis[:, ::-1][:, :size]  # (3K, size)
+    energy, basis = np.linalg.eigh(rest.T @ rest / len(rest) + jumps.T @ jumps / len(jumps))
+    around, mesh = _scene_basis(scene, ends)
+    order = np.argsort(-np.concatenate([energy, around]), kind="stable")[:size]  # eigh's values rise; mixed now
+    mine = order < len(energy)
+    basis, mesh = basis[:, order[mine]], mesh[:, order[~mine] - len(energy)]
 
-    n = POSE_SIZE + size
-    analysis = np.zeros((len(mean), n))
+    head, rest_of = POSE_SIZE + np.flatnonzero(mine), POSE_SIZE + np.flatnonzero(~mine)
+    n = POSE_SIZE + len(order)
+    analysis, synthesis = np.zeros((whole.shape[1], n)), np.zeros((n, whole.shape[1]))
     analysis[:POSE_SIZE, :POSE_SIZE] = pose
-    analysis[:POSE_SIZE, POSE_SIZE:] = -pose @ leak @ basis
-    analysis[POSE_SIZE:, POSE_SIZE:] = scale[:, None] * basis
-    synthesis = np.zeros((n, len(mean)))
+    analysis[:POSE_SIZE, head] = -pose @ leak @ basis
+    analysis[POSE_SIZE:end, head] = scale[:, None] * basis
+    analysis[end:, rest_of] = mesh * _scene_amplitude(scene)
     synthesis[:POSE_SIZE, :POSE_SIZE] = unpose
-    synthesis[:POSE_SIZE, POSE_SIZE:] = leak / scale
-    synthesis[POSE_SIZE:, POSE_SIZE:] = basis.T / scale
-    return Transform(_short(mean), _short(analysis), _short(synthesis))
+    synthesis[:POSE_SIZE, POSE_SIZE:end] = leak / scale
+    synthesis[head, POSE_SIZE:end] = basis.T / scale
+    if len(rest_of):
+        synthesis[rest_of, end:] = mesh.T / _scene_amplitude(scene)
+    mean = np.concatenate([mean, np.zeros(scene.shape[1])])  # a new reference has moved nothing
+    return Transform(_short(mean), _short(analysis), _short(synthesis), rest_of)
+
+
+def _scene_amplitude(scene: Array) -> float:
+    """Units for one coded-picture unit of a node, where the mesh is (N, 2M) flat."""
+    return SCENE_WEIGHT * PICTURE_HALF * UNITS_PER_PIXEL / float(np.sqrt(max(1, scene.shape[1] // 2)))
+
+
+def _scene_basis(scene: Array, ends: Array) -> tuple[Array, Array]:
+    """Importance (2M,) of the scene's components and the components (2M, 2M), in units; see the expression's."""
+    if not scene.size:
+        return np.zeros(0), np.zeros((0, 0))
+    units = scene * _scene_amplitude(scene)
+    jumps = np.concatenate([np.diff(part, axis=0) for part in np.split(units, ends)])
+    energy, basis = np.linalg.eigh(units.T @ units / len(units) + jumps.T @ jumps / len(jumps))
+    return energy, basis
 
 
 def closed_loop(
@@ -144,7 +178,13 @@ def closed_loop(
     older = state
     memory = np.zeros_like(state)
     symbols, activity, states = (np.zeros(wanted.shape, np.int64) for _ in range(3))
+    fresh = np.zeros(exists.shape, bool)
+    for i, track in enumerate(tracks):
+        fresh[i, : len(track.fresh)] = track.fresh
     for t in range(length):
+        renewed = np.ix_(fresh[:, t], transform.scene)
+        state, older = state.copy(), older.copy()
+        state[renewed], older[renewed] = 0, 0
         guess = state + ((momentum * (state - older) + MOMENTUM_ONE // 2) // MOMENTUM_ONE)
         ratio = (np.clip(wanted[:, t], -VALUE_LIMIT, VALUE_LIMIT) - guess) / step
         size = np.minimum(np.floor(np.abs(ratio) + 0.5 - (DEAD_ZONE if t else 0.0)), SYMBOL_LIMIT)
@@ -169,6 +209,8 @@ def fit_momentum(tracks: Sequence[Track], transform: Transform, step: int) -> Ar
             seen = states[i, : len(track.flat)]
             move.append((seen[1:-1] - seen[:-2]).astype(np.float64))
             error.append(((track.flat - transform.mean) @ transform.analysis)[2:] - seen[1:-1])
+            renewed = np.ix_(np.flatnonzero(track.fresh[2:] | track.fresh[1:-1]), transform.scene)
+            move[-1][renewed] = error[-1][renewed] = 0  # the scene starts anew there
         x, y = np.concatenate(move), np.concatenate(error)
         best = np.zeros(x.shape[1])
         for _ in range(8):
@@ -183,7 +225,7 @@ def fit_tables(tracks: Sequence[Track], *, size: int = COMPONENTS[-1], weights: 
     count = len(tracks[0].canonical)
     if not weights:
         weights = PORTRAIT_WEIGHTS if count == len(PORTRAIT_WEIGHTS) else (1.0,) * count
-    transform = fit_transform(tracks, size=min(size, 3 * count), weights=weights)
+    transform = fit_transform(tracks, size=min(size, tracks[0].flat.shape[1] - POSE_SIZE), weights=weights)
     contexts = (len(OWN_THRESHOLDS) + 1) * (len(NEAR_THRESHOLDS) + 1)
     momenta, predicted, intra = [], [], []
     for step in LEVELS:
@@ -206,6 +248,8 @@ def fit_tables(tracks: Sequence[Track], *, size: int = COMPONENTS[-1], weights: 
     return {
         "format": TABLES_FORMAT,
         "keypoints": count,
+        "scene": round(((len(transform.mean) - POSE_SIZE - 3 * count) // 2) ** 0.5),
+        "scene_components": transform.scene.tolist(),
         "levels": list(LEVELS),
         "components": [min(c, transform.analysis.shape[1] - POSE_SIZE) for c in COMPONENTS],
         "momentum": np.array(momenta).tolist(),
@@ -301,12 +345,14 @@ def validated(tables: MotionTables, tracks: Sequence[Track], level: int, compone
     intra: list[int] = []
     for track in tracks:
         quantizer = Quantizer(tables)
-        for row in track.flat:
-            symbols = quantizer.forward(MotionParams.from_flat(row), level=level, components=components)
+        for row, new in zip(track.flat, track.fresh, strict=True):
+            if new:
+                quantizer.new_reference()
+            symbols = quantizer.forward(track.motion(row), level=level, components=components)
             payload = coder.encode(symbols)
             (intra if symbols.intra else sizes).append(len(payload))
             excess.append(len(payload) - coder.ideal_bits(symbols) / 8)
-            wanted, seen = MotionParams.from_flat(row), quantizer.motion()
+            wanted, seen = track.motion(row), quantizer.motion()
             gap = seen.keypoints(track.canonical) - wanted.keypoints(track.canonical)
             errors.append(float((gap[:, :2] ** 2).sum(axis=1).mean()) * PICTURE_HALF**2)
     return (
@@ -319,9 +365,11 @@ def validated(tables: MotionTables, tracks: Sequence[Track], level: int, compone
 def section(tables: dict[str, Any]) -> str:
     """The table section of FORMAT.md."""
     lines = [
-        f"- keypoints: {tables['keypoints']}; components in the state: {len(tables['synthesis'])}, {POSE_SIZE} of pose",
+        f"- keypoints: {tables['keypoints']}; scene: {tables['scene']} nodes a side; components in the state: "
+        f"{len(tables['synthesis'])}, {POSE_SIZE} of pose",
+        f"- components of the scene: {', '.join(map(str, tables['scene_components'])) or 'none'}",
         f"- level steps (units): {', '.join(map(str, tables['levels']))}",
-        f"- expression components by index: {', '.join(map(str, tables['components']))}",
+        f"- components after the pose by index: {', '.join(map(str, tables['components']))}",
         f"- own thresholds (1/16 step): {', '.join(map(str, tables['own_thresholds']))}",
         f"- near thresholds: {', '.join(map(str, tables['near_thresholds']))}",
         f"- bank: {len(tables['bank'])} rows of {ALPHABET} frequencies summing to 2^{PRECISION}",

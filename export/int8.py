@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,9 @@ def collect(pack_folder: Path, clips: Path, out: Path, *, frames: int = 4, limit
         for index in np.linspace(0, len(pictures) - 1, frames + 1).astype(int)[1:]:
             estimate = inference.motion(pictures[index], reference.estimate.box)
             motion = estimate.relative_to(reference.canonical)
-            driving = {
-                "driving_keypoints": motion.keypoints(reference.canonical)[None],
-                "driving_rotation": motion.rotation[None],
-            }
-            np.savez_compressed(out / f"{path.stem}-{index:05d}.npz", **{**reference.feeds, **driving})
+            scene = inference.scene(reference, pictures[index], estimate)
+            driving = inference.driving([reference], [replace(motion, scene=scene)])
+            np.savez_compressed(out / f"{path.stem}-{index:05d}.npz", **{**reference.arrays, **driving})
             count += 1
             if count == limit:
                 return count

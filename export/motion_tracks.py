@@ -2,14 +2,17 @@
 
     python -m export.motion_tracks data/train/256 --onnx build/onnx --out build/tracks
 
-Writes one NAME.npz a clip: ``flat`` float64 (N, 7 + 3K) and ``canonical`` float32 (K, 3). Clips must be square head and
-shoulders at the network's size, as neuralcodec.training.prepare makes them.
+Writes one NAME.npz a clip: ``flat`` float64 (N, 7 + 3K + 2M), ``fresh`` bool (N,) and ``canonical`` float32 (K, 3). The
+scene is told from references renewed every LIVES frames, as an encoder renews them: ``fresh`` frames are such pictures.
+Clips must be square head and shoulders at the network's size, as neuralcodec.training.prepare makes them.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -20,13 +23,18 @@ from neuralcodec.face import HEAD_SCALE, HEAD_Y
 from neuralcodec.inference import LOOKS, MotionEstimate, as_tensor
 from neuralcodec.motion import Array
 from neuralcodec.runtime.session import Session, open_session
+from neuralcodec.scene import pyramid, register
 
 SURE = 0.5
+LIVES = (6, 40)  # frames that a reference serves
 
 
-def follow(session: Session, path: Path) -> tuple[Array, Array] | None:
-    """Flat motion (N, 7 + 3K) relative to the first frame's canonical keypoints (K, 3); None without a face."""
+def follow(session: Session, path: Path, nodes: int) -> dict[str, Array] | None:
+    """What is written of one clip; motion is relative to the first frame's canonical keypoints. None without a face."""
     rows: list[Array] = []
+    fresh: list[bool] = []
+    lives = random.Random(path.stem)
+    left, reference, scene = 0, None, np.zeros((nodes**2, 2), np.float32)
     canonical = None
     box = np.array([0, HEAD_Y, HEAD_SCALE], np.float32)
     with av.open(str(path)) as film:
@@ -40,8 +48,18 @@ def follow(session: Session, path: Path) -> tuple[Array, Array] | None:
                 canonical, box = None if not rows else canonical, np.array([0, HEAD_Y, HEAD_SCALE], np.float32)
                 continue
             canonical = seen.canonical if canonical is None else canonical
-            rows.append(seen.relative_to(canonical).flat())
-    return (np.stack(rows), canonical) if canonical is not None and len(rows) >= 8 else None
+            fresh.append(left == 0)
+            if nodes:
+                grey, left = pyramid(picture), left - 1
+                if fresh[-1]:
+                    reference, left, scene = grey, lives.randint(*LIVES), np.zeros_like(scene)
+                else:
+                    assert reference is not None
+                    scene = register(reference, grey, seen.box.tolist(), scene, nodes)
+            rows.append(replace(seen.relative_to(canonical), scene=scene).flat())
+    if canonical is None or len(rows) < 8:
+        return None
+    return {"flat": np.stack(rows), "fresh": np.array(fresh), "canonical": canonical}
 
 
 def main() -> int:
@@ -49,6 +67,7 @@ def main() -> int:
     parser.add_argument("clips", type=Path, help="folder of .mp4 clips")
     parser.add_argument("--onnx", type=Path, required=True, help="folder with motion.onnx")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scene", type=int, default=5, help="nodes a side of the scene's mesh; 0: the pack has none")
     options = parser.parse_args()
     session = open_session((options.onnx / "motion.onnx").read_bytes(), device="cpu", threads=1)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -57,11 +76,11 @@ def main() -> int:
         print(f"{options.clips} holds no .mp4 clip.", file=sys.stderr)
         return 1
     for path in track(paths, "tracks"):
-        found = follow(session, path)
+        found = follow(session, path, options.scene)
         if found is None:
             print(f"{path.name}: no face, left out", file=sys.stderr)
             continue
-        np.savez(options.out / f"{path.stem}.npz", flat=found[0], canonical=found[1])
+        np.savez(options.out / f"{path.stem}.npz", **found)
     return 0
 
 

@@ -41,6 +41,7 @@ GRAPHS = ("motion", "reference", "render")
 MOTION_OUTPUTS = ("rotation", "translation", "scale", "canonical", "delta", "confidence")
 FEATURES = ("volume", "probe", "skip_quarter", "skip_half")  # the paper preset has the first only
 POSES = ("source_keypoints", "source_rotation", "driving_keypoints", "driving_rotation")
+SCENE = "driving_scene"  # the last input of renderers that know a scene
 CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
 STORED_HALF = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1}  # operator: which input holds weights; never coordinates
 HALF_FROM = 1024  # elements; smaller tensors save nothing
@@ -72,15 +73,16 @@ class ReferenceGraph(nn.Module):
 
 
 class RenderGraph(nn.Module):
-    """Picture, features and two poses, positional in the order of the graph's inputs, to a picture."""
+    """Picture, features, two poses and the scene, positional in the order of the graph's inputs, to a picture."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, scene: bool) -> None:
         super().__init__()
         self.net = net
+        self.names = (*POSES, SCENE) if scene else POSES
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        seen, poses = tensors[: -len(POSES)], tensors[-len(POSES) :]
-        return self.net(*seen, **dict(zip(POSES, poses, strict=True)))
+        seen, driving = tensors[: -len(self.names)], tensors[-len(self.names) :]
+        return self.net(*seen, **dict(zip(self.names, driving, strict=True)))
 
 
 def load_networks(preset: str, checkpoint: Path | None = None) -> Networks:
@@ -104,7 +106,7 @@ def load_networks(preset: str, checkpoint: Path | None = None) -> Networks:
 def example_inputs(networks: Networks, *, batch: int = 2, seed: int = 0, black: bool = False) -> dict[str, Tensors]:
     """Seeded inputs of the three graphs by name: smooth or black pictures, heads turned up to 30 degrees, features."""
     random = np.random.default_rng(seed)
-    size, k = networks.config.size, networks.config.keypoints
+    size, k, nodes = networks.config.size, networks.config.keypoints, networks.config.scene
     noise = torch.from_numpy(random.random((batch, 3, 12, 12), np.float32))
     image = F.interpolate(noise, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
     if black:
@@ -116,13 +118,14 @@ def example_inputs(networks: Networks, *, batch: int = 2, seed: int = 0, black: 
         points = 0.9 * (shape + random.normal(0, 0.02, shape.shape)) @ turns + random.uniform(-0.1, 0.1, (batch, 1, 3))
         poses[f"{who}_keypoints"] = torch.from_numpy(points.astype(np.float32))
         poses[f"{who}_rotation"] = torch.from_numpy(turns)
+    scene = {SCENE: torch.from_numpy(random.normal(0, 0.05, (batch, nodes**2, 2)).astype(np.float32))} if nodes else {}
     box = torch.from_numpy(np.column_stack([random.uniform(-0.1, 0.1, (batch, 2)), random.uniform(0.4, 0.6, batch)]))
     with torch.inference_mode():
         features = {name: f.clone() for name, f in zip(FEATURES, networks.reference(image), strict=False)}
     return {
         "motion": {"image": image, "box": box.float()},
         "reference": {"image": image},
-        "render": {"image": image, **features, **{name: poses[name] for name in POSES}},
+        "render": {"image": image, **features, **{name: poses[name] for name in POSES}, **scene},
     }
 
 
@@ -131,7 +134,7 @@ def graph_modules(networks: Networks) -> dict[str, nn.Module]:
     return {
         "motion": MotionGraph(networks.motion),
         "reference": ReferenceGraph(networks.reference),
-        "render": RenderGraph(networks.render),
+        "render": RenderGraph(networks.render, bool(networks.config.scene)),
     }
 
 

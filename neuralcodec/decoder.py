@@ -21,7 +21,7 @@ from .motion import Array, MotionParams, View
 from .pack import Pack, load_pack
 from .packet import Bundle, Feedback, Motion, Packet, Parity, ReferencePart, StreamHeader, Update, parse_packet
 from .pictures import HeldPicture, Pictures
-from .quantizer import Quantizer, State, start_state
+from .quantizer import Quantizer, State, at_new_reference, start_state
 from .smoothing import MotionSmoother
 from .stats import DecoderStats, timed
 from .view import ViewControl
@@ -310,6 +310,8 @@ class Decoder:
 
     def _follow(self, packet: Motion, state: State, first: int) -> list[tuple[MotionParams, int]]:
         """Motion and pts of every frame of a packet whose earlier frames are known; remembers their states."""
+        if packet.reference is not None and not packet.intra:
+            state = at_new_reference(self.pack.tables, state)
         with self._timed("entropy"):
             group = self._coder.decode_group(
                 packet.payload, packet.frames, level=packet.level, components=packet.components, intra=packet.intra,
@@ -364,7 +366,7 @@ class Decoder:
         """Frames that show a picture as it is need no motion."""
         if self._lacks_reference or self.view != View():
             return self._held_over(times)
-        self._missing, motion = 0, self._last or MotionParams.from_flat(self.pack.tables.mean)
+        self._missing, motion = 0, self._last or self.pack.tables.motion(self.pack.tables.mean)
         return [self._shown(motion, pts, Concealment.RECEIVED) for pts in times]
 
     def _held_over(self, times: list[int]) -> list[DecodedFrame]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,8 @@ class Encoder:
         self._updates = updates
         self._chain: ChainEncoder | None = None
         self._named = -1  # reference that motion packets named last
+        self._scene_of: ReferenceFeatures | None = None  # the reference of _last_scene
+        self._last_scene: Array = np.zeros((0, 2), np.float32)
         self._as_is = False  # rendering does worse than showing the reference
         self._ratio = 1.0  # rendered error over held error, over the last checks
         self._check_at = 0.0
@@ -200,14 +202,16 @@ class Encoder:
         pictures = self._refresh(picture, tile, square, estimate)
         if pictures:
             packets += [*self._aggregator.close(self._protection.again), *pictures]
+        with self._timed("scene"):
+            scene = self._scene(picture, tile, square, estimate)
         for late in self._waiting:
-            packets += self._motion(estimate, square, late, seconds, as_is=False)
+            packets += self._motion(estimate, square, scene, late, seconds, as_is=False)
         self._waiting.clear()
         as_is = self._as_is or estimate is None or bool(pictures and often and not self._wants_intra)
         as_is &= self._avatar is None  # its picture is nobody's present state
-        packets += self._motion(estimate, square, pts, seconds, as_is=as_is)
+        packets += self._motion(estimate, square, scene, pts, seconds, as_is=as_is)
         if estimate is not None and self._avatar is None:
-            self._check(tile, square, estimate, seconds)
+            self._check(tile, square, estimate, scene, seconds)
         return self._sent(packets)
 
     @property
@@ -275,6 +279,7 @@ class Encoder:
         here = [key for key, sent in self._held.items() if not sent.lost]
         if here and self._active not in here:
             self._active = here[-1]
+
     def recenter_avatar(self) -> None:
         """Take the sender's face in the next frame for the calm one that the avatar's picture stands for."""
         if self._avatar is None:
@@ -414,8 +419,20 @@ class Encoder:
         said = statement(self.pack.id, self._size, self._next_id, codec, place, coded, self._context, before)
         return sign(self._key, said)
 
+    def _scene(self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None) -> Array:
+        """How what is not the head moved since the reference in use, in the square that this was cut from."""
+        held = self._held[self._active]
+        if estimate is None or self._avatar is not None or held.since == self._sequence:
+            found = np.zeros((0, 2), np.float32)  # nothing moved since a picture of this very frame
+        else:
+            here = tile if square == held.crop else crop(picture, held.crop, self.pack.size)
+            start = self._last_scene if self._scene_of is held.features and len(self._last_scene) else None
+            found = self._networks.scene(held.features, here, estimate.placed(square, held.crop), start)
+        self._scene_of, self._last_scene = held.features, found
+        return found
+
     def _motion(
-        self, estimate: MotionEstimate | None, square: Square, pts: int, seconds: float, *, as_is: bool
+        self, estimate: MotionEstimate | None, square: Square, scene: Array, pts: int, seconds: float, *, as_is: bool
     ) -> list[Packet]:
         """``estimate`` was made in ``square``; what is sent is in the square that the reference was cut from."""
         held, before, period = self._held[self._active], self._quantizer.last, self._protection.period
@@ -426,8 +443,12 @@ class Encoder:
             reference = held.features
             if estimate is not None and not frozen:
                 true = estimate.placed(square, held.crop).relative_to(reference.canonical)
+                true = replace(true, scene=scene)
+        names = intra or self._active != self._named
         with self._timed("entropy"):
             quality = self._rate.quality
+            if names:
+                self._quantizer.new_reference()
             if true is None:
                 symbols = self._quantizer.hold(level=quality.level, components=quality.components)
             else:
@@ -437,7 +458,7 @@ class Encoder:
         step = None if self._pts is None else pts - self._pts
         head = Motion(
             self._sequence, quality.level, quality.components, b"", intra,
-            reference=self._active if intra or self._active != self._named else None,
+            reference=self._active if names else None,
             pts=pts if intra else None,
             pts_step=None if intra or step == self.frame_duration else step,
             as_is=as_is and not intra,
@@ -450,14 +471,15 @@ class Encoder:
         with self._timed("entropy"):
             return self._aggregator.add(head, symbols, self._protection.again)
 
-    def _check(self, tile: Array, square: Square, estimate: MotionEstimate, seconds: float) -> None:
+    def _check(self, tile: Array, square: Square, estimate: MotionEstimate, scene: Array, seconds: float) -> None:
         """Now and then: does rendering this frame beat showing the reference as it is?"""
         held = self._held[self._active]
         if seconds - self._check_at < CHECK_SECONDS or held.crop != square:
             return
         self._check_at = seconds
         with self._timed("check"):
-            rendered = self._networks.render(held.features, estimate.relative_to(held.features.canonical))
+            motion = replace(estimate.relative_to(held.features.canonical), scene=scene)
+            rendered = self._networks.render(held.features, motion)
             ratio = (_error(tile, rendered) + 1) / (_error(tile, held.features.picture) + 1)
         self._ratio = float(np.sqrt(self._ratio * ratio))
         leaving = self._as_is and self._ratio < BETTER

@@ -17,6 +17,7 @@ from .face import HEAD_SCALE, HEAD_Y, Face, FaceDetector, Square
 from .motion import Array, MotionParams
 from .pack import Pack
 from .runtime.session import Session, open_session
+from .scene import pyramid, register
 
 LOOKS = 3  # times the motion network looks at a reference, each look centring the next
 
@@ -62,8 +63,7 @@ class MotionEstimate:
     def relative_to(self, canonical: Array) -> MotionParams:
         """The same keypoints expressed on another identity estimate, so that its error is not seen twice."""
         m = self.motion
-        delta = (self.canonical + m.delta - canonical).astype(np.float32)
-        return MotionParams(m.yaw, m.pitch, m.roll, m.translation, m.scale, delta)
+        return replace(m, delta=(self.canonical + m.delta - canonical).astype(np.float32))
 
 
 class ReferenceFeatures:
@@ -88,6 +88,11 @@ class ReferenceFeatures:
     def feeds(self) -> Any:
         """The same, placed where the renderer wants them."""
         return self._networks.place(self.arrays)
+
+    @cached_property
+    def grey(self) -> list[Array]:
+        """What the sender compares later pictures with to find how the scene moved."""
+        return pyramid(self.picture)
 
     @property
     def canonical(self) -> Array:
@@ -159,17 +164,24 @@ class Inference:
         }
         return {name: value for name, value in shared.items() if name in self._render.input_shapes}
 
+    def scene(
+        self, reference: ReferenceFeatures, picture: Array, face: MotionEstimate, start: Array | None = None
+    ) -> Array:
+        """How the scene moved from ``reference`` to ``picture``, uint8 RGB (S, S, 3): float32 (M, 2), M = 0 for a pack
+        without scene. face: of ``picture``. start: of the frame before, from the same reference."""
+        nodes = self.pack.tables.scene
+        if not nodes:
+            return np.zeros((0, 2), np.float32)
+        start = np.zeros((nodes**2, 2), np.float32) if start is None else start
+        return register(reference.grey, pyramid(picture), face.box.tolist(), start, nodes)
+
     def place(self, features: dict[str, Array]) -> Any:
         """Features where the renderer wants them: a GPU keeps them for every frame of that reference."""
         return self._render.place(features)
 
     def render(self, reference: ReferenceFeatures, motion: MotionParams) -> Array:
         """The reference's person in another motion: uint8 RGB (S, S, 3)."""
-        driving = {
-            "driving_keypoints": motion.keypoints(reference.canonical)[None],
-            "driving_rotation": motion.rotation[None],
-        }
-        return _as_picture(self._render.run({**reference.feeds, **driving})["picture"][0])
+        return _as_picture(self._render.run({**reference.feeds, **self.driving([reference], [motion])})["picture"][0])
 
     def render_many(self, references: Sequence[ReferenceFeatures], motions: Sequence[MotionParams]) -> list[Array]:
         """One frame of each of several people in one call of the network: uint8 RGB (S, S, 3) each.
@@ -183,10 +195,18 @@ class Inference:
             names = references[0].arrays
             placed = self._render.place({n: np.concatenate([r.arrays[n] for r in references]) for n in names})
             self._together = tuple(references), placed
-        keypoints = [m.keypoints(r.canonical) for m, r in zip(motions, references, strict=True)]
-        rotations = np.stack([m.rotation for m in motions])
-        driving = {"driving_keypoints": np.stack(keypoints), "driving_rotation": rotations}
+        driving = self.driving(references, motions)
         return [_as_picture(picture) for picture in self._render.run({**placed, **driving})["picture"]]
+
+    def driving(self, references: Sequence[ReferenceFeatures], motions: Sequence[MotionParams]) -> dict[str, Array]:
+        """Inputs of the renderer that change with every frame, (B, ...) each."""
+        keypoints = [m.keypoints(r.canonical) for m, r in zip(motions, references, strict=True)]
+        inputs = {"driving_keypoints": np.stack(keypoints), "driving_rotation": np.stack([m.rotation for m in motions])}
+        if "driving_scene" in self._render.input_shapes:
+            nodes = self._render.input_shapes["driving_scene"][1]
+            inputs["driving_scene"] = np.stack([m.scene if len(m.scene) else np.zeros((nodes, 2), np.float32)
+                                                for m in motions])  # fmt: skip
+        return inputs
 
     def warm_up(self, batch: int = 1) -> None:
         """Run every network once on black pictures, ``batch`` of them in the renderer: opening a session, choosing

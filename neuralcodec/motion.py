@@ -1,4 +1,4 @@
-"""Head pose and expression of one frame, and the geometry that turns them into keypoints. Knows no network and no bits.
+"""Head pose, expression and scene of one frame, and the geometry that turns them into keypoints. Knows no network or bit.
 
 Coordinates: the coded square picture spans [-1, 1] in x (to the right) and y (down); z has the same unit and is
 negative toward the camera. Points are row vectors. The paper's Eq. 1-2, with expression in the head's own frame so that
@@ -10,7 +10,7 @@ it does not change when only the pose does:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from typing import Any
 
@@ -46,7 +46,7 @@ class View:
     def __post_init__(self) -> None:
         if not isinstance(self.absolute, bool):
             raise ValueError(f"View.absolute is {self.absolute!r}; expected True or False.")
-        for name in (field.name for field in fields(self) if field.name != "absolute"):
+        for name in (f.name for f in fields(self) if f.name != "absolute"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
                 raise ValueError(f"View.{name} is {value!r}; expected a finite number.")
@@ -60,12 +60,13 @@ class View:
 
 @dataclass(frozen=True)
 class MotionParams:
-    """Pose and expression of one frame.
+    """Pose and expression of one frame, and how the scene around the head moved.
 
     yaw, pitch, roll: degrees. Positive yaw turns the face to the right of the picture, positive pitch turns it down,
     positive roll turns it clockwise as seen in the picture.
     translation: float32 (3,), coded-picture units. scale: face size, > 0 (0.7 is a usual head and shoulders).
     delta: float32 (K, 3), expression offset of each keypoint in the head's own frame.
+    scene: float32 (M, 2), see :mod:`neuralcodec.scene`; M = 0 for packs whose renderer knows no scene.
     """
 
     yaw: float
@@ -74,6 +75,7 @@ class MotionParams:
     translation: Array
     scale: float
     delta: Array
+    scene: Array = field(default_factory=lambda: np.zeros((0, 2), np.float32))
 
     @property
     def rotation(self) -> Array:
@@ -102,21 +104,24 @@ class MotionParams:
         return replace(self, yaw=yaw, pitch=pitch, roll=roll, translation=place)
 
     def flat(self) -> Array:
-        """float64 (7 + 3K,): yaw, pitch, roll, tx, ty, tz, log(scale), then delta row by row."""
+        """float64 (7 + 3K + 2M,): yaw, pitch, roll, tx, ty, tz, log(scale), then delta and scene row by row."""
         pose = [self.yaw, self.pitch, self.roll, *map(float, self.translation), float(np.log(self.scale))]
-        return np.concatenate([np.asarray(pose, np.float64), np.asarray(self.delta, np.float64).reshape(-1)])
+        parts = (np.asarray(part, np.float64).reshape(-1) for part in (pose, self.delta, self.scene))
+        return np.concatenate([*parts])
 
     @classmethod
-    def from_flat(cls, values: Array) -> MotionParams:
-        """Inverse of :meth:`flat`."""
+    def from_flat(cls, values: Array, keypoints: int | None = None) -> MotionParams:
+        """Inverse of :meth:`flat`. keypoints: K; what follows their delta is the scene. None: no scene follows."""
         v = np.asarray(values, np.float64)
+        end = len(v) if keypoints is None else POSE_SIZE + 3 * keypoints
         return cls(
             yaw=float(v[0]),
             pitch=float(v[1]),
             roll=float(v[2]),
             translation=v[3:6].astype(np.float32),
             scale=float(np.exp(np.clip(v[6], -LOG_SCALE_MAX, LOG_SCALE_MAX))),
-            delta=v[POSE_SIZE:].reshape(-1, 3).astype(np.float32),
+            delta=v[POSE_SIZE:end].reshape(-1, 3).astype(np.float32),
+            scene=v[end:].reshape(-1, 2).astype(np.float32),
         )
 
     @classmethod

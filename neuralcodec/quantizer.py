@@ -2,7 +2,7 @@
 
 One linear transform (``analysis`` / ``synthesis``, fitted by export/fit_tables.py) turns the flat motion vector into
 coefficients in *units*: 1 unit moves the keypoints by 1/64 pixel of a 256-pixel picture, root mean square. The first
-seven coefficients are the pose, the others the expression in falling order of importance. Everything after that
+seven coefficients are the pose, the others expression and scene in falling order of importance. Everything after that
 rounding is integer arithmetic (FORMAT.md section 5):
 
     guess = state + momentum * (state - older state)         both ends
@@ -29,6 +29,7 @@ Array = NDArray[Any]
 TABLES_FORMAT = 1
 PRECISION = 15  # bits: every row of the bank sums to 2**15
 VALUE_LIMIT = 1 << 17  # units; states are clipped to it, so garbage cannot grow them
+SCENE_MAX = 16  # nodes a side
 SYMBOL_LIMIT = 32770  # largest |q| the symbol alphabet can carry (entropy.py)
 DEAD_ZONE = 0.2  # of a step, taken from both sides of every rounding boundary: measured best in bytes at equal error
 MOMENTUM_ONE = 64  # momentum is kept in 1/64
@@ -67,11 +68,13 @@ class MotionTables:
     """The content of a pack's tables.json. Floats only in the transform; everything that meets bits is an integer."""
 
     keypoints: int
-    mean: Array  # float64 (7 + 3K,)
-    analysis: Array  # float64 (7 + 3K, N): units = (flat - mean) @ analysis
-    synthesis: Array  # float64 (N, 7 + 3K): flat = mean + units @ synthesis
+    scene: int  # nodes a side of the scene's mesh, 0 without one; F = 7 + 3 * keypoints + 2 * scene**2
+    scene_components: tuple[int, ...]  # of the state: those that a new reference sets back to zero
+    mean: Array  # float64 (F,)
+    analysis: Array  # float64 (F, N): units = (flat - mean) @ analysis
+    synthesis: Array  # float64 (N, F): flat = mean + units @ synthesis
     levels: tuple[int, ...]  # quantizer step of each level, in units
-    components: tuple[int, ...]  # expression coefficients sent at each components index
+    components: tuple[int, ...]  # coefficients sent after the pose at each components index
     momentum: tuple[tuple[int, ...], ...]  # [level][component], 1/64 of the last movement that the guess repeats
     own_thresholds: tuple[int, ...]  # of activity, in 1/16 step
     near_thresholds: tuple[int, ...]  # of the neighbours' sum
@@ -81,8 +84,17 @@ class MotionTables:
 
     @property
     def size(self) -> int:
-        """Components in the state: 7 pose, then every expression coefficient."""
+        """Components in the state: 7 of pose, then every coefficient of expression and scene."""
         return len(self.synthesis)
+
+    @property
+    def flat_size(self) -> int:
+        """F, the length of the flat motion vector."""
+        return POSE_SIZE + 3 * self.keypoints + 2 * self.scene**2
+
+    def motion(self, flat: Array) -> MotionParams:
+        """Motion of a flat vector (F,)."""
+        return MotionParams.from_flat(flat, self.keypoints)
 
     def coded(self, components: int) -> int:
         """How many symbols a frame has at a components index."""
@@ -98,6 +110,8 @@ class MotionTables:
                 raise PackError(f"{where}: tables format {data['format']}, this release reads {TABLES_FORMAT}")
             tables = cls(
                 keypoints=int(data["keypoints"]),
+                scene=int(data.get("scene", 0)),
+                scene_components=_ints(data.get("scene_components", ())),
                 mean=np.array(data["mean"], np.float64),
                 analysis=np.array(data["analysis"], np.float64).T,
                 synthesis=np.array(data["synthesis"], np.float64),
@@ -116,7 +130,7 @@ class MotionTables:
         return tables
 
     def _check(self, where: str) -> None:
-        flat, n = POSE_SIZE + 3 * self.keypoints, self.size
+        flat, n = self.flat_size, self.size
         contexts = (len(self.own_thresholds) + 1) * (len(self.near_thresholds) + 1)
         rows = len(self.bank)
         wrong = (
@@ -125,6 +139,8 @@ class MotionTables:
             or (self.analysis.shape != (flat, n) and "analysis")
             or (not all(np.isfinite(a).all() for a in (self.mean, self.analysis, self.synthesis)) and "transform")
             or (not (len(self.levels) == 8 and all(0 < s < 1 << 12 for s in self.levels)) and "levels")
+            or (not (self.scene == 0 or 2 <= self.scene <= SCENE_MAX) and "scene")
+            or (not all(POSE_SIZE <= i < n for i in self.scene_components) and "scene_components")
             or (len(self.components) != 8 and "components")
             or (not all(0 <= c <= n - POSE_SIZE for c in self.components) and "components")
             or (not (rows and all(sum(r) == 1 << PRECISION and min(r) > 0 for r in self.bank)) and "bank")
@@ -167,12 +183,19 @@ class Quantizer:
         self.state = start_state(self.tables)
         self._known = False
 
+    def new_reference(self) -> None:
+        """The next predicted frame names another reference: what moved since the old one is no guess for it."""
+        self.state = at_new_reference(self.tables, self.state)
+
     def forward(self, motion: MotionParams, *, level: int, components: int, intra: bool = False) -> Symbols:
         """Quantize one frame and advance the state. The first frame after construction or reset is always intra."""
         intra = intra or not self._known
         before = start_state(self.tables) if intra else self.state
         count, step = self.tables.coded(components), self.tables.levels[level]
-        wanted = (motion.flat() - self.tables.mean) @ self.tables.analysis[:, :count]
+        flat = motion.flat()
+        if len(flat) < self.tables.flat_size:  # motion that says nothing of a scene: nothing moved in it
+            flat = np.pad(flat, (0, self.tables.flat_size - len(flat)))
+        wanted = (flat - self.tables.mean) @ self.tables.analysis[:, :count]
         wanted = np.clip(np.nan_to_num(wanted), -VALUE_LIMIT, VALUE_LIMIT)
         ratio = (wanted - guess(self.tables, before, level)[:count]) / step
         size = np.floor(np.abs(ratio) + (0.5 if intra else 0.5 - DEAD_ZONE))
@@ -194,13 +217,24 @@ class Quantizer:
 
     def motion(self) -> MotionParams:
         """The state as motion parameters."""
-        return MotionParams.from_flat(self.tables.mean + np.array(self.state.values) @ self.tables.synthesis)
+        return self.tables.motion(self.tables.mean + np.array(self.state.values) @ self.tables.synthesis)
 
 
 def start_state(tables: MotionTables) -> State:
     """The state an intra frame is coded from: the mean face at the mean pose."""
     zeros = (0,) * tables.size
     return State(zeros, zeros, zeros)
+
+
+def at_new_reference(tables: MotionTables, state: State) -> State:
+    """``state`` before a predicted frame that names its reference (FORMAT.md section 5): the scene's components are
+    zero, because a reference is at first the present picture."""
+    if not tables.scene_components:
+        return state
+    values, older = list(state.values), list(state.older)
+    for i in tables.scene_components:
+        values[i] = older[i] = 0
+    return State(tuple(values), tuple(older), state.activity)
 
 
 def guess(tables: MotionTables, state: State, level: int) -> list[int]:

@@ -9,6 +9,7 @@ Pure; time is an argument.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class MotionSmoother:
     def smooth(self, motion: MotionParams, seconds: float) -> MotionParams:
         """The motion to show at ``seconds``; time that stands still or runs back, and gaps, start anew."""
         new = motion.flat()
+        new = new[: len(new) - motion.scene.size]  # the scene is left alone
         elapsed = seconds - self._seconds
         self._seconds = seconds
         if self._value is None or len(self._value) != len(new) or not 0 < elapsed <= GAP:
@@ -45,7 +47,7 @@ class MotionSmoother:
         self._speed = self._speed + _share(SPEED_HZ, elapsed) * (step / elapsed - self._speed)
         cutoff = self._still + self._gain * _magnitudes(self._speed)
         self._value = self._value + _share(cutoff, elapsed) * step
-        return MotionParams.from_flat(self._value)
+        return replace(MotionParams.from_flat(self._value), scene=motion.scene)
 
 
 def _share(cutoff_hz: Array | float, elapsed: float) -> Array:

@@ -18,6 +18,7 @@ class ModelConfig:
     name: str
     size: int = 256  # pixels a side of the coded picture
     keypoints: int = 20  # K
+    scene: int = 0  # nodes a side of the mesh that moves what is not the head (neuralcodec.scene); `portrait` only
 
     # widths (paper Fig. 12)
     volume_channels: int = 32  # the appearance volume is 32 x 16 x S/4 x S/4
@@ -94,7 +95,7 @@ class ModelConfig:
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "portrait": {"size": 256, "keypoints": 30},
+    "portrait": {"size": 256, "keypoints": 30, "scene": 5},
 }
 
 _ZHANGLONGHAO: dict[str, Any] = {

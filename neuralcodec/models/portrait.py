@@ -160,13 +160,15 @@ class PortraitReference(nn.Module):
 
 class MotionField(nn.Module):
     """M of the paper's figure: K+1 softmax masks over the keypoint flows, composed into one 3-D flow, plus occlusion.
+    The paper's background flow is the identity; here it is the scene's mesh.
 
     Returns flow (B, D, h, h, 3), its front view flow2 (B, 2, h, h) and occlusion (B, 2, h, h).
     """
 
-    def __init__(self, keypoints: int) -> None:
+    def __init__(self, keypoints: int, scene: int) -> None:
         super().__init__()
         self.volumetric = True  # see Networks.set_volumetric
+        self.scene = scene  # nodes a side of the mesh that moves what is not the head
         self.d1 = nn.Sequential(conv(PROBE * DEPTH + 2 * keypoints, 96), conv(96, 96))
         self.d2 = nn.Sequential(conv(96, 128, stride=2), conv(128, 128))
         self.d3 = nn.Sequential(conv(128, 192, stride=2), conv(192, 192), conv(192, 128))
@@ -177,7 +179,9 @@ class MotionField(nn.Module):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)  # type: ignore[arg-type]
 
-    def forward(self, probe: Tensor, xs: Tensor, rs: Tensor, xd: Tensor, rd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, probe: Tensor, xs: Tensor, rs: Tensor, xd: Tensor, rd: Tensor, scene: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         b, h, k = probe.shape[0], probe.shape[-1], xs.shape[1]
         points = volume_grid(h, probe.device)  # N,3
         turn = rd.transpose(1, 2) @ rs  # B,3,3: the same for every keypoint
@@ -187,9 +191,12 @@ class MotionField(nn.Module):
         squared = (points**2).sum(1) - 2 * (xd @ points.T) + (xd**2).sum(2, keepdim=True)  # B,K,N
         logits = torch.cat([torch.full_like(squared[:, :1], -4.0), squared * (-1 / (2 * 0.15**2))], 1)  # B,K+1,N
 
+        moved = (mesh_weights(self.scene, h, probe.device) @ scene.float()).repeat(1, DEPTH, 1)  # B,N,2
+        around = points + F.pad(moved, (0, 1))  # where what is not the head was in the source
+
         def compose(masks: Tensor) -> Tensor:
             still = masks[:, 0, :, None]  # B,N,1
-            flow = still * points + (1 - still) * turned + masks[:, 1:].transpose(1, 2) @ offset
+            flow = still * around + (1 - still) * turned + masks[:, 1:].transpose(1, 2) @ offset
             return flow.view(b, DEPTH, h, h, 3)
 
         coarse = compose(logits.softmax(1))
@@ -208,14 +215,14 @@ class MotionField(nn.Module):
 
 
 class PortraitRenderer(nn.Module):
-    """M and G of the paper's figure: reference features and both frames' keypoints and rotations to a picture (B, 3,
-    S, S) in 0..1."""
+    """M and G of the paper's figure: reference features, both frames' keypoints and rotations, and how the scene around
+    the head moved (B, M, 2; see `neuralcodec.scene`), to a picture (B, 3, S, S) in 0..1."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         fine = (EYES.stop - EYES.start) + (MOUTH.stop - MOUTH.start)
         self.volumetric = True
-        self.field = MotionField(int(config.keypoints))
+        self.field = MotionField(int(config.keypoints), int(config.scene))
         self.g0, self.up1 = nn.Sequential(conv(VOLUME * DEPTH, 128), Residual(128), Residual(128)), conv(128, 64)
         self.g1, self.up2 = nn.Sequential(conv(64 + 48 + 2 * fine, 64), Residual(64)), conv(64, 32)
         self.refine = nn.Conv2d(64, 3, 3, padding=1)  # flow residual and occlusion at a quarter of the picture
@@ -236,14 +243,16 @@ class PortraitRenderer(nn.Module):
         source_rotation: Tensor,
         driving_keypoints: Tensor,
         driving_rotation: Tensor,
+        driving_scene: Tensor,
     ) -> Tensor:
         return self.render_full(image, volume, probe, skip_quarter, skip_half, source_keypoints, source_rotation,
-                                driving_keypoints, driving_rotation)[0]  # fmt: skip
+                                driving_keypoints, driving_rotation, driving_scene)[0]  # fmt: skip
 
     def render_full(self, image: Tensor, volume: Tensor, probe: Tensor, skip_quarter: Tensor, skip_half: Tensor,
-                    xs: Tensor, rs: Tensor, xd: Tensor, rd: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+                    xs: Tensor, rs: Tensor, xd: Tensor, rd: Tensor,
+                    scene: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Picture, the warped reference it copies from (B, 3, S, S), and the share copied (B, 1, S, S)."""
-        flow, flow2, seen = self.field(probe.float(), xs, rs, xd, rd)
+        flow, flow2, seen = self.field(probe.float(), xs, rs, xd, rd, scene)
         h = volume.shape[-1]
         x = double(self.up1(self.g0(sample_volume(volume.float(), flow, self.volumetric))))  # 2h
         flow4 = grow(flow2, 2)
@@ -265,6 +274,13 @@ def volume_grid(h: int, device: torch.device) -> Tensor:
     axis = torch.linspace(-1, 1, h, device=device)
     z, y, x = torch.meshgrid(torch.linspace(-DEPTH_RANGE, DEPTH_RANGE, DEPTH, device=device), axis, axis, indexing="ij")
     return torch.stack([x, y, z], -1).view(-1, 3)
+
+
+def mesh_weights(nodes: int, h: int, device: torch.device) -> Tensor:
+    """Bilinear share (h * h, nodes * nodes) that every node has in every cell; corner nodes lie in corner cells."""
+    at = torch.linspace(0, nodes - 1, h, device=device)
+    axis = (1 - (at[:, None] - torch.arange(nodes, device=device)).abs()).clamp_min(0)  # h,nodes
+    return torch.kron(axis, axis)
 
 
 def plane_grid(h: int, device: torch.device) -> Tensor:

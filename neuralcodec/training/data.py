@@ -21,46 +21,21 @@ from torch import Tensor
 from neuralcodec.motion import MotionParams
 from neuralcodec.quantizer import MotionTables, Quantizer
 from neuralcodec.reference import decode_reference, encode_reference
+from neuralcodec.scene import pyramid, register
 
 NEAR_FRAMES = 12
+SCENE_NODES = 5  # a side: the `portrait` preset's
+CANDIDATES = 12  # driving frames among which a hard pair is chosen
 
 # MediaPipe face-mesh numbers of the 30 portrait keypoints: right eye (outer, inner, upper, lower), left eye, irises,
 # brows,
 # nose, lips (corners, inner, outer, diagonals), chin and outline.
 PORTRAIT_POINTS = [33, 133, 159, 145, 263, 362, 386, 374, 468, 473, 105, 334, 55, 285, 1, 168,
                    61, 291, 13, 14, 0, 17, 40, 270, 91, 321, 152, 234, 454, 10]  # fmt: skip
-MIRRORED = [
-    4,
-    5,
-    6,
-    7,
-    0,
-    1,
-    2,
-    3,
-    9,
-    8,
-    11,
-    10,
-    13,
-    12,
-    14,
-    15,
-    17,
-    16,
-    18,
-    19,
-    20,
-    21,
-    23,
-    22,
-    25,
-    24,
-    26,
-    28,
-    27,
-    29,
-]
+MIRRORED = [4, 5, 6, 7, 0, 1, 2, 3, 9, 8, 11, 10, 13, 12, 14, 15,
+            17, 16, 18, 19, 20, 21, 23, 22, 25, 24, 26, 28, 27, 29]  # fmt: skip
+
+GAPS = ((3, 2), (7, 6), (19, 18), (21, 20))  # lower and upper lids, inner and outer lips: openings of a few pixels
 
 
 @dataclass(frozen=True)
@@ -152,9 +127,10 @@ class Frames:
     scale: Tensor
     translation: Tensor
     shape: Tensor
+    scene: Tensor | None = None  # (B, M, 2): how what is not the head moved from the other picture of a pair to this
 
     def to(self, device: torch.device) -> Frames:
-        return Frames(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+        return Frames(*(v if v is None else v.to(device, non_blocking=True) for v in vars(self).values()))
 
 
 def gather(picks: list[tuple[Clip, int]]) -> Frames:
@@ -198,6 +174,11 @@ def similarity(frames: Frames, size: int, centre: Tensor, half: Tensor, angle: T
                   place[:, 0] * across[:, :2], torch.where(renamed, shape[:, MIRRORED], shape))  # fmt: skip
 
 
+def gaps(points: Tensor) -> Tensor:
+    """Openings of lids and lips (B, 4) of keypoints (B, 30, 3), in their units."""
+    return torch.stack([points[:, low, 1] - points[:, high, 1] for low, high in GAPS], 1)
+
+
 def random_pairs(
     clips: list[Clip],
     count: int,
@@ -210,20 +191,24 @@ def random_pairs(
 ) -> tuple[Frames, Frames]:
     """``count`` pairs (source, driving) of one clip each under one camera.
 
-    A share ``hard`` takes the most different of four candidate driving frames, a share ``near`` one at most half a
-    second away (a codec that renews its references lives there); half of the pairs are moved, scaled and turned a
-    little, half mirrored. A share ``coded`` of the sources went through the reference codec, and with ``tables`` the
+    A share ``hard`` takes the most different of a dozen candidate driving frames (in all keypoints, in how far the eyes
+    or how far the mouth stand open: a closed eye is one frame in fifty), a share ``near`` one at most half a second
+    away (a codec that renews its references lives there); half of the pairs are moved, scaled and turned a little,
+    half mirrored. A share ``coded`` of the sources went through the reference codec, and with ``tables`` the
     driving motion through the quantizer, so that the renderer sees what a decoder has.
     """
     sources, drivings = [], []
     for _ in range(count):
         clip = clips[int(torch.randint(len(clips), (1,), generator=random))]
-        i, *others = torch.randint(len(clip), (5,), generator=random).tolist()
+        i, *others = torch.randint(len(clip), (1 + CANDIDATES,), generator=random).tolist()
         kind = float(torch.rand(1, generator=random))
         if kind > 1 - near:
             others = [min(max(i + others[0] % (2 * NEAR_FRAMES + 1) - NEAR_FRAMES, 0), len(clip) - 1)]
         elif kind < hard:
-            apart = ((clip.keypoints[others] - clip.keypoints[i]) ** 2).sum((1, 2))
+            opening = gaps(clip.keypoints)
+            aspects = (clip.keypoints.flatten(1), opening[:, :2], opening[:, 2:3])
+            feature = aspects[int(torch.randint(len(aspects), (1,), generator=random))]
+            apart = ((feature[others] - feature[i]) ** 2).sum(1)
             others = [others[int(apart.argmax())]]
         sources.append((clip, i))
         drivings.append((clip, others[0]))
@@ -241,12 +226,28 @@ def random_pairs(
     source, driving = _split(moved, slice(0, count)), _split(moved, slice(count, None))
     for i in torch.nonzero(torch.rand(count, generator=random) < coded).view(-1).tolist():
         source.image[i] = as_received(source.image[i], int(torch.randint(25, 80, (1,), generator=random)))
+    driving = replace(driving, scene=scenes(source, driving))
     return source, driving if tables is None else as_decoded(driving, tables, random)
+
+
+def scenes(source: Frames, driving: Frames) -> Tensor:
+    """What the sender finds for each pair (B, M, 2); see `neuralcodec.scene`."""
+    grey = [[pyramid(to_picture(image)) for image in frames.image] for frames in (source, driving)]
+    start, found = np.zeros((SCENE_NODES**2, 2)), []
+    for i, (before, now) in enumerate(zip(*grey, strict=True)):
+        x, y = driving.translation[i].tolist()
+        found.append(register(before, now, (x, y, float(driving.scale[i])), start, SCENE_NODES))
+    return torch.from_numpy(np.stack(found))
+
+
+def to_picture(image: Tensor) -> Any:
+    """(3, S, S) in 0..1 to uint8 RGB (S, S, 3)."""
+    return (image * 255 + 0.5).clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
 
 
 def as_received(picture: Tensor, quality: int) -> Tensor:
     """A picture (3, S, S) in 0..1 after the reference codec at ``quality`` (its fast preset)."""
-    array = (picture * 255 + 0.5).clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+    array = to_picture(picture)
     decoded = decode_reference(encode_reference(array, quality=quality, preset=8), array.shape[0])
     return torch.from_numpy(decoded).permute(2, 0, 1).float() / 255
 
@@ -269,7 +270,7 @@ def as_decoded(frames: Frames, tables: MotionTables, random: torch.Generator) ->
 
 
 def _split(frames: Frames, rows: slice) -> Frames:
-    return Frames(*(value[rows] for value in vars(frames).values()))
+    return Frames(*(value if value is None else value[rows] for value in vars(frames).values()))
 
 
 def random_patches(

@@ -20,7 +20,7 @@ from neuralcodec.models import MotionOutput, Networks
 from neuralcodec.models.discriminator import Discriminator
 from neuralcodec.models.portrait import EYES, MOUTH, PATCH, PATCH_DOWN, PATCH_GROW
 from neuralcodec.quantizer import MotionTables
-from neuralcodec.training.data import PORTRAIT_POINTS, Clip, Frames, random_pairs, random_patches
+from neuralcodec.training.data import PORTRAIT_POINTS, Clip, Frames, gaps, random_pairs, random_patches
 from neuralcodec.training.losses import (
     LossWeights,
     RandomWarp,
@@ -38,9 +38,9 @@ from neuralcodec.training.losses import (
 PHASES = ("motion", "render", "joint", "adversarial")
 WEIGHTS = LossWeights()
 JITTER = 0.004  # picture units (half a pixel of 256): stands in for the motion network's error where labels drive
+UNSENT = 0.05  # share of pairs rendered without the scene's mesh, as an avatar is
 FINE = torch.ones(len(PORTRAIT_POINTS))  # weight of each keypoint: eyes and lips decide what people see
 FINE[EYES], FINE[MOUTH] = 2.5, 2.5
-GAPS = ((3, 2), (7, 6), (19, 18), (21, 20))  # lower and upper lids, inner and outer lips: openings of a few pixels
 Terms = dict[str, Tensor]
 
 
@@ -133,6 +133,7 @@ def render_terms(
     picture, copied, _ = nets.render_full(
         source.image, *nets.reference(source.image),
         xs=jittered(source.keypoints), rs=source.rotation, xd=jittered(driving.keypoints), rd=driving.rotation,
+        scene=sent_scene(driving),
     )  # fmt: skip
     return {
         **picture_terms(picture, copied, driving, perceive),
@@ -185,8 +186,9 @@ def guided_terms(nets: Networks, source: Frames, driving: Frames, perceive: Perc
     xs, xd = a.keypoints(), b.keypoints(a.canonical)
     rounding = 0.5 * JITTER * torch.randn_like(xd)  # what the quantizer adds at low rates
     picture, copied, _ = nets.render_full(
-        source.image, *nets.reference(source.image), xs=xs, rs=a.rotation, xd=xd + rounding, rd=b.rotation
-    )
+        source.image, *nets.reference(source.image), xs=xs, rs=a.rotation, xd=xd + rounding, rd=b.rotation,
+        scene=sent_scene(driving),
+    )  # fmt: skip
     fine = FINE.to(xs.device)
     return {
         **picture_terms(picture, copied, driving, perceive),
@@ -211,15 +213,17 @@ def picture_terms(picture: Tensor, copied: Tensor, wanted: Frames, perceive: Per
     }
 
 
+def sent_scene(driving: Frames) -> Tensor:
+    """The scene's mesh as a receiver has it: rounded, and now and then not sent at all."""
+    assert driving.scene is not None
+    rounded = driving.scene + JITTER * torch.randn_like(driving.scene)
+    return rounded * (torch.rand(len(rounded), 1, 1, device=rounded.device) > UNSENT)
+
+
 def away(scale: Tensor) -> Tensor:
     """Steps (B, 2) from a face of this scale (B,) to where it is not, in random directions."""
     aside = torch.randn(len(scale), 2, device=scale.device)
     return F.normalize(aside, dim=1) * (1.5 + torch.rand(len(scale), 1, device=scale.device)) * scale[:, None]
-
-
-def gaps(points: Tensor) -> Tensor:
-    """Openings of lids and lips (B, 4) of keypoints (B, 30, 3)."""
-    return torch.stack([points[:, low, 1] - points[:, high, 1] for low, high in GAPS], 1)
 
 
 def judged(critic: Discriminator, picture: Tensor, real: Tensor, keypoints: Tensor) -> Terms:

@@ -29,7 +29,7 @@ from torch import Tensor
 from neuralcodec.errors import NeuralCodecError
 from neuralcodec.models import ModelConfig, build
 from neuralcodec.quantizer import MotionTables
-from neuralcodec.training.data import Clip, gather, load_clips, mean_shape
+from neuralcodec.training.data import Clip, gather, load_clips, mean_shape, scenes
 from neuralcodec.training.losses import FaceFeatureLoss, PerceptualLoss
 from neuralcodec.training.phases import PHASES, Perception, Phase, psnr
 from neuralcodec.training.start import freeze_norms, load_graphs
@@ -259,9 +259,9 @@ def validate(
             errors.append((128 * (keypoints - batch.keypoints)[..., :2].norm(dim=2)).mean(0))
         features = [f.expand(len(times), *f.shape[1:]) for f in nets.reference(batch.image[:1])]
         first = batch.image[:1].expand(len(times), -1, -1, -1)
-        drawn = nets.render.render_full(first, *features, keypoints[:1].expand(len(times), -1, -1),
-        rotation[:1].expand(len(times), -1, -1),
-                                        keypoints[1:], rotation[1:])[0]  # fmt: skip
+        scene = scenes(gather([(clip, 0)] * len(times)), gather([(clip, t) for t in times])).to(device)
+        drawn = nets.render(first, *features, keypoints[:1].expand(len(times), -1, -1),
+                            rotation[:1].expand(len(times), -1, -1), keypoints[1:], rotation[1:], scene)  # fmt: skip
         rows.append((float(psnr(drawn, batch.image[1:])), float(psnr(first, batch.image[1:]))))
         worst = int((keypoints[1:] - keypoints[:1]).abs().sum((1, 2)).argmax())
         pictures.append(torch.cat([first[0], batch.image[1 + worst], drawn[worst]], 2).cpu())

@@ -1,0 +1,119 @@
+"""How what is not the head moved since the reference picture: a coarse mesh of displacements, found by the sender.
+
+Shoulders, hair and background are most of what a talking-head renderer gets wrong, because face keypoints say nothing
+about them. The mesh says it in a byte or two a frame. Classical registration, no network: Gauss-Newton on small grey
+pictures with a robust weight (Lucas and Kanade 1981; Baker and Matthews 2004, "forward additive"). Knows no bits.
+
+The mesh is float32 (M, 2), M = nodes x nodes points row by row over the whole coded picture, corners included; x, y in
+coded-picture units. What the picture shows at a point lay that far from there in the reference; between nodes it is
+bilinear. Zero means that nothing moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from .face import resize
+from .motion import Array
+
+SIDES = (32, 64)  # of the grey pictures, coarse to fine
+STEPS = (3, 2)  # Gauss-Newton steps at each
+STIFF = 50.0  # weight of differences between neighbouring nodes, against grey levels squared over 64 x 64 points
+STILL = 0.5  # weight of the displacement itself: where nothing can be seen, nothing moves
+ROBUST = 60.0  # grey levels; a point off by much more is taken for something that came or went, not moved
+HEAD = 0.7  # half width of the ellipse that is left to the keypoints, in units of the face's half side
+HEAD_UP, HEAD_TALL = 0.15, 1.3  # its centre above the pose's, its height over its width
+REACH = 0.75  # coded-picture units: no node moves further
+GRAIN = 1 << 13  # parts of a unit the result is rounded to, so that the last bits of a sum never reach the bitstream
+
+
+def pyramid(picture: Array) -> list[Array]:
+    """Grey float32 pictures of SIDES, coarse to fine, of uint8 RGB (S, S, 3)."""
+    small = resize(picture, SIDES[-1], SIDES[-1]).astype(np.float32)
+    levels = [small @ np.array([0.299, 0.587, 0.114], np.float32)]
+    while len(levels[0]) > SIDES[0]:
+        half = len(levels[0]) // 2
+        levels.insert(0, levels[0].reshape(half, 2, half, 2).mean((1, 3)))
+    return levels
+
+
+def register(
+    reference: Sequence[Array], picture: Sequence[Array], head: Sequence[float] | None, start: Array, nodes: int
+) -> Array:
+    """The mesh (M, 2) float32 between two pyramids, from a first guess."""
+    mesh = np.asarray(start, np.float64)
+    for side, steps, before, now in zip(SIDES, STEPS, reference, picture, strict=True):
+        weight = outside(head, side)
+        slopes = np.stack([before, *reversed(np.gradient(before))], -1)  # grey, d/dx, d/dy: (side, side, 3)
+        for _ in range(steps):
+            mesh = _step(slopes, now, weight, mesh * (side / 2), nodes) / (side / 2)
+            mesh = np.clip(mesh, -REACH, REACH)
+    return np.asarray(np.rint(mesh * GRAIN) / GRAIN, np.float32)
+
+
+def _step(slopes: Array, now: Array, weight: Array, mesh: Array, nodes: int) -> Array:
+    """One Gauss-Newton step; ``mesh`` float64 (M, 2) in pixels of this size."""
+    side, m = len(now), nodes * nodes
+    spread, pairs = _weights(side, nodes)
+    grid = mesh.T.reshape(2, nodes, nodes)
+    shift = spread @ grid @ spread.T  # (2, side, side)
+    read = _bilinear(slopes, shift[0], shift[1])
+    off = read[..., 0] - now
+    trust = weight / (1 + (off / ROBUST) ** 2) ** 2
+    dx, dy = read[..., 1], read[..., 2]
+
+    def product(q: Array) -> Array:  # sum over points of q B B^T, with B = spread (x) spread
+        return (pairs @ q @ pairs.T).reshape(nodes, nodes, nodes, nodes).transpose(0, 2, 1, 3).reshape(m, m)
+
+    xy = product(trust * dx * dy)
+    hessian = np.block([[product(trust * dx * dx), xy], [xy.T, product(trust * dy * dy)]])
+    slope = np.concatenate([(spread.T @ (trust * off * d) @ spread).reshape(-1) for d in (dx, dy)])
+    stiff = _stiffness(nodes) * (STIFF * (side / SIDES[-1]) ** 2) + STILL * np.eye(m)
+    prior = np.kron(np.eye(2), stiff)
+    move = np.linalg.solve(hessian + prior, -slope - prior @ mesh.T.reshape(-1))
+    return np.asarray(mesh + move.reshape(2, m).T)
+
+
+def outside(head: Sequence[float] | None, side: int) -> Array:
+    """Weight of each of side x side points: 1 away from the head, 0 inside the ellipse left to the keypoints."""
+    if head is None:
+        return np.ones((side, side))
+    x, y, half = map(float, head)
+    axis = (np.arange(side) + 0.5) * (2 / side) - 1
+    across = ((axis - x) / (HEAD * half)) ** 2
+    down = ((axis - y + HEAD_UP * half) / (HEAD_TALL * HEAD * half)) ** 2
+    return np.clip(down[:, None] + across - 0.5, 0, 1)
+
+
+def _bilinear(maps: Array, dx: Array, dy: Array) -> Array:
+    """maps (side, side, C) read at every point moved by dx, dy (pixels); past the border the border is repeated."""
+    side = len(maps)
+    last = np.nextafter(np.float64(side - 1), 0)
+    x = np.clip(np.arange(side) + dx, 0, last)
+    y = np.clip(np.arange(side)[:, None] + dy, 0, last)
+    i, j = y.astype(np.intp), x.astype(np.intp)
+    fx, fy = (x - j)[..., None], (y - i)[..., None]
+    flat, at = maps.reshape(-1, maps.shape[-1]), i * side + j
+    top = flat[at] * (1 - fx) + flat[at + 1] * fx
+    below = flat[at + side] * (1 - fx) + flat[at + side + 1] * fx
+    return np.asarray(top * (1 - fy) + below * fy)
+
+
+@lru_cache(maxsize=16)
+def _weights(side: int, nodes: int) -> tuple[Array, Array]:
+    """Along one axis: each pixel centre's bilinear share of each node (side, nodes), and all products of two (nodes**2,
+    side)."""
+    at = (np.arange(side) + 0.5) / side * (nodes - 1)
+    spread = np.maximum(0.0, 1 - np.abs(at[:, None] - np.arange(nodes)))
+    return spread, np.einsum("pi,pk->ikp", spread, spread).reshape(nodes * nodes, side)
+
+
+@lru_cache(maxsize=4)
+def _stiffness(nodes: int) -> Array:
+    """Quadratic form (M, M) of the differences between neighbouring nodes."""
+    apart = np.diff(np.eye(nodes), axis=0)
+    line = apart.T @ apart
+    return np.kron(line, np.eye(nodes)) + np.kron(np.eye(nodes), line)
