@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,13 @@ from typing import Any
 import numpy as np
 
 from .avatar import Avatar, AvatarDriver
-from .chain import HASH_BYTES, ChainEncoder, start_chain
 from .entropy import EntropyCoder
 from .errors import BitstreamError
-from .face import CropFollower, Face, Square, crop, resize
-from .fragments import UPDATE_MAX, split, split_update
+from .face import CropFollower, Face, Square, crop
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .motion import Array, MotionParams
 from .pack import Pack, load_pack
 from .packet import (
-    SIGNED,
     Bundle,
     End,
     Feedback,
@@ -35,32 +32,15 @@ from .packet import (
 )
 from .protection import Aggregator, Protection, believed, protection
 from .quantizer import Quantizer
-from .rate import REFERENCES_HELD, SWITCH, RateControl, distance
-from .reference import BACKDROP, KEY, PICTURE, UPDATE, decode_reference, encode_reference
-from .signing import SIGNATURE_BYTES, private_key, sign, statement
+from .rate import RateControl, distance
+from .sender import OFTEN_SECONDS, PictureSender, Shot, squared_error
+from .signing import private_key
 from .stats import EncoderStats, timed
 
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
-OVERDUE = 0.2  # seconds after which an update that a receiver in trouble does not hold is taken for lost
-ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
 SURE = 0.5  # confidence below which the motion network does not see a face
 CHECK_SECONDS = 0.5  # how often the encoder renders a frame itself to see whether the receiver had better not
 WORSE, BETTER = 1.12, 0.95  # rendered error over held error past which frames are shown as they are, and moved again
-OFTEN_SECONDS = 0.14  # pictures that follow each other faster than this are shown as they are
-GREY_PER_PIXEL = 4.0  # rms grey levels of change that count as one pixel of drift where no face can be measured
-
-
-@dataclass
-class _Held:
-    features: ReferenceFeatures
-    keypoints: Array | None  # of the camera's picture; None: no face in it
-    crop: Square
-    error: float  # mean squared error of coding
-    since: int  # sequence number of the first frame after it was sent
-    at: float  # seconds, when it was sent
-    chain: ChainEncoder | None = None  # that it belongs to; None: a still
-    packets: Sequence[Packet] = ()  # of an update, to send it again
-    lost: bool = False  # a receiver has said so and not yet said that it came after all
 
 
 class Encoder:
@@ -120,32 +100,27 @@ class Encoder:
         self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", Square(*crop))
         self._rate = RateControl(target_kbps)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
-        self._held: dict[int, _Held] = {}
-        self._active = self._newest = -1  # ids of the reference in use and of the one sent last
-        self._next_id = 0
+        self._pictures = PictureSender(
+            self.pack, self._networks, self.stats, self._rate, updates=updates,
+            key=None if signing_key is None else private_key(signing_key), context=signing_context,
+            full_frame=full_frame, repeat_header=repeat_header,
+        )  # fmt: skip
         self._face: Face | None = None  # where it was last seen, source pixels
         self._size: tuple[int, int] | None = None  # as the header says
         self._camera: tuple[int, int] | None = None
-        self._key = None if signing_key is None else private_key(signing_key)
-        self._context = signing_context
         self._expected_loss = self._loss = loss
         self._aggregator = Aggregator(self._coder, frames_per_packet)
-        self._asked_at = float("-inf")  # seconds, of the last reference sent because a receiver asked
         self._now = 0.0
-        self._again: list[Packet] = []  # to be sent once more with the next frame
-        self._updates = updates
-        self._chain: ChainEncoder | None = None
         self._named = -1  # reference that motion packets named last
         self._scene_of: ReferenceFeatures | None = None  # the reference of _last_scene
         self._last_scene: Array = np.zeros((0, 2), np.float32)
         self._as_is = False  # rendering does worse than showing the reference
         self._ratio = 1.0  # rendered error over held error, over the last checks
         self._check_at = 0.0
-        self._wants_reference = self._wants_intra = False
+        self._wants_intra = False
         self._sequence = 0
         self._pts: int | None = None
         self._intra_at = 0.0
-        self._backdrop_due = full_frame
         self._measured = 0  # frames in the mean of keypoint_error_px
         self._waiting: list[int] = []  # pts of frames before the first face
 
@@ -163,15 +138,16 @@ class Encoder:
         self._now = seconds
         self._rate.advance(seconds)
         self.stats.frames += 1
-        packets, self._again = self._again, []
+        self._pictures.protection = self._protection
+        packets, self._pictures.again = self._pictures.again, []
         camera = (picture.shape[1], picture.shape[0])
         if camera != self._camera:
             self._camera, self._face = camera, None
         size = self._avatar.size if self._avatar else camera
         if size != self._size:
             self._size = size
-            packets = [self._header()]
-            self._wants_reference = True
+            self._pictures.header, self._pictures.wanted = self._header(), True
+            packets = [self._pictures.header]
 
         with self._timed("face"):
             face = self._face or self._find(picture)
@@ -199,7 +175,7 @@ class Encoder:
                 self._pts = pts
                 return self._sent(packets)
         often = self._rate.since_picture < OFTEN_SECONDS
-        pictures = self._refresh(picture, tile, square, estimate)
+        pictures = self._refresh(Shot(picture, tile, square, estimate), seconds)
         if pictures:
             packets += [*self._aggregator.close(self._protection.again), *pictures]
         with self._timed("scene"):
@@ -207,7 +183,7 @@ class Encoder:
         for late in self._waiting:
             packets += self._motion(estimate, square, scene, late, seconds, as_is=False)
         self._waiting.clear()
-        as_is = self._as_is or estimate is None or bool(pictures and often and not self._wants_intra)
+        as_is = self._as_is or estimate is None or (self._pictures.fresh and often and not self._wants_intra)
         as_is &= self._avatar is None  # its picture is nobody's present state
         packets += self._motion(estimate, square, scene, pts, seconds, as_is=as_is)
         if estimate is not None and self._avatar is None:
@@ -221,11 +197,11 @@ class Encoder:
 
     @target_kbps.setter
     def target_kbps(self, value: float) -> None:
-        self._rate = RateControl(value)
+        self._rate = self._pictures.rate = RateControl(value)
 
     def send_reference(self) -> None:
         """Send a new reference picture with the next frame, for example because a receiver asked for one."""
-        self._wants_reference = True
+        self._pictures.wanted = True
 
     def send_intra(self) -> None:
         """Make the next motion frame decodable without the ones before it."""
@@ -240,45 +216,7 @@ class Encoder:
         self._wants_intra |= packet.need_intra
         if packet.sequence is not None:
             self._loss = max(self._expected_loss, believed(self._loss, packet.lost / 256))
-        for key in packet.held:
-            if key in self._held:
-                self._held[key].lost = False
-        if (packet.need_reference or packet.need_intra) and packet.sequence is not None:
-            self._replace_lost(packet.held, packet.sequence)
-        elif packet.need_reference and self._now - self._asked_at >= ASKED_AGAIN:
-            self._wants_reference, self._asked_at = True, self._now
-
-    def _replace_lost(self, held: Sequence[int], sequence: int) -> None:
-        """Go on from a picture that the receiver holds, and send again the updates that it lacks. Where that is not
-        enough the chain is given up: the next picture begins another."""
-        missing = {
-            key: sent for key, sent in self._held.items()
-            # sent before a frame that has arrived, or long ago, so it is not on its way but lost
-            if key not in held
-            and ((sequence - sent.since) % 256 < 128 or (sent.packets and self._now - sent.at > OVERDUE))
-        }  # fmt: skip
-        updates = {key: sent for key, sent in missing.items() if sent.packets and sent.chain is self._chain}
-        cost = sum(len(bytes(packet)) for sent in updates.values() for packet in sent.packets)
-        absent = [key for key, sent in self._held.items() if key not in held and sent.chain is self._chain]
-        if absent and (absent[0] - 1) % 256 in held and cost < self._rate.key_bytes:
-            for sent in updates.values():
-                self._again += sent.packets
-                sent.since, sent.at, sent.lost = self._sequence, self._now, True
-            missing = {key: sent for key, sent in missing.items() if key not in updates}
-        broken = {id(sent.chain) for sent in missing.values() if sent.chain is not None}
-        kept = {
-            key: sent for key, sent in self._held.items()
-            if key not in missing and not (sent.packets and id(sent.chain) in broken)
-        }  # fmt: skip
-        if not kept and self._now - self._asked_at < ASKED_AGAIN:
-            return
-        self._asked_at, self._held = self._asked_at if kept else self._now, kept
-        if id(self._chain) in broken:
-            self._chain = None
-            self._rate.ended_chain()
-        here = [key for key, sent in self._held.items() if not sent.lost]
-        if here and self._active not in here:
-            self._active = here[-1]
+        self._pictures.on_feedback(packet, self._now, self._sequence)
 
     def recenter_avatar(self) -> None:
         """Take the sender's face in the next frame for the calm one that the avatar's picture stands for."""
@@ -288,7 +226,8 @@ class Encoder:
 
     def flush(self) -> list[Packet]:
         """What is still waiting to be sent, and the packet that ends the stream."""
-        return self._sent([*self._again, *self._aggregator.close(self._protection.again), End(self.stats.frames)])
+        frames = self._aggregator.close(self._protection.again)
+        return self._sent([*self._pictures.again, *frames, End(self.stats.frames)])
 
     # --- steps, in order ---
 
@@ -310,119 +249,20 @@ class Encoder:
         estimate = self._networks.motion(tile, face.box_in(square))
         return estimate if estimate.confidence >= SURE else None
 
-    def _refresh(self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None) -> list[Packet]:
+    def _refresh(self, shot: Shot, seconds: float) -> list[Packet]:
         """Choose the reference for this frame; send a new one where it is due."""
-        if self._avatar is not None and self._held and not self._wants_reference:
-            return []  # the one picture there is does not age
-        if estimate is None or self._as_is:
-            best, drift = self._active, self._staleness(tile, square)
-        else:
-            near = {
-                key: distance(held.keypoints, estimate.placed(square, held.crop).keypoints)
-                for key, held in self._held.items()
-                if held.keypoints is not None and not held.lost
-            }
-            best = min(near, key=near.__getitem__, default=self._active)
-            drift = near.get(best, float("inf"))
-            if self._active in near and drift >= SWITCH * near[self._active]:
-                best = self._active
-        finer = self._chain is not None and self._rate.wants_finer()
-        if self._wants_reference or finer or not self._held or (self.full_frame and self._follower.moved):
-            return self._send_reference(picture, tile, square, estimate)
-        if self._follower.moved or self._rate.affords_picture(drift):
-            if self._chain is None:
-                return self._send_reference(picture, tile, square, estimate)
-            return self._send_update(tile, square, estimate)
-        self._active = best
-        return []
-
-    def _staleness(self, tile: Array, square: Square) -> float:
-        """How far the picture has moved on from the reference in use, as drift, where no keypoints can tell."""
-        held = self._held.get(self._active)
-        if held is None or held.crop != square:
-            return float("inf")
-        return float(np.sqrt(max(0.0, _error(tile, held.features.picture) - held.error))) / GREY_PER_PIXEL
-
-    def _send_reference(
-        self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None
-    ) -> list[Packet]:
-        """A picture that stands on its own: a key that begins a chain, or a still."""
-        budget = self._rate.still_bytes if self._held and not self._updates else self._rate.key_bytes
-        packets: list[Packet] = [self._header()] if self.repeat_header and self._held else []
-        if self._backdrop_due or (self.full_frame and self._follower.moved):
-            packets += self._parts(
-                encode_reference(resize(picture, *tile.shape[:2]), max_bytes=2 * budget), BACKDROP, square
-            )
-            self._backdrop_due = False
-        budget -= SIGNATURE_BYTES if self._key else 0
-        with self._timed("reference"):
-            if self._updates:
-                self._chain, coded, shown = start_chain(tile, max_bytes=budget, preset=self._rate.preset)
-                self._rate.sent_key(len(coded), SIGNATURE_BYTES if self._key else 0)
-            else:
-                coded = encode_reference(tile, max_bytes=budget)
-                shown = decode_reference(coded, self.pack.size)
-        packets += self._parts(coded, KEY if self._updates else PICTURE, square)
-        self._hold(tile, shown, square, estimate)
-        self._wants_reference, self._wants_intra = False, True
-        self.stats.references += 1
-        return packets
-
-    def _send_update(self, tile: Array, square: Square, estimate: MotionEstimate | None) -> list[Packet]:
-        """The next picture of the chain."""
-        assert self._chain is not None
-        before, place = self._chain.digest, (square.x, square.y, square.side)
-        with self._timed("reference"):
-            coded, shown = self._chain.code(tile)
-        signature = self._signature(UPDATE, place, coded, before)
-        if len(signature) + len(coded) > UPDATE_MAX:  # as after a cut; a chain cannot leave out a picture
-            self._wants_reference = True
+        if self._avatar is not None and self._pictures.keep():
             return []
-        packets = split_update(
-            signature + coded, reference=self._next_id, hash=self._chain.digest[:HASH_BYTES],
-            crop=None if square == self._held[self._newest].crop else place, signed=bool(signature),
+        packets = self._pictures.refresh(
+            shot, seconds, self._sequence, as_is=self._as_is, moved=self._follower.moved
         )  # fmt: skip
-        twice = bool(self._protection.parity)
-        self._rate.sent_update((1 + twice) * sum(len(bytes(packet)) for packet in packets))
-        self._again += packets if twice else []
-        self._hold(tile, shown, square, estimate, packets)
-        self.stats.updates += 1
-        return [*packets]
-
-    def _hold(
-        self, tile: Array, shown: Array, square: Square, estimate: MotionEstimate | None, packets: Sequence[Packet] = ()
-    ) -> None:
-        """Remember what the receiver now has under the next id, and use it."""
-        keypoints = None if estimate is None else estimate.keypoints
-        self._held.pop((self._next_id - REFERENCES_HELD) % 256, None)
-        features, error = self._networks.reference(shown), _error(tile, shown)
-        self._held[self._next_id] = _Held(
-            features, keypoints, square, error, self._sequence, self._now, self._chain, packets
-        )  # fmt: skip
-        self._active = self._newest = self._next_id
-        self._next_id = (self._next_id + 1) % 256
-
-    def _parts(self, coded: bytes, codec: int, square: Square) -> list[Packet]:
-        """Packets of a picture that stands on its own. Its parity goes with the next frame: losses come in runs."""
-        place = (square.x, square.y, square.side)
-        if signature := self._signature(codec, place, coded):
-            coded, codec = signature + coded, codec | SIGNED
-        packets = split(coded, reference=self._next_id, codec=codec, crop=place, parity=self._protection.parity)
-        self._again += [packet for packet in packets if isinstance(packet, Parity)]
-        return [packet for packet in packets if not isinstance(packet, Parity)]
-
-    def _signature(self, codec: int, place: tuple[int, int, int], coded: bytes, before: bytes = b"") -> bytes:
-        """Of the next picture; empty without a key."""
-        if self._key is None:
-            return b""
-        assert self._size is not None
-        said = statement(self.pack.id, self._size, self._next_id, codec, place, coded, self._context, before)
-        return sign(self._key, said)
+        self._wants_intra |= self._pictures.began
+        return packets
 
     def _scene(self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None) -> Array:
         """How what is not the head moved since the reference in use, in the square that this was cut from."""
-        held = self._held[self._active]
-        if estimate is None or self._avatar is not None or held.since == self._sequence:
+        held = self._pictures.current
+        if estimate is None or self._avatar is not None or self._pictures.fresh:
             found = np.zeros((0, 2), np.float32)  # nothing moved since a picture of this very frame
         else:
             here = tile if square == held.crop else crop(picture, held.crop, self.pack.size)
@@ -435,7 +275,7 @@ class Encoder:
         self, estimate: MotionEstimate | None, square: Square, scene: Array, pts: int, seconds: float, *, as_is: bool
     ) -> list[Packet]:
         """``estimate`` was made in ``square``; what is sent is in the square that the reference was cut from."""
-        held, before, period = self._held[self._active], self._quantizer.last, self._protection.period
+        held, before, period = self._pictures.current, self._quantizer.last, self._protection.period
         intra = before is None or ((self._wants_intra or seconds - self._intra_at >= period) and not as_is)
         frozen = estimate is None or (self._as_is and not intra)  # nothing moves, so nothing is sent
         true: MotionParams | None = None
@@ -444,7 +284,7 @@ class Encoder:
             if estimate is not None and not frozen:
                 true = estimate.placed(square, held.crop).relative_to(reference.canonical)
                 true = replace(true, scene=scene)
-        names = intra or self._active != self._named
+        names = intra or self._pictures.active != self._named
         with self._timed("entropy"):
             quality = self._rate.quality
             if names:
@@ -458,12 +298,12 @@ class Encoder:
         step = None if self._pts is None else pts - self._pts
         head = Motion(
             self._sequence, quality.level, quality.components, b"", intra,
-            reference=self._active if names else None,
+            reference=self._pictures.active if names else None,
             pts=pts if intra else None,
             pts_step=None if intra or step == self.frame_duration else step,
             as_is=as_is and not intra,
         )  # fmt: skip
-        self._sequence, self._pts, self._named = (self._sequence + 1) % 256, pts, self._active
+        self._sequence, self._pts, self._named = (self._sequence + 1) % 256, pts, self._pictures.active
         self.stats.as_is_frames += head.as_is
         if intra:
             self._wants_intra, self._intra_at = False, seconds
@@ -473,14 +313,14 @@ class Encoder:
 
     def _check(self, tile: Array, square: Square, estimate: MotionEstimate, scene: Array, seconds: float) -> None:
         """Now and then: does rendering this frame beat showing the reference as it is?"""
-        held = self._held[self._active]
+        held = self._pictures.current
         if seconds - self._check_at < CHECK_SECONDS or held.crop != square:
             return
         self._check_at = seconds
         with self._timed("check"):
             motion = replace(estimate.relative_to(held.features.canonical), scene=scene)
             rendered = self._networks.render(held.features, motion)
-            ratio = (_error(tile, rendered) + 1) / (_error(tile, held.features.picture) + 1)
+            ratio = (squared_error(tile, rendered) + 1) / (squared_error(tile, held.features.picture) + 1)
         self._ratio = float(np.sqrt(self._ratio * ratio))
         leaving = self._as_is and self._ratio < BETTER
         self._wants_intra |= leaving
@@ -506,7 +346,7 @@ class Encoder:
             self.stats.bytes_overhead += size - motion - pictures
             self._rate.spend(size)
         self.stats.packets += len(packets)
-        self.stats.provider = self._networks.provider if self._held else ""
+        self.stats.provider = self._networks.provider if self._pictures.held else ""
         return packets
 
     @property
@@ -520,12 +360,6 @@ class Encoder:
 
     def _timed(self, stage: str) -> AbstractContextManager[None]:
         return timed(self.stats.stage_seconds, stage)
-
-
-def _error(a: Array, b: Array) -> float:
-    """Mean squared error of two uint8 pictures."""
-    difference = np.subtract(a, b, dtype=np.int16).ravel().astype(np.float32)
-    return float(difference @ difference) / difference.size
 
 
 def as_picture(image: Any) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
+from .fields import FRAGMENTS_MAX
 from .packet import PACKET_MAX, UPDATE_FRAGMENTS_MAX, Parity, ReferencePart, Update
 
 PART_BYTES = 1150  # of a picture in one packet, so that it fits a datagram with room for headers
@@ -21,14 +22,15 @@ _Key = tuple[int, int, bool, int, bytes, tuple[int, int, int] | None]
 
 
 def split(
-    coded: bytes, *, reference: int, codec: int, crop: tuple[int, int, int], parity: int = 0
+    coded: bytes, *, reference: int, codec: int, crop: tuple[int, int, int], parity: int = 0,
+    part_bytes: int = PART_BYTES,
 ) -> list[ReferencePart | Parity]:
     """Packets of a coded picture: equally long fragments, then up to ``parity`` XORs of them.
 
     One parity packet makes up for any one lost fragment (a picture of one fragment is simply sent twice); g of them
-    for one in each of g interleaved groups.
+    for one in each of g interleaved groups. part_bytes: of a fragment at most, where FRAGMENTS_MAX of them are enough.
     """
-    pieces = _pieces(coded)
+    pieces = _pieces(coded, min(PART_BYTES, max(part_bytes, -(-len(coded) // FRAGMENTS_MAX))))
     digest, count, groups = hashlib.sha256(coded).digest()[:4], len(pieces), min(parity, len(pieces))
     parts = [ReferencePart(reference, i, count, codec, digest, crop, piece) for i, piece in enumerate(pieces)]
     sums = [_xor(pieces[i::groups], len(pieces[0])) for i in range(groups)]
@@ -45,9 +47,9 @@ def split_update(
     return [Update(reference, i, len(pieces), hash, piece, crop, signed) for i, piece in enumerate(pieces)]
 
 
-def _pieces(coded: bytes) -> list[bytes]:
+def _pieces(coded: bytes, part_bytes: int = PART_BYTES) -> list[bytes]:
     """Equally long but the last, which may be shorter."""
-    size = -(-len(coded) // -(-len(coded) // PART_BYTES))
+    size = -(-len(coded) // -(-len(coded) // part_bytes))
     return [coded[i : i + size] for i in range(0, len(coded), size)]
 
 

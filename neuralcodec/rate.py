@@ -21,11 +21,12 @@ REFERENCES_HELD = 8  # a decoder keeps this many; the oldest is replaced
 FIRST_BYTES, FIRST_POWER = 700, 0.25
 STILL_SECONDS = 1.6  # a still that follows others, where there is no chain
 REFERENCE_BYTES = (400, 12000)  # of both; never smaller (nothing to recognise), never larger (nothing to gain at 256)
-FINER = 1.6  # times the bytes of the last key, when its chain leaves that much of the rate unspent
+FINER = 1.6  # times the bytes of the last key, when its chain leaves that much of the rate without use
+IDLE_SHARE = 0.1  # of the rate that may stay without use before that counts
+PART_SECONDS, PART_BYTES_MIN = 0.1, 150  # of the rate in a part of a key that goes out little by little; 14 are header
 UPDATE_SHARE = 0.12  # of its key's bytes that an update takes, until updates have been seen
 MEMORY = 0.25  # weight of the last update in what the next one is expected to cost
-CLOSE, FAR = 0.3, 1.5  # pixels: drift below CLOSE hardly asks for a picture; at FAR it goes as soon as it can be paid
-REFINE_SECONDS = 1.0  # a head at rest is sent again this often: what stands still gets finer
+CLOSE, FAR = 0.3, 1.5  # pixels: drift below CLOSE asks for no picture; at FAR one goes as soon as it can be paid
 SAVINGS_SECONDS = 0.2  # unspent rate that is kept, or two pictures if they cost more
 SWITCH = 0.7  # another held reference is taken when its distance is below this share of the present one's
 PERIOD = 2.0  # seconds between intra frames: how long a late joiner waits, and how long a lost packet is felt
@@ -70,21 +71,22 @@ class RateControl:
         self.bytes_per_second = target_kbps * 125
         self.quality, self.preset = motion_quality(target_kbps), picture_preset(target_kbps)
         self.picture_bytes = float(self.still_bytes)  # what the next picture is expected to cost
-        self._purse = 0.0
         self.key_bytes = self.first_bytes
-        self._unspent = 0.0  # what the purse could not hold since the last key
+        self._purse = 0.0
+        self._idle = 0.0  # bytes that nothing needed, since the last key
         self._seconds: float | None = None
         self._picture_at = 0.0
 
     def advance(self, seconds: float) -> None:
         """Time has come to ``seconds``."""
         if self._seconds is not None:
-            self._purse += max(0.0, seconds - self._seconds) * self.bytes_per_second
+            earned = max(0.0, seconds - self._seconds) * self.bytes_per_second
+            self._purse += earned
+            self._idle = max(0.0, self._idle - IDLE_SHARE * earned)
         self._seconds = seconds
         # unspent rate does not pile up into a burst, but it shows that the chain could be finer
-        full = max(2 * self.picture_bytes, SAVINGS_SECONDS * self.bytes_per_second)
-        self._unspent += max(0.0, self._purse - full)
-        self._purse = min(self._purse, full)
+        self._idle += max(0.0, self._purse - self._full)
+        self._purse = min(self._purse, self._full)
 
     def spend(self, count: int) -> None:
         self._purse -= count
@@ -92,8 +94,7 @@ class RateControl:
     def sent_key(self, count: int, extra: int = 0) -> None:
         """A chain was begun with so many bytes. extra: bytes that each update takes besides its picture."""
         self.picture_bytes = UPDATE_SHARE * count + extra
-        self._purse += min(count, self._unspent)
-        self._unspent = 0.0
+        self._idle = 0.0
         self._picture_at = self._seconds or 0.0
 
     def ended_chain(self) -> None:
@@ -105,12 +106,22 @@ class RateControl:
         self._picture_at = self._seconds or 0.0
 
     def wants_finer(self) -> bool:
-        """Whether so much of the rate stays unspent that it pays a finer chain; ``key_bytes`` then says how fine."""
+        """Whether so much of the rate finds no use that it pays a finer chain; ``key_bytes`` then says how fine."""
         finer = min(int(FINER * self.key_bytes), REFERENCE_BYTES[1])
-        if finer == self.key_bytes or self._unspent < finer:
+        if finer == self.key_bytes or self._idle < finer:
             return False
-        self.key_bytes = finer
+        self.key_bytes, self._idle = finer, 0.0
         return True
+
+    @property
+    def purse(self) -> float:
+        """Bytes that can be spent now."""
+        return self._purse
+
+    @property
+    def part_bytes(self) -> int:
+        """Of a picture that goes out little by little: so much in a packet."""
+        return max(PART_BYTES_MIN, int(PART_SECONDS * self.bytes_per_second))
 
     @property
     def since_picture(self) -> float:
@@ -125,9 +136,20 @@ class RateControl:
     def still_bytes(self) -> int:
         return int(np.clip(self.bytes_per_second * STILL_SECONDS, *REFERENCE_BYTES))
 
-    def affords_picture(self, drift: float) -> bool:
-        """Whether to send one now that the nearest held reference is ``drift`` pixels away."""
-        if drift < CLOSE and self.since_picture < REFINE_SECONDS:
-            return False
+    def affords_picture(self, drift: float, *, waiting: bool = False) -> bool:
+        """Whether to send one now that the nearest held reference is ``drift`` pixels away.
+
+        waiting: a finer key is on its way and takes what is left over; only a head that is far gets a picture.
+        """
+        if waiting:
+            return drift >= FAR and self._purse >= self.picture_bytes
+        if self._purse >= self._full:  # more would be lost: better a picture that is not needed
+            self._idle += self.picture_bytes if drift < CLOSE else 0.0
+            return True
         urgency = float(np.clip((drift - CLOSE) / (FAR - CLOSE), 0, 1))
-        return self._purse >= self.picture_bytes * (2 - urgency)
+        return drift >= CLOSE and self._purse >= self.picture_bytes * (2 - urgency)
+
+    @property
+    def _full(self) -> float:
+        """What the purse holds."""
+        return max(2 * self.picture_bytes, SAVINGS_SECONDS * self.bytes_per_second)

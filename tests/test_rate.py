@@ -6,7 +6,6 @@ from neuralcodec.rate import (
     FAR,
     PIXEL,
     REFERENCE_BYTES,
-    REFINE_SECONDS,
     RateControl,
     distance,
     motion_quality,
@@ -48,15 +47,15 @@ def test_the_purse_pays_a_picture_when_the_head_is_far_and_waits_when_it_is_near
     assert not rate.affords_picture(FAR)
 
 
-def test_a_head_at_rest_is_refined_now_and_then() -> None:
+def test_a_head_at_rest_gets_what_would_be_lost() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
     rate.sent_key(1000)
-    rate.advance(0.9 * REFINE_SECONDS)
+    rate.advance(1.9 * paid(rate))
     assert not rate.affords_picture(0.0)
-    rate.advance(1.1 * REFINE_SECONDS)
+    rate.advance(2.1 * paid(rate))
     assert rate.affords_picture(0.0)
-    rate.sent_update(40)
+    rate.spend(int(rate.picture_bytes))
     assert not rate.affords_picture(0.0)
 
 
@@ -71,16 +70,43 @@ def test_a_long_pause_does_not_pay_for_a_burst() -> None:
     assert not rate.affords_picture(FAR)
 
 
-def test_unspent_rate_pays_a_finer_chain_once() -> None:
+def idle_seconds(rate: RateControl, start: float, seconds: float, drift: float) -> bool:
+    """A head at this drift for so long, 25 frames a second; whether a finer chain was wanted."""
+    for frame in range(int(25 * seconds)):
+        rate.advance(start + frame / 25)
+        if rate.affords_picture(drift):
+            rate.sent_update(int(rate.picture_bytes))
+            rate.spend(int(rate.picture_bytes))
+        if rate.wants_finer():
+            return True
+    return False
+
+
+def test_rate_without_use_pays_a_finer_chain_once() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
     rate.sent_key(rate.key_bytes)
     before = rate.key_bytes
-    assert not rate.wants_finer()
-    rate.advance(20.0)
-    assert rate.wants_finer() and before < rate.key_bytes <= 2 * before
+    assert not idle_seconds(rate, 0.0, 1.0, 0.0)
+    assert idle_seconds(rate, 1.0, 10.0, 0.0) and before < rate.key_bytes <= 2 * before
     rate.sent_key(rate.key_bytes)
     assert not rate.wants_finer()
+
+
+def test_a_head_that_moves_wants_no_finer_chain() -> None:
+    rate = RateControl(4)
+    rate.advance(0.0)
+    rate.sent_key(rate.key_bytes)
+    assert not idle_seconds(rate, 0.0, 60.0, FAR)
+
+
+def test_while_a_finer_key_is_on_its_way_only_a_far_head_gets_a_picture() -> None:
+    rate = RateControl(4)
+    rate.advance(0.0)
+    rate.sent_key(1000)
+    rate.advance(10.0)
+    assert rate.affords_picture(0.9 * FAR) and not rate.affords_picture(0.9 * FAR, waiting=True)
+    assert rate.affords_picture(FAR, waiting=True)
 
 
 @pytest.mark.parametrize("kbps", [2, 4, 8, 16, 32])

@@ -1,0 +1,335 @@
+"""The reference pictures a sender gives out: which one a frame refers to, when another is due, how it is coded and cut.
+
+The other end of pictures.py. A picture that stands on its own goes out at once where nothing can be shown without it; a
+finer key that only makes use of rate left over goes out in small parts, between frames, while the old chain is in use.
+Knows packets, chains and the rate; no motion packets and no clock: time is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .chain import HASH_BYTES, ChainEncoder, start_chain
+from .face import Square, resize
+from .fragments import UPDATE_MAX, split, split_update
+from .inference import Inference, MotionEstimate, ReferenceFeatures
+from .motion import Array
+from .pack import Pack
+from .packet import SIGNED, Feedback, Packet, Parity, ReferencePart, StreamHeader
+from .protection import Protection, protection
+from .rate import FAR, REFERENCES_HELD, SWITCH, RateControl, distance
+from .reference import BACKDROP, KEY, PICTURE, UPDATE, decode_reference, encode_reference
+from .signing import SIGNATURE_BYTES, sign, statement
+from .stats import EncoderStats, timed
+
+OVERDUE = 0.2  # seconds after which an update that a receiver in trouble does not hold is taken for lost
+ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
+OFTEN_SECONDS = 0.14  # pictures that follow each other faster than this are shown as they are
+GREY_PER_PIXEL = 4.0  # rms grey levels of change that count as one pixel of drift where no face can be measured
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A frame of the camera. picture: all of it, uint8 RGB. square: what is coded of it; tile: that, (S, S, 3).
+    estimate: the face found in the tile, or None."""
+
+    picture: Array
+    tile: Array
+    square: Square
+    estimate: MotionEstimate | None
+
+
+@dataclass
+class Held:
+    """A picture that the receiver should have."""
+
+    features: ReferenceFeatures
+    keypoints: Array | None  # of the camera's picture; None: no face in it
+    crop: Square
+    error: float  # mean squared error of coding
+    since: int  # sequence number of the first frame after it was sent
+    at: float  # seconds, when it was sent
+    chain: ChainEncoder | None = None  # that it belongs to; None: a still
+    packets: Sequence[Packet] = ()  # of an update, to send it again
+    lost: bool = False  # a receiver has said so and not yet said that it came after all
+
+
+@dataclass
+class _Coming:
+    """A key on its way in small parts."""
+
+    id: int
+    chain: ChainEncoder
+    shot: Shot
+    shown: Array
+    size: int
+    parts: list[ReferencePart | Parity] = field(default_factory=list)
+
+
+class PictureSender:
+    """All pictures of one stream.
+
+    key: an Ed25519 private key that signs them, or None. context: what is signed besides. updates: see Encoder.
+    header: of the stream, known from the first frame on. protection: what losses demand at present.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        networks: Inference,
+        stats: EncoderStats,
+        rate: RateControl,
+        *,
+        updates: bool = True,
+        key: Any = None,
+        context: bytes = b"",
+        full_frame: bool = False,
+        repeat_header: bool = True,
+    ) -> None:
+        self.rate = rate
+        self.header: StreamHeader | None = None
+        self.protection: Protection = protection(0.0)
+        self.held: dict[int, Held] = {}
+        self.active = self.next_id = 0  # ids of the picture in use and of the next one
+        self.wanted = False  # one that stands on its own is due
+        self.began = False  # with this frame one has become the picture in use
+        self.fresh = False  # the picture in use is of this very frame
+        self.again: list[Packet] = []  # to be sent once more with the next frame
+        self._pack, self._networks, self._stats = pack, networks, stats
+        self._updates, self._key, self._context = updates, key, context
+        self._full_frame, self._repeat_header = full_frame, repeat_header
+        self._backdrop_due = full_frame
+        self._chain: ChainEncoder | None = None
+        self._coming: _Coming | None = None
+        self._newest = -1  # id of the one sent last
+        self._now, self._sequence = 0.0, 0
+        self._asked_at = float("-inf")  # seconds, of the last reference sent because a receiver asked
+
+    @property
+    def current(self) -> Held:
+        """The picture in use."""
+        return self.held[self.active]
+
+    def refresh(self, shot: Shot, seconds: float, sequence: int, *, as_is: bool, moved: bool) -> list[Packet]:
+        """Choose the picture for the frame of this number and time; send a new one where it is due.
+
+        as_is: frames are shown as pictures, so that keypoints say nothing. moved: the coded square jumped.
+        """
+        self._now, self._sequence, self.began, self.fresh = seconds, sequence, False, False
+        best, drift = self._nearest(shot, as_is=as_is)
+        if self.wanted or not self.held or (self._full_frame and moved):
+            return self._send_reference(shot, surroundings=self._full_frame and moved)
+        if self._chain is None:
+            if moved or self.rate.affords_picture(drift):
+                return self._send_reference(shot)
+        elif moved or self.rate.affords_picture(drift, waiting=self._coming is not None):
+            return self._send_update(shot)
+        self.active = best
+        if self._coming is not None:
+            return self._send_parts() if drift < FAR else []
+        if self._chain is not None and self.rate.wants_finer():
+            self._begin_finer(shot)
+        return []
+
+    def keep(self) -> bool:
+        """Whether the picture there is will do: one of an avatar does not age."""
+        self.began = self.fresh = False
+        return bool(self.held) and not self.wanted
+
+    def on_feedback(self, feedback: Feedback, seconds: float, sequence: int) -> None:
+        """React to what a receiver lacks. sequence: of the next frame."""
+        self._now, self._sequence = seconds, sequence
+        for key in feedback.held:
+            if key in self.held:
+                self.held[key].lost = False
+        if (feedback.need_reference or feedback.need_intra) and feedback.sequence is not None:
+            self._replace_lost(feedback.held, feedback.sequence)
+        elif feedback.need_reference and self._now - self._asked_at >= ASKED_AGAIN:
+            self.wanted, self._asked_at = True, self._now
+
+    # --- which, and when ---
+
+    def _nearest(self, shot: Shot, *, as_is: bool) -> tuple[int, float]:
+        """The held picture that is best for this frame, and how far away it is, pixels of 256."""
+        estimate = shot.estimate
+        if estimate is None or as_is:
+            return self.active, self._staleness(shot)
+        near = {
+            key: distance(held.keypoints, estimate.placed(shot.square, held.crop).keypoints)
+            for key, held in self.held.items()
+            if held.keypoints is not None and not held.lost
+        }
+        best = min(near, key=near.__getitem__, default=self.active)
+        drift = near.get(best, float("inf"))
+        if self.active in near and drift >= SWITCH * near[self.active]:
+            best = self.active
+        return best, drift
+
+    def _staleness(self, shot: Shot) -> float:
+        """How far the picture has moved on from the one in use, as drift, where no keypoints can tell."""
+        held = self.held.get(self.active)
+        if held is None or held.crop != shot.square:
+            return float("inf")
+        changed = squared_error(shot.tile, held.features.picture) - held.error
+        return float(np.sqrt(max(0.0, changed))) / GREY_PER_PIXEL
+
+    def _replace_lost(self, held: Sequence[int], sequence: int) -> None:
+        """Go on from a picture that the receiver holds, and send again the updates that it lacks. Where that is not
+        enough the chain is given up: the next picture begins another."""
+        missing = {
+            key: sent for key, sent in self.held.items()
+            # sent before a frame that has arrived, or long ago, so it is not on its way but lost
+            if key not in held
+            and ((sequence - sent.since) % 256 < 128 or (sent.packets and self._now - sent.at > OVERDUE))
+        }  # fmt: skip
+        updates = {key: sent for key, sent in missing.items() if sent.packets and sent.chain is self._chain}
+        cost = sum(len(bytes(packet)) for sent in updates.values() for packet in sent.packets)
+        absent = [key for key, sent in self.held.items() if key not in held and sent.chain is self._chain]
+        if absent and (absent[0] - 1) % 256 in held and cost < self.rate.key_bytes:
+            for sent in updates.values():
+                self.again += sent.packets
+                sent.since, sent.at, sent.lost = self._sequence, self._now, True
+            missing = {key: sent for key, sent in missing.items() if key not in updates}
+        broken = {id(sent.chain) for sent in missing.values() if sent.chain is not None}
+        kept = {
+            key: sent for key, sent in self.held.items()
+            if key not in missing and not (sent.packets and id(sent.chain) in broken)
+        }  # fmt: skip
+        if not kept and self._now - self._asked_at < ASKED_AGAIN:
+            return
+        self._asked_at, self.held = self._asked_at if kept else self._now, kept
+        if id(self._chain) in broken:
+            self._chain = self._coming = None
+            self.rate.ended_chain()
+        here = [key for key, sent in self.held.items() if not sent.lost]
+        if here and self.active not in here:
+            self.active = here[-1]
+
+    # --- sending ---
+
+    def _send_reference(self, shot: Shot, *, surroundings: bool = False) -> list[Packet]:
+        """A picture that stands on its own, at once: a key that begins a chain, or a still."""
+        budget = self.rate.still_bytes if self.held and not self._updates else self.rate.key_bytes
+        packets: list[Packet] = [self.header] if self._repeat_header and self.held and self.header else []
+        if self._backdrop_due or surroundings:
+            backdrop = encode_reference(resize(shot.picture, *shot.tile.shape[:2]), max_bytes=2 * budget)
+            packets += self._unprotected(self._parts(backdrop, BACKDROP, shot.square, self.next_id))
+            self._backdrop_due = False
+        budget -= SIGNATURE_BYTES if self._key else 0
+        self._coming = None
+        with self._timed():
+            if self._updates:
+                self._chain, coded, shown = start_chain(shot.tile, max_bytes=budget, preset=self.rate.preset)
+                self.rate.sent_key(len(coded), SIGNATURE_BYTES if self._key else 0)
+            else:
+                coded = encode_reference(shot.tile, max_bytes=budget)
+                shown = decode_reference(coded, self._pack.size)
+        codec = KEY if self._updates else PICTURE
+        packets += self._unprotected(self._parts(coded, codec, shot.square, self.next_id))
+        self._hold(self._take_id(), shot, shown)
+        self.wanted, self.began, self.fresh = False, True, True
+        self._stats.references += 1
+        return packets
+
+    def _begin_finer(self, shot: Shot) -> None:
+        """Code the key of a finer chain. Its parts go out as the rate allows, and nothing refers to it until then."""
+        budget = self.rate.key_bytes - (SIGNATURE_BYTES if self._key else 0)
+        with self._timed():
+            chain, coded, shown = start_chain(shot.tile, max_bytes=budget, preset=self.rate.preset)
+        self._coming = _Coming(self._take_id(), chain, shot, shown, len(coded))
+        self._coming.parts = self._parts(coded, KEY, shot.square, self._coming.id, self.rate.part_bytes)
+
+    def _send_parts(self) -> list[Packet]:
+        """What can be paid of the key that is on its way; the last part makes it the picture in use."""
+        coming = self._coming
+        assert coming is not None
+        if (self.next_id - coming.id) % 256 >= REFERENCES_HELD:  # its place at the receiver has been taken
+            self._coming = None
+            return []
+        packets: list[Packet] = []
+        left = self.rate.purse
+        while coming.parts and (size := len(bytes(coming.parts[0]))) <= left:
+            left -= size
+            packets.append(coming.parts.pop(0))
+        if not coming.parts:
+            self._coming, self._chain = None, coming.chain
+            self.rate.sent_key(coming.size, SIGNATURE_BYTES if self._key else 0)
+            self._hold(coming.id, coming.shot, coming.shown)
+            self.began = True
+            self._stats.references += 1
+        return packets
+
+    def _send_update(self, shot: Shot) -> list[Packet]:
+        """The next picture of the chain."""
+        assert self._chain is not None
+        square = shot.square
+        before, place = self._chain.digest, (square.x, square.y, square.side)
+        with self._timed():
+            coded, shown = self._chain.code(shot.tile)
+        signature = self._signature(UPDATE, place, coded, self.next_id, before)
+        if len(signature) + len(coded) > UPDATE_MAX:  # as after a cut; a chain cannot leave out a picture
+            self.wanted = True
+            return []
+        packets = split_update(
+            signature + coded, reference=self.next_id, hash=self._chain.digest[:HASH_BYTES],
+            crop=None if square == self.held[self._newest].crop else place, signed=bool(signature),
+        )  # fmt: skip
+        twice = bool(self.protection.parity)
+        self.rate.sent_update((1 + twice) * sum(len(bytes(packet)) for packet in packets))
+        self.again += packets if twice else []
+        self._hold(self._take_id(), shot, shown, packets)
+        self.fresh = True
+        self._stats.updates += 1
+        return [*packets]
+
+    def _take_id(self) -> int:
+        taken, self.next_id = self.next_id, (self.next_id + 1) % 256
+        return taken
+
+    def _hold(self, key: int, shot: Shot, shown: Array, packets: Sequence[Packet] = ()) -> None:
+        """Remember what the receiver now has under this id, and use it."""
+        keypoints = None if shot.estimate is None else shot.estimate.keypoints
+        self.held = {k: sent for k, sent in self.held.items() if (k - key) % REFERENCES_HELD}
+        features, error = self._networks.reference(shown), squared_error(shot.tile, shown)
+        self.held[key] = Held(
+            features, keypoints, shot.square, error, self._sequence, self._now, self._chain, packets
+        )  # fmt: skip
+        self.active = self._newest = key
+
+    def _parts(
+        self, coded: bytes, codec: int, square: Square, key: int, part_bytes: int | None = None
+    ) -> list[ReferencePart | Parity]:
+        """Packets of a picture that stands on its own."""
+        place = (square.x, square.y, square.side)
+        if signature := self._signature(codec, place, coded, key):
+            coded, codec = signature + coded, codec | SIGNED
+        size = {} if part_bytes is None else {"part_bytes": part_bytes}
+        return split(coded, reference=key, codec=codec, crop=place, parity=self.protection.parity, **size)
+
+    def _unprotected(self, packets: list[ReferencePart | Parity]) -> list[Packet]:
+        """Without the parity, which goes with the next frame: losses come in runs."""
+        self.again += [packet for packet in packets if isinstance(packet, Parity)]
+        return [packet for packet in packets if not isinstance(packet, Parity)]
+
+    def _signature(self, codec: int, place: tuple[int, int, int], coded: bytes, key: int, before: bytes = b"") -> bytes:
+        """Of the picture of this id; empty without a private key."""
+        if self._key is None:
+            return b""
+        assert self.header is not None
+        size = self.header.width, self.header.height
+        said = statement(self._pack.id, size, key, codec, place, coded, self._context, before)
+        return sign(self._key, said)
+
+    def _timed(self) -> AbstractContextManager[None]:
+        return timed(self._stats.stage_seconds, "reference")
+
+
+def squared_error(a: Array, b: Array) -> float:
+    """Mean squared error of two uint8 pictures."""
+    difference = np.subtract(a, b, dtype=np.int16).ravel().astype(np.float32)
+    return float(difference @ difference) / difference.size
