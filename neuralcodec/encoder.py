@@ -30,10 +30,10 @@ from .packet import (
     Update,
     parse_packet,
 )
-from .protection import Aggregator, Protection, believed, protection
+from .protection import HEARD_SECONDS, Aggregator, Protection, believed, protection
 from .quantizer import Quantizer
 from .rate import RateControl, distance
-from .sender import OFTEN_SECONDS, PictureSender, Shot, squared_error
+from .sender import OFTEN_SECONDS, OVERDUE, PictureSender, Shot, squared_error
 from .signing import private_key
 from .stats import EncoderStats, timed
 
@@ -111,6 +111,9 @@ class Encoder:
         self._expected_loss = self._loss = loss
         self._aggregator = Aggregator(self._coder, frames_per_packet)
         self._now = 0.0
+        self._reported = -1  # newest frame that a receiver has told of
+        self._intra_sequence = 0  # number of the last intra frame
+        self._heard_at = float("-inf")  # seconds, of the last report that told what the receiver holds
         self._named = -1  # reference that motion packets named last
         self._scene_of: ReferenceFeatures | None = None  # the reference of _last_scene
         self._last_scene: Array = np.zeros((0, 2), np.float32)
@@ -213,9 +216,13 @@ class Encoder:
         packet = parse_packet(feedback) if isinstance(feedback, bytes) else feedback
         if not isinstance(packet, Feedback):
             raise BitstreamError(f"a {type(packet).__name__} where feedback is expected; drop the packet")
-        self._wants_intra |= packet.need_intra
+        if packet.need_intra and not self._intra_on_its_way(packet.sequence):
+            self._wants_intra = True
         if packet.sequence is not None:
-            self._loss = max(self._expected_loss, believed(self._loss, packet.lost / 256))
+            frames = (packet.sequence - self._reported) % 256
+            self._reported = packet.sequence
+            self._loss = max(self._expected_loss, believed(self._loss, packet.lost / 256, frames))
+            self._heard_at = self._now
         self._pictures.on_feedback(packet, self._now, self._sequence)
 
     def recenter_avatar(self) -> None:
@@ -228,6 +235,11 @@ class Encoder:
         """What is still waiting to be sent, and the packet that ends the stream."""
         frames = self._aggregator.close(self._protection.again)
         return self._sent([*self._pictures.again, *frames, End(self.stats.frames)])
+
+    def _intra_on_its_way(self, seen: int | None) -> bool:
+        """Whether a receiver that has seen this frame may yet get the last intra frame."""
+        late = self._now - self._intra_at > OVERDUE
+        return not late and seen is not None and 0 < (self._intra_sequence - seen) % 256 < 128
 
     # --- steps, in order ---
 
@@ -306,7 +318,7 @@ class Encoder:
         self._sequence, self._pts, self._named = (self._sequence + 1) % 256, pts, self._pictures.active
         self.stats.as_is_frames += head.as_is
         if intra:
-            self._wants_intra, self._intra_at = False, seconds
+            self._wants_intra, self._intra_at, self._intra_sequence = False, seconds, head.sequence
             self.stats.intra_frames += 1
         with self._timed("entropy"):
             return self._aggregator.add(head, symbols, self._protection.again)
@@ -340,6 +352,7 @@ class Encoder:
             size = len(bytes(packet))
             inside = packet.packets if isinstance(packet, Bundle) else (packet,)
             motion = sum(len(p.payload) for p in inside if isinstance(p, Motion))
+            self._rate.spend_motion(sum(len(bytes(p)) for p in inside if isinstance(p, Motion)))
             pictures = sum(len(p.payload) for p in inside if isinstance(p, ReferencePart | Parity | Update))
             self.stats.bytes_motion += motion
             self.stats.bytes_reference += pictures
@@ -351,7 +364,7 @@ class Encoder:
 
     @property
     def _protection(self) -> Protection:
-        return protection(self._loss)
+        return protection(self._loss, heard=self._now - self._heard_at < HEARD_SECONDS)
 
     def _check_pts(self, pts: int) -> None:
         last = self._waiting[-1] if self._waiting else self._pts

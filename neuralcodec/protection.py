@@ -29,18 +29,24 @@ LADDER = (
     (0.03, Protection(1, 1, PERIOD)),
     (0.0, Protection(0, 0, PERIOD)),
 )
+HEARD_SECONDS = 2.0  # a report is so long a sign that there is a way back
 AGAIN_MAX = 8  # frames that can be sent again
-RISE, FALL = 0.5, 0.1  # of the way from the loss believed in to the loss reported: worse is believed sooner
+RISE, FALL = 0.05, 0.01  # of the way from the loss believed in to the loss reported, for each frame the report is about
 
 
-def protection(loss: float) -> Protection:
-    """What to add when this share of packets, 0..1, is being lost."""
-    return next(choice for floor, choice in LADDER if loss >= floor)
+def protection(loss: float, *, heard: bool = False) -> Protection:
+    """What to add when this share of packets, 0..1, is being lost.
+
+    heard: the receiver reports what it lacks. Then a lost picture is sent again when it is asked for, and none before:
+    twice the bytes for every picture would cost more picture than the round trip does.
+    """
+    choice = next(choice for floor, choice in LADDER if loss >= floor)
+    return replace(choice, parity=0) if heard else choice
 
 
-def believed(before: float, reported: float) -> float:
-    """The loss to protect against after one more report."""
-    return before + (reported - before) * (RISE if reported > before else FALL)
+def believed(before: float, reported: float, frames: int) -> float:
+    """The loss to protect against after a report about so many frames: worse is believed sooner, few frames less."""
+    return before + (reported - before) * (1 - (1 - (RISE if reported > before else FALL)) ** max(1, frames))
 
 
 Frame = tuple[Motion, Symbols]  # a frame and what its packet would say without others; the payload is empty

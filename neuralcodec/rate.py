@@ -7,6 +7,7 @@ paid for and the head has moved away from all pictures that are held. The consta
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ REFERENCES_HELD = 8  # a decoder keeps this many; the oldest is replaced
 FIRST_BYTES, FIRST_POWER = 700, 0.25
 STILL_SECONDS = 1.6  # a still that follows others, where there is no chain
 REFERENCE_BYTES = (400, 12000)  # of both; never smaller (nothing to recognise), never larger (nothing to gain at 256)
-FINER = 1.6  # times the bytes of the last key, when its chain leaves that much of the rate without use
+FINER = (1.3, 2.0)  # times the bytes of the last key, at least and at most, when the rate it leaves pays for that
 IDLE_SHARE = 0.1  # of the rate that may stay without use before that counts
 PART_SECONDS, PART_BYTES_MIN = 0.1, 150  # of the rate in a part of a key that goes out little by little; 14 are header
 UPDATE_SHARE = 0.12  # of its key's bytes that an update takes, until updates have been seen
@@ -40,17 +41,18 @@ class MotionQuality:
     components: int
 
 
-LADDER = (  # from this many kbit/s on; 4.4, 3.6, 2.9 and 1.9 bytes a frame on validation tracks, 0.17 to 0.56 px off
-    (6.0, MotionQuality(0, 7)),
-    (3.0, MotionQuality(1, 7)),
-    (1.8, MotionQuality(2, 6)),
-    (0.0, MotionQuality(4, 5)),
-)
+# From fine to coarse: 4.4, 3.6, 2.9 and 1.9 bytes a frame (of the first four but one) on validation tracks without scene,
+# 0.17 to 0.56 px off.
+QUALITIES = tuple(MotionQuality(*q) for q in ((0, 7), (1, 7), (2, 6), (3, 6), (4, 5), (5, 5), (6, 4)))
+LADDER = ((6.0, 0), (3.0, 1), (1.8, 2), (0.0, 4))  # from this many kbit/s on, the finest of them that is used
+MOTION_SHARE = (0.25, 0.5)  # of the rate: motion that takes less is coded finer again, that takes more is coded coarser
+MOTION_SECONDS = 0.5  # over which that is measured, and after which it is looked at again
 PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
 
 
 def motion_quality(target_kbps: float) -> MotionQuality:
-    return next(quality for floor, quality in LADDER if target_kbps >= floor)
+    """The finest used at this rate."""
+    return QUALITIES[next(place for floor, place in LADDER if target_kbps >= floor)]
 
 
 def picture_preset(target_kbps: float) -> int:
@@ -69,21 +71,32 @@ class RateControl:
         if not 0.5 <= target_kbps <= 1000:
             raise ValueError(f"target_kbps is {target_kbps}; expected 0.5 to 1000 kbit/s.")
         self.bytes_per_second = target_kbps * 125
-        self.quality, self.preset = motion_quality(target_kbps), picture_preset(target_kbps)
+        self.preset = picture_preset(target_kbps)
+        self._finest = self._coarseness = QUALITIES.index(motion_quality(target_kbps))
+        self._motion = 0.0  # bytes a second that motion takes, lately
+        self._changed = 0.0  # seconds, when the quality of motion changed
         self.picture_bytes = float(self.still_bytes)  # what the next picture is expected to cost
         self.key_bytes = self.first_bytes
         self._purse = 0.0
-        self._idle = 0.0  # bytes that nothing needed, since the last key
+        self._idle = self._earned = 0.0  # since the last key: bytes that nothing needed, and all that could be spent
         self._seconds: float | None = None
         self._picture_at = 0.0
 
     def advance(self, seconds: float) -> None:
         """Time has come to ``seconds``."""
         if self._seconds is not None:
+            self._motion *= math.exp(-max(0.0, seconds - self._seconds) / MOTION_SECONDS)
             earned = max(0.0, seconds - self._seconds) * self.bytes_per_second
             self._purse += earned
+            self._earned += earned
             self._idle = max(0.0, self._idle - IDLE_SHARE * earned)
         self._seconds = seconds
+        if seconds - self._changed >= MOTION_SECONDS:
+            share = self._motion / self.bytes_per_second
+            coarser = share > MOTION_SHARE[1] and self._coarseness + 1 < len(QUALITIES)
+            finer = share < MOTION_SHARE[0] and self._coarseness > self._finest
+            if coarser or finer:
+                self._coarseness, self._changed = self._coarseness + coarser - finer, seconds
         # unspent rate does not pile up into a burst, but it shows that the chain could be finer
         self._idle += max(0.0, self._purse - self._full)
         self._purse = min(self._purse, self._full)
@@ -91,10 +104,19 @@ class RateControl:
     def spend(self, count: int) -> None:
         self._purse -= count
 
+    def spend_motion(self, count: int) -> None:
+        """So many bytes of what is spent were motion; where it takes too much of the rate it is coded more coarsely."""
+        self._motion += count / MOTION_SECONDS
+
+    @property
+    def quality(self) -> MotionQuality:
+        """How the next motion frame is to be quantized."""
+        return QUALITIES[self._coarseness]
+
     def sent_key(self, count: int, extra: int = 0) -> None:
         """A chain was begun with so many bytes. extra: bytes that each update takes besides its picture."""
         self.picture_bytes = UPDATE_SHARE * count + extra
-        self._idle = 0.0
+        self._idle = self._earned = 0.0
         self._picture_at = self._seconds or 0.0
 
     def ended_chain(self) -> None:
@@ -107,10 +129,11 @@ class RateControl:
 
     def wants_finer(self) -> bool:
         """Whether so much of the rate finds no use that it pays a finer chain; ``key_bytes`` then says how fine."""
-        finer = min(int(FINER * self.key_bytes), REFERENCE_BYTES[1])
+        used = 1 - self._idle / max(self._earned, 1.0)  # updates cost in proportion to the key they follow
+        finer = min(int(self.key_bytes * float(np.clip(1 / max(used, 0.1), *FINER))), REFERENCE_BYTES[1])
         if finer == self.key_bytes or self._idle < finer:
             return False
-        self.key_bytes, self._idle = finer, 0.0
+        self.key_bytes, self._idle, self._earned = finer, 0.0, 0.0
         return True
 
     @property

@@ -122,6 +122,8 @@ class PictureSender:
         """
         self._now, self._sequence, self.began, self.fresh = seconds, sequence, False, False
         best, drift = self._nearest(shot, as_is=as_is)
+        if self._chain is not None and self._coming is None and self.rate.wants_finer():
+            self._begin_finer(shot)
         if self.wanted or not self.held or (self._full_frame and moved):
             return self._send_reference(shot, surroundings=self._full_frame and moved)
         if self._chain is None:
@@ -130,11 +132,7 @@ class PictureSender:
         elif moved or self.rate.affords_picture(drift, waiting=self._coming is not None):
             return self._send_update(shot)
         self.active = best
-        if self._coming is not None:
-            return self._send_parts() if drift < FAR else []
-        if self._chain is not None and self.rate.wants_finer():
-            self._begin_finer(shot)
-        return []
+        return self._send_parts() if self._coming is not None and drift < FAR else []
 
     def keep(self) -> bool:
         """Whether the picture there is will do: one of an avatar does not age."""

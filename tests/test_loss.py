@@ -71,7 +71,7 @@ def test_a_lost_picture_never_shows_as_an_older_one(portrait_clip: Clip) -> None
     """Its id modulo 8 is that of a picture held: the motion goes on, on the picture before, and says so."""
     sender, receiver = ends()
     received(receiver, [p for packets in sent(sender, portrait_clip, range(2)) for p in packets])
-    sender._next_id = 8
+    sender._pictures.next_id = 8
     sender.send_reference()
     packets = sender.encode(portrait_clip[2], 2)
     lost = [bytes(p) for p in packets if isinstance(p, ReferencePart)]
@@ -108,7 +108,7 @@ def test_a_picture_still_on_its_way_is_not_given_up(portrait_clip: Clip) -> None
     sender.send_reference()
     sent(sender, portrait_clip, range(2, 4))
     sender.on_feedback(Feedback(1, 0, (), need_reference=True))  # of before the second picture was sent
-    assert set(sender._held) == {1}
+    assert set(sender._pictures.held) == {1}
 
 
 def test_a_late_joiner_is_shown_within_one_request(portrait_clip: Clip) -> None:
@@ -129,11 +129,11 @@ def test_a_late_joiner_is_shown_within_one_request(portrait_clip: Clip) -> None:
 
 def test_reported_loss_turns_protection_on_and_slowly_off() -> None:
     sender, _ = ends()
-    for _ in range(3):
-        sender.on_feedback(Feedback(0, 64))
+    for report in range(3):
+        sender.on_feedback(Feedback(10 * report, 64))
     assert sender._loss > 0.15
-    for _ in range(60):
-        sender.on_feedback(Feedback(0, 0))
+    for report in range(3, 63):
+        sender.on_feedback(Feedback(10 * report % 256, 0))
     assert sender._loss < 0.03
     for wrong in (b"\x04\x01", b"\x08\xff", b""):
         with pytest.raises(BitstreamError):

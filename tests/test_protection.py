@@ -71,4 +71,12 @@ def test_without_repeats_nothing_is_added(tables: MotionTables) -> None:
 def test_the_ladder() -> None:
     assert protection(0.0).again == 0 and protection(0.05).again == 1 and protection(0.3).again == 2
     assert [floor for floor, _ in LADDER] == sorted((floor for floor, _ in LADDER), reverse=True)
-    assert believed(0.0, 0.2) == pytest.approx(0.1) and believed(0.2, 0.0) == pytest.approx(0.18)
+    heard = protection(0.05, heard=True)
+    assert heard.parity == 0 < protection(0.05).parity and heard.again == 1
+
+
+def test_worse_loss_is_believed_sooner_and_a_report_about_few_frames_less() -> None:
+    up, down = believed(0.0, 0.2, 10), 0.2 - believed(0.2, 0.0, 10)
+    assert 0 < down < up < 0.2
+    assert believed(0.0, 0.2, 2) < 0.3 * up and believed(0.0, 0.2, 0) > 0
+    assert believed(believed(0.0, 0.2, 5), 0.2, 5) == pytest.approx(up)

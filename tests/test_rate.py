@@ -4,6 +4,7 @@ import pytest
 from neuralcodec.rate import (
     CLOSE,
     FAR,
+    MOTION_SHARE,
     PIXEL,
     REFERENCE_BYTES,
     RateControl,
@@ -22,6 +23,28 @@ def test_finer_motion_at_higher_rates() -> None:
     qualities = [motion_quality(kbps) for kbps in (1, 2, 4, 8, 64)]
     assert [q.level for q in qualities] == sorted((q.level for q in qualities), reverse=True)
     assert [q.components for q in qualities] == sorted(q.components for q in qualities)
+
+
+def test_motion_that_takes_too_much_is_coded_coarser_and_finer_again_when_it_is_quiet() -> None:
+    rate = RateControl(4)
+    finest, frame = rate.quality, 0
+
+    def seconds(count: int, motion: float) -> None:
+        nonlocal frame
+        for _ in range(25 * count):
+            rate.advance(frame / 25)
+            rate.spend_motion(int(motion * rate.bytes_per_second / 25))
+            frame += 1
+
+    seconds(5, MOTION_SHARE[0])
+    assert rate.quality == finest
+    seconds(5, 1.2 * MOTION_SHARE[1])
+    coarse = rate.quality
+    assert coarse.level > finest.level
+    seconds(5, (MOTION_SHARE[0] + MOTION_SHARE[1]) / 2)
+    assert rate.quality == coarse
+    seconds(10, 0.5 * MOTION_SHARE[0])
+    assert rate.quality == finest
 
 
 @pytest.mark.parametrize("kbps", [0, -1, float("nan"), 1e9])
