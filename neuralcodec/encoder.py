@@ -16,6 +16,7 @@ from .chain import HASH_BYTES, ChainEncoder, start_chain
 from .entropy import EntropyCoder
 from .errors import BitstreamError
 from .face import CropFollower, Face, Square, crop, resize
+from .focus import soften
 from .fragments import UPDATE_MAX, split, split_update
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .motion import Array, MotionParams
@@ -82,6 +83,7 @@ class Encoder:
     frames_per_packet: motion frames that share a packet, 1 to 16. Each saves up to 3 bytes and waits for the last one.
     updates: code references after the first as updates of it; False: each on its own, several times as large, for
     channels that lose so much that chains break all the time.
+    focus: soften what lies around the head before pictures are coded, the more the lower the rate; see focus.py.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Encoder:
         signing_context: bytes = b"",
         frames_per_packet: int = 1,
         updates: bool = True,
+        focus: bool = True,
     ) -> None:
         if not 0 <= loss < 1:
             raise ValueError(f"loss is {loss}; expected a share of packets, 0 <= loss < 1.")
@@ -111,6 +114,7 @@ class Encoder:
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.time_base = Fraction(time_base).limit_denominator(1 << 30)
         self.frame_duration = frame_duration
+        self.focus = focus
         self.full_frame, self.gray, self.repeat_header = full_frame, gray, repeat_header
         self.stats = EncoderStats()
         self._networks = Inference(self.pack, device=device, threads=threads)
@@ -354,11 +358,12 @@ class Encoder:
             self._backdrop_due = False
         budget -= SIGNATURE_BYTES if self._key else 0
         with self._timed("reference"):
+            focused = self._focused(tile, estimate)
             if self._updates:
-                self._chain, coded, shown = start_chain(tile, max_bytes=budget, preset=self._rate.preset)
+                self._chain, coded, shown = start_chain(focused, max_bytes=budget, preset=self._rate.preset)
                 self._rate.sent_key(len(coded), SIGNATURE_BYTES if self._key else 0)
             else:
-                coded = encode_reference(tile, max_bytes=budget)
+                coded = encode_reference(focused, max_bytes=budget)
                 shown = decode_reference(coded, self.pack.size)
         packets += self._parts(coded, KEY if self._updates else PICTURE, square)
         self._hold(tile, shown, square, estimate)
@@ -366,12 +371,15 @@ class Encoder:
         self.stats.references += 1
         return packets
 
+    def _focused(self, tile: Array, estimate: MotionEstimate | None) -> Array:
+        return tile if estimate is None or not self.focus else soften(tile, estimate.box.tolist(), self._rate.softness)
+
     def _send_update(self, tile: Array, square: Square, estimate: MotionEstimate | None) -> list[Packet]:
         """The next picture of the chain."""
         assert self._chain is not None
         before, place = self._chain.digest, (square.x, square.y, square.side)
         with self._timed("reference"):
-            coded, shown = self._chain.code(tile)
+            coded, shown = self._chain.code(self._focused(tile, estimate))
         signature = self._signature(UPDATE, place, coded, before)
         if len(signature) + len(coded) > UPDATE_MAX:  # as after a cut; a chain cannot leave out a picture
             self._wants_reference = True

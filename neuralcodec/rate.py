@@ -47,6 +47,8 @@ LADDER = (  # from this many kbit/s on; 4.4, 3.6, 2.9 and 1.9 bytes a frame on v
 )
 PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
 
+SOFTNESS = ((24.0, 1), (6.0, 3), (2.5, 5), (0.0, 7))  # from this rate on
+
 
 def motion_quality(target_kbps: float) -> MotionQuality:
     return next(quality for floor, quality in LADDER if target_kbps >= floor)
@@ -54,6 +56,11 @@ def motion_quality(target_kbps: float) -> MotionQuality:
 
 def picture_preset(target_kbps: float) -> int:
     return next(preset for floor, preset in PRESETS if target_kbps >= floor)
+
+
+def softness(target_kbps: float) -> int:
+    """Width in pixels of the boxes that blur what is not the head (focus.py)."""
+    return next(width for floor, width in SOFTNESS if target_kbps >= floor)
 
 
 def distance(a: Array, b: Array) -> float:
@@ -69,6 +76,7 @@ class RateControl:
             raise ValueError(f"target_kbps is {target_kbps}; expected 0.5 to 1000 kbit/s.")
         self.bytes_per_second = target_kbps * 125
         self.quality, self.preset = motion_quality(target_kbps), picture_preset(target_kbps)
+        self.softness = softness(target_kbps)
         self.picture_bytes = float(self.still_bytes)  # what the next picture is expected to cost
         self._purse = 0.0
         self.key_bytes = self.first_bytes
