@@ -199,8 +199,11 @@ const only = (net, values) => Object.fromEntries(Object.entries(values).filter((
 async function render({ flat, shows, asIs }) {
   if (asIs && !view.yaw && !view.pitch && !view.roll) return shows.pixels.slice();
   const { feeds, canonical } = shows.features ??= await features(shows.pixels);
-  const { rotation, keypoints } = pose(flat, canonical, view, neck);
-  const out = await renderNet.run({ ...feeds, driving_keypoints: tensor(keypoints, 1, keypoints.length / 3, 3), driving_rotation: tensor(rotation, 1, 3, 3) });
+  const { rotation, keypoints, scene } = pose(flat, canonical, view, neck);
+  const out = await renderNet.run({ ...feeds, ...only(renderNet, {
+    driving_keypoints: tensor(keypoints, 1, keypoints.length / 3, 3), driving_rotation: tensor(rotation, 1, 3, 3),
+    driving_scene: tensor(scene, 1, scene.length / 2, 2),
+  }) });
   const values = out.picture.data, plane = size * size, picture = new Uint8ClampedArray(4 * plane);
   for (let i = 0; i < plane; i++) {
     for (let c = 0; c < 3; c++) picture[4 * i + c] = values[c * plane + i] * 255;
