@@ -6,7 +6,7 @@ prints what each costs beside the stream itself. ``--out FILE.sei`` keeps the me
 - **coefficients**: the decoder's integers (FORMAT.md section 5) as one 1 x N matrix of a free type. Nothing is lost: a
   receiver with the pack renders the same pictures. The generator is named by a URI with the pack's id.
 - **keypoints**: the points the renderer is driven by, as 3-D coordinates, and the head's rotation as a 3 x 3 matrix:
-  what a generator other than ours could use, at 1/4 pixel.
+  what a generator other than ours could use, at 1/4 pixel. The scene around the head stays behind.
 
 What does not map. The syntax has no arithmetic coding, so residuals cost Exp-Golomb bits; no frame numbers, loss or
 reference ids: order, loss and random access are the host codec's, and one base picture stands where a stream here holds
@@ -337,7 +337,9 @@ def convert(path: Path, pack_source: str | None, out: Path | None) -> dict[str, 
                     canonicals[packet.reference] = networks.reference(decode_reference(coded, pack.size)).canonical
             if not isinstance(packet, Motion):
                 continue
-            active = active if packet.reference is None else packet.reference
+            if packet.reference is not None:
+                active = packet.reference
+                quantizer.new_reference()
             state = start_state(tables) if packet.intra else quantizer.state
             group = coder.decode_group(
                 packet.payload, packet.frames, level=packet.level, components=packet.components, intra=packet.intra,

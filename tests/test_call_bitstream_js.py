@@ -120,7 +120,8 @@ def test_a_scene_starts_anew_with_every_reference(
     assert reset > 5, "every reset had something to forget"
     found = node(
         """
-        const motion = new bitstream.MotionDecoder(given.tables), canonical = new Float32Array(3 * given.tables.keypoints);
+        const motion = new bitstream.MotionDecoder(given.tables);
+        const canonical = new Float32Array(3 * given.tables.keypoints);
         const frames = given.packets.flatMap((packet) => motion.decode(bitstream.parsePacket(unhex(packet))));
         result = { symbols: frames.map((f) => f.symbols), flats: frames.map((f) => Array.from(f.flat)),
                    scenes: frames.map((f) => Array.from(bitstream.pose(f.flat, canonical).scene)),
