@@ -223,6 +223,7 @@ export class MotionDecoder {
     this.limits = tables.bank.map(bounds);
     this.size = tables.synthesis.length;
     this.scene = new Set(tables.scene_components ?? []);
+    this.sceneAt = POSE + 3 * tables.keypoints; // where it begins in a flat motion
     this.reset();
   }
   reset() {

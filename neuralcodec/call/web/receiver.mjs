@@ -15,6 +15,7 @@ let ort, motionNet, referenceNet, renderNet, size, packId, neck, motion, header 
 let view = { yaw: 0, pitch: 0, roll: 0 };
 const held = new Map(), arriving = new Map(), early = new Map(), asked = { reference: -1e9, intra: -1e9 };
 let shows = null, named = null, lacks = true, broken = true, sequence = null, pts = 0, newest = null, chain = null;
+let moved = null; // the scene of the frame shown last, to be added while the picture named since then is not here
 let queue = [], awake = null;
 
 self.onmessage = ({ data }) => {
@@ -141,7 +142,7 @@ async function followUpdates() {
 function hold(id, pixels, hash) {
   held.set(id % HELD, { id, hash, pixels, features: null });
   if (named === null || named === id) lacks = false;
-  if (named === id) shows = held.get(id % HELD);
+  if (named === id) [shows, moved] = [held.get(id % HELD), null];
 }
 
 function onMotion(packet) {
@@ -155,15 +156,17 @@ function onMotion(packet) {
   pts = packet.pts ?? pts + lost * header.duration + (packet.step ?? header.duration);
   pts += (packet.frames - 1) * header.duration;
   if (packet.reference !== undefined) {
+    if (named !== packet.reference) moved = newest && newest.flat.subarray(motion.sceneAt);
     named = packet.reference;
     const picture = held.get(named % HELD);
     lacks = picture?.id !== named;
-    if (!lacks) shows = picture;
+    if (!lacks) [shows, moved] = [picture, null];
   }
   if (broken && !packet.intra) return;
   broken = true; // until the payload has proved good
   const flat = motion.decode(packet).at(-1).flat;
   broken = false;
+  moved?.forEach((value, i) => { flat[motion.sceneAt + i] += value; });
   if (shows && (!lacks || near(flat))) newest = { flat, shows, pts, asIs: packet.asIs, fresh: true };
 }
 
