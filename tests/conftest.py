@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 
 import neuralcodec as nc
 from neuralcodec.motion import Array
+from neuralcodec.pack import Pack
+from neuralcodec.quantizer import MotionTables
 
 ROOT = Path(__file__).parent.parent
 FOOTAGE = Path(os.environ.get("NEURALCODEC_DATA", ROOT.parent / "shared" / "data"))
@@ -57,3 +60,11 @@ def scene_tables(scene_tracks: dict[str, Array]) -> dict[str, Any]:
         canonical = np.load(VECTORS / f"{name}.npz")["canonical"].astype(np.float64)
         tracks.append(Track(flat, canonical, np.arange(len(flat)) % 30 == 0))
     return fit_tables(tracks, size=20)
+
+
+@pytest.fixture(scope="session")
+def scene_pack(scene_tables: dict[str, Any]) -> Pack:
+    """The bundled pack with those tables in place of its own, for ends that follow bits and render nothing."""
+    pack = replace(nc.load_pack())
+    vars(pack)["tables"] = MotionTables.load(scene_tables)
+    return pack

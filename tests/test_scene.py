@@ -28,7 +28,10 @@ def texture(x: Array, y: Array) -> Array:
     return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def found(reference: Array, picture: Array, head: tuple[float, float, float] | None = None, start: Array = STILL) -> Array:
+Head = tuple[float, float, float] | None
+
+
+def found(reference: Array, picture: Array, head: Head = None, start: Array = STILL) -> Array:
     return register(pyramid(reference), pyramid(picture), head, start, NODES)
 
 
