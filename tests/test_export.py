@@ -28,7 +28,7 @@ from export.half import to_half  # noqa: E402
 from export.to_onnx import example_inputs, export_graphs, graph_modules, load_networks, store_half  # noqa: E402
 from neuralcodec.errors import PackError  # noqa: E402
 from neuralcodec.media import VideoWriter  # noqa: E402
-from neuralcodec.models import Networks  # noqa: E402
+from neuralcodec.models import ModelConfig, Networks  # noqa: E402
 from neuralcodec.pack import load_pack  # noqa: E402
 from neuralcodec.runtime.session import open_session  # noqa: E402
 
@@ -272,7 +272,7 @@ def test_variants_are_judged_on_clips(
             level = np.float32(-90 if tensor.name.endswith("bias") else 0)
             tensor.CopyFrom(numpy_helper.from_array(np.full(tensor.dims, level), tensor.name))
     onnx.save(model, black / "render.onnx")
-    assert clip_loss._pack(exported).scene == clip_loss._pack(black, exported).scene == 5  # it is found and shown
+    assert clip_loss._pack(exported).scene == clip_loss._pack(black, exported).scene == 4  # it is found and shown
     command = ["--onnx", str(exported), "--device", "cpu", "--clips", str(clips), "--frames", "2", "--variant"]
     assert verify.main([*command, str(half)]) == 0
     out = capsys.readouterr().out
@@ -358,7 +358,8 @@ def sources(folder: Path, exported: Path, keypoints: int = 30) -> dict[str, Any]
     onnx.save(
         helper.make_model(net, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "detector.onnx"
     )
-    (folder / "tables.json").write_text(json.dumps({"keypoints": keypoints, "scene": 5}))
+    nodes = ModelConfig.preset("portrait").scene
+    (folder / "tables.json").write_text(json.dumps({"keypoints": keypoints, "scene": nodes}))
     (folder / "card.md").write_text("# Model card\n")
     return {
         "graphs": exported, "tables": folder / "tables.json", "detector": folder / "detector.onnx",
@@ -394,9 +395,9 @@ def test_a_failed_build_leaves_the_old_pack_alone(exported: Path, tmp_path: Path
     given["tables"].write_text(json.dumps({"keypoints": 20}))
     with pytest.raises(PackError, match="fitted to 20 keypoints and the graphs have 30"):
         build_pack.build_pack(**given, force=True)
-    for scene, found in (({}, "0 x 0"), ({"scene": 4}, "4 x 4")):
+    for scene, found in (({}, "0 x 0"), ({"scene": 3}, "3 x 3")):
         given["tables"].write_text(json.dumps({"keypoints": 30, **scene}))
-        with pytest.raises(PackError, match=f"a scene of {found} nodes and render.onnx takes 5 x 5; run export.mot"):
+        with pytest.raises(PackError, match=f"a scene of {found} nodes and render.onnx takes 4 x 4; run export.mot"):
             build_pack.build_pack(**given, force=True)
     assert load_pack(given["out"]).id == first.id
     assert [p.name for p in (tmp_path / "packs").iterdir()] == ["face"]

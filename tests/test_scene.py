@@ -15,7 +15,6 @@ from neuralcodec.motion import Array
 from neuralcodec.scene import GRAIN, REACH, SIDES, outside, pyramid, register
 
 NODES = 5
-STILL = np.zeros((NODES**2, 2), np.float32)
 PIXEL = 2 / SIDES[-1]  # of the finest pictures that are compared, in coded-picture units
 AXIS = (np.arange(256) + 0.5) / 128 - 1
 Y, X = np.meshgrid(AXIS, AXIS, indexing="ij")
@@ -31,7 +30,7 @@ def texture(x: Array, y: Array) -> Array:
 Head = tuple[float, float, float] | None
 
 
-def found(reference: Array, picture: Array, head: Head = None, start: Array = STILL) -> Array:
+def found(reference: Array, picture: Array, head: Head = None, start: Array | None = None) -> Array:
     return register(pyramid(reference), pyramid(picture), head, start, NODES)
 
 
@@ -60,7 +59,8 @@ def test_two_halves_move_each_their_way() -> None:
 @pytest.mark.parametrize("picture", [texture(X, Y), np.full((256, 256, 3), 90, np.uint8)])
 def test_nothing_that_moved_is_exactly_zero(picture: Array) -> None:
     """As is a flat picture that only grew lighter: there is nothing to see it move by."""
-    assert not found(picture, picture).any()
+    for start in (None, np.zeros((NODES**2, 2), np.float32)):
+        assert not found(picture, picture, start=start).any()
     assert not found(np.full_like(picture, 90), np.full_like(picture, 120)).any()
 
 
@@ -92,12 +92,33 @@ def test_the_weight_of_the_head_is_an_ellipse_above_its_place() -> None:
     assert (outside(None, 64) == 1).all()
 
 
-def test_a_first_guess_reaches_what_lies_too_far() -> None:
-    """As over frames: what moves away slowly is followed further than one look can see."""
-    start = STILL
-    for step in range(1, 9):
-        start = found(texture(X, Y), texture(X + 0.04 * step, Y), start=start)
+def test_what_moves_away_frame_by_frame_is_followed_further_than_one_look_sees() -> None:
+    start = None
+    for step in range(1, 33):
+        start = found(texture(X, Y), texture(X + 0.01 * step, Y), start=start)
+    assert start is not None
     assert np.abs(start.reshape(NODES, NODES, 2)[1:-1, 1:-2] - [0.32, 0]).max() < PIXEL
+    alone = found(texture(X, Y), texture(X + 0.32, Y))
+    assert np.abs(alone - [0.32, 0]).mean() > 4 * np.abs(start - [0.32, 0]).mean()
+
+
+def test_from_frame_to_frame_only_what_the_picture_demands_changes() -> None:
+    """Noise moves the mesh much less with the frame before it; a movement comes through all the same."""
+    dice = np.random.default_rng(9)
+
+    def noisy(picture: Array) -> Array:
+        return (picture + dice.normal(0, 12, picture.shape)).clip(0, 255).astype(np.uint8)
+
+    before = found(texture(X, Y), noisy(texture(X + 0.03, Y)))
+    free, tied = [], []
+    for _ in range(4):
+        picture = noisy(texture(X + 0.03, Y))
+        free.append(np.abs(found(texture(X, Y), picture) - before).mean())
+        tied.append(np.abs(found(texture(X, Y), picture, start=before) - before).mean())
+    assert np.mean(tied) < 0.7 * np.mean(free)
+    for _ in range(3):
+        before = found(texture(X, Y), noisy(texture(X + 0.05, Y)), start=before)
+    assert np.median(np.abs(before - [0.05, 0])) < 0.3 * PIXEL
 
 
 def test_results_are_rounded_bounded_and_finite() -> None:
@@ -113,7 +134,7 @@ def test_results_are_rounded_bounded_and_finite() -> None:
 def test_any_size_of_picture_and_mesh() -> None:
     for side, nodes in ((64, 2), (512, 8), (256, 16)):
         pictures = [resize(texture(X + shift, Y), side, side) for shift in (0.0, 0.02)]
-        mesh = register(*map(pyramid, pictures), None, np.zeros((nodes**2, 2)), nodes)
+        mesh = register(*map(pyramid, pictures), None, None, nodes)
         assert abs(float(np.median(mesh[:, 0])) - 0.02) < 0.3 * PIXEL
 
 
