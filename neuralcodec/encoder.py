@@ -428,7 +428,7 @@ class Encoder:
     def _scene(self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None) -> Array:
         """How what is not the head moved since the reference in use, in the square that this was cut from."""
         held = self._held[self._active]
-        if estimate is None or self._avatar is not None or held.since == self._sequence:
+        if estimate is None or self._avatar is not None or held.at == self._now:
             found = np.zeros((0, 2), np.float32)  # nothing moved since a picture of this very frame
         else:
             here = tile if square == held.crop else crop(picture, held.crop, self.pack.size)
