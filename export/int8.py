@@ -36,7 +36,8 @@ from neuralcodec.motion import Array
 from neuralcodec.runtime.session import Session, open_session
 
 # Weights of convolutions whose output is a coordinate, a mask or a colour: portrait.py and synthesis.py name them so.
-KEEP_FLOAT = r"(mask|depth|residual|occlusion|refine|g3\.1|final)\.weight$"
+# And the reference's first one: it amplifies small contrasts, which 8 bits lose, and with 3 channels gains no time.
+KEEP_FLOAT = r"(at_full\.0|mask|depth|residual|occlusion|refine|g3\.1|final)\.weight$"
 QUANTIZED = ("reference", "render")
 LONGEST = 250  # frames of a clip that are looked at
 HELD_OUT = 5  # every fifth input is not calibrated on; the loss is measured there

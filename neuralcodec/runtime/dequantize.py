@@ -52,7 +52,8 @@ def dequantize(model: Any) -> int:
         if node.input[0] in stored:
             name = node.input[0].removesuffix("_quantized")
             weights[name] = numpy_helper.from_array(_real(node, stored), name)
-            renamed[node.output[0]] = name
+            if node.output[0] != name:
+                renamed[node.output[0]] = name
             used.update(node.input)
         else:
             quantize = makers[node.input[0]]
