@@ -81,7 +81,9 @@ def collect(pack_folder: Path, clips: Path, out: Path, *, frames: int = 2, limit
             motion = estimate.relative_to(reference.canonical)
             scene = inference.scene(reference, pictures[index], estimate)
             driving = inference.driving([reference], [replace(motion, scene=scene)])
-            np.savez_compressed(out / f"{path.stem}-{index:05d}.npz", **{**reference.arrays, **driving})
+            np.savez_compressed(
+                out / f"{path.stem}-{index:05d}.npz", allow_pickle=False, **reference.arrays, **driving
+            )
             count += 1
             if count == limit:
                 return count

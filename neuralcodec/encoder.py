@@ -136,8 +136,6 @@ class Encoder:
         self._updates = updates
         self._chain: ChainEncoder | None = None
         self._named = -1  # reference that motion packets named last
-        self._scene_of: ReferenceFeatures | None = None  # the reference of _last_scene
-        self._last_scene: Array = np.zeros((0, 2), np.float32)
         self._as_is = False  # rendering does worse than showing the reference
         self._ratio = 1.0  # rendered error over held error, over the last checks
         self._check_at = 0.0
@@ -426,9 +424,9 @@ class Encoder:
             found = np.zeros((0, 2), np.float32)  # nothing moved since a picture of this very frame
         else:
             here = tile if square == held.crop else crop(picture, held.crop, self.pack.size)
-            start = self._last_scene if self._scene_of is held.features and len(self._last_scene) else None
+            last = self._quantizer.last if self._active == self._named else None
+            start = None if last is None else last.scene
             found = self._networks.scene(held.features, here, estimate.placed(square, held.crop), start)
-        self._scene_of, self._last_scene = held.features, found
         return found
 
     def _motion(

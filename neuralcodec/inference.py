@@ -175,11 +175,11 @@ class Inference:
         self, reference: ReferenceFeatures, picture: Array, face: MotionEstimate, start: Array | None = None
     ) -> Array:
         """How the scene moved from ``reference`` to ``picture``, uint8 RGB (S, S, 3): float32 (M, 2), M = 0 for a pack
-        without scene. face: of ``picture``. start: of the frame before, from the same reference."""
+        without scene. face: of ``picture``. start: of the frame before, from the same reference,
+        as the receiver has it."""
         nodes = self.pack.tables.scene
         if not nodes:
             return np.zeros((0, 2), np.float32)
-        start = np.zeros((nodes**2, 2), np.float32) if start is None else start
         return register(reference.grey, pyramid(picture), face.box.tolist(), start, nodes)
 
     def place(self, features: dict[str, Array]) -> Any:
@@ -210,7 +210,7 @@ class Inference:
         keypoints = [m.keypoints(r.canonical) for m, r in zip(motions, references, strict=True)]
         inputs = {"driving_keypoints": np.stack(keypoints), "driving_rotation": np.stack([m.rotation for m in motions])}
         if "driving_scene" in self._render.input_shapes:
-            nodes = self._render.input_shapes["driving_scene"][1]
+            nodes = int(self._render.input_shapes["driving_scene"][1])
             inputs["driving_scene"] = np.stack([m.scene if len(m.scene) else np.zeros((nodes, 2), np.float32)
                                                 for m in motions])  # fmt: skip
         return inputs
