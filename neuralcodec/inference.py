@@ -19,7 +19,11 @@ from .pack import Pack
 from .runtime.session import Session, open_session
 from .scene import pyramid, register
 
-LOOKS = 3  # times the motion network looks at a reference, each look centring the next
+# Times the motion network looks at a reference, each look centring the next: twice, and once more where the second look
+# still moved the box by more than SETTLED (half a pixel of 256). Measured on 100 coded pictures: keypoints 0.09 px from
+# where eight looks end, on average.
+LOOKS = 3
+SETTLED = 0.005
 
 
 @dataclass(frozen=True)
@@ -144,13 +148,16 @@ class Inference:
         return ReferenceFeatures(picture, self)
 
     def estimate(self, picture: Array) -> MotionEstimate:
-        """The face of a picture of which nothing is known yet."""
-        image, side = as_tensor(picture), picture.shape[0]
-        faces = self.detector.detect(picture)
-        box = faces[0].box_in(Square(0, 0, side)) if faces else np.array([0, HEAD_Y, HEAD_SCALE], np.float32)
-        for _ in range(LOOKS):
-            estimate = self._look(image, box)
-            box = estimate.box
+        """The face of a picture of which nothing is known yet. Depends on the picture alone: both ends run it."""
+        image, whole = as_tensor(picture), Square(0, 0, picture.shape[0])
+        # One look of the detector over the whole square does; the second, closer one only where that finds nobody.
+        faces = self.detector.detect(picture, whole) or self.detector.detect(picture)
+        box = faces[0].box_in(whole) if faces else np.array([0, HEAD_Y, HEAD_SCALE], np.float32)
+        estimate = self._look(image, box)
+        for _ in range(LOOKS - 1):
+            box, estimate = estimate.box, self._look(image, estimate.box)
+            if np.abs(estimate.box - box).max() <= SETTLED:
+                break
         return estimate
 
     def features(self, picture: Array, estimate: MotionEstimate) -> dict[str, Array]:
