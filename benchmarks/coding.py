@@ -104,6 +104,9 @@ def coder_figures(file: bytes, pack: str | None) -> dict[str, Any]:
         if not isinstance(packet, Motion):
             continue
         scale = {"level": packet.level, "components": packet.components}
+        if packet.reference is not None:
+            receiver.new_reference()
+            sender.new_reference()
         state = start_state(tables) if packet.intra else receiver.state
         group = coder.decode_group(packet.payload, packet.frames, **scale, intra=packet.intra, state=state)
         over.append(len(packet.payload) - sum(map(coder.ideal_bits, group)) / 8)

@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.endurance`` sends 24 h of simulated motion (2,160,000 frames at 25 fps): quantizer, entropy
 coder, packet bytes, parser, entropy decoder, quantizer. After every frame the integer states of both ends must be
-equal. Level and component count change now and then, intra frames come every two seconds and on a whim, sequence
-numbers wrap.
+equal. Level and component count change now and then, intra frames come every two seconds and on a whim, references are
+named by others too, which sets the scene back, and sequence numbers wrap.
 
 ``--state FILE`` saves where it is when it stops (``--minutes`` or Ctrl-C) and goes on from there the next time.
 """
@@ -22,13 +22,13 @@ import numpy as np
 
 from benchmarks.fuzz import resident_mb
 from neuralcodec.entropy import EntropyCoder
-from neuralcodec.motion import MotionParams
 from neuralcodec.pack import load_pack
 from neuralcodec.packet import Motion, parse_packet
 from neuralcodec.quantizer import MotionTables, Quantizer, State, start_state
 
 DAY = 24 * 3600 * 25
 INTRA_EVERY = 50
+NAMED_EVERY = 17  # frames between references
 CHECK_EVERY = 5000  # frames between looks at memory
 
 
@@ -51,17 +51,22 @@ class Call:
         part = self.frame % 1000
         talking = (self.frame // 250) % 4 != 3  # now and then the head rests
         self.values = 0.98 * self.values + (9.0 if talking else 0.4) * self._noise[part]
-        motion = MotionParams.from_flat(self.tables.mean + self.values @ self.tables.synthesis)
+        motion = self.tables.motion(self.tables.mean + self.values @ self.tables.synthesis)
         level, components = (0, 1, 2, 4, 7)[self.frame // 3000 % 5], (7, 6, 5, 3)[self.frame // 7000 % 4]
         intra = self.frame % INTRA_EVERY == 0 or part == 333
+        reference = self.frame // NAMED_EVERY % 256 if intra or self.frame % NAMED_EVERY == 0 else None
+        if reference is not None:
+            self.sender.new_reference()
         symbols = self.sender.forward(motion, level=level, components=components, intra=intra)
         payload, number = self.coder.encode(symbols), self.frame % 256
-        packet = Motion(number, level, components, payload, intra, 0 if intra else None, self.frame if intra else None)
+        packet = Motion(number, level, components, payload, intra, reference, self.frame if intra else None)
         data = bytes(packet)
         self.bytes_sent += len(data)
 
         got = parse_packet(data)
         assert isinstance(got, Motion) and got.sequence == number
+        if got.reference is not None:
+            self.receiver.new_reference()
         before = start_state(self.tables) if got.intra else self.receiver.state
         self.receiver.inverse(
             self.coder.decode(got.payload, level=got.level, components=got.components, intra=got.intra, state=before)

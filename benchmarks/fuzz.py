@@ -117,17 +117,20 @@ def stream(pack: Pack, seed: int) -> tuple[list[Packet], Pictures]:
     packets.append(Update(5, 0, 1, chain.digest[:HASH_BYTES], update))
     aggregator, values = Aggregator(coder), np.zeros(tables.size)
     for frame in range(60):
+        reference = frame // 20
         if frame % 20 == 0:
-            reference = frame // 20
             packets += split(coded[reference], reference=reference, codec=1, crop=(80, 0, 480), parity=2)
         values = 0.97 * values + dice.normal(0, 12, tables.size)
-        motion = MotionParams.from_flat(tables.mean + values @ tables.synthesis)
-        level = frame // 13 % 8
+        motion, level = tables.motion(tables.mean + values @ tables.synthesis), frame // 13 % 8
+        names = frame % 20 == 0 or frame % 7 == 3
+        if names:
+            quantizer.new_reference()
         symbols = quantizer.forward(motion, level=level, components=frame // 7 % 8, intra=frame % 20 == 0)
         if symbols.intra:
-            head = Motion(frame, level, symbols.components, b"", True, frame // 20, frame)
+            head = Motion(frame, level, symbols.components, b"", True, reference, frame)
         else:
-            head = Motion(frame, level, symbols.components, b"", as_is=frame % 20 > 17)
+            named = reference if names else None
+            head = Motion(frame, level, symbols.components, b"", reference=named, as_is=frame % 20 > 17)
         packets += aggregator.add(head, symbols, frame % 3)
     packets += [
         Update(1, 0, 2, bytes(dice.bytes(4)), bytes(dice.bytes(80)), (80, 0, 480)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
@@ -171,17 +171,17 @@ def decode(
 
 
 def render(clip: Clip, *, pack: str | None, device: str, threads: int | None = None) -> list[Array]:
-    """The networks alone: first frame uncoded as the reference, each frame's motion unquantized."""
+    """The networks alone: first frame uncoded as the reference, each frame's motion and scene unquantized."""
     from neuralcodec import load_pack
     from neuralcodec.inference import Inference
 
     networks = Inference(load_pack(pack), device=device, threads=threads)
     reference = networks.reference(clip.frames[0])
-    box, frames = reference.estimate.box, []
+    box, scene, frames = reference.estimate.box, None, []
     for frame in clip.frames:
         estimate = networks.motion(frame, box)
-        box = estimate.box
-        frames.append(networks.render(reference, estimate.relative_to(reference.canonical)))
+        box, scene = estimate.box, networks.scene(reference, frame, estimate, scene)
+        frames.append(networks.render(reference, replace(estimate.relative_to(reference.canonical), scene=scene)))
     return frames
 
 
@@ -217,6 +217,8 @@ def follow_symbols(file: bytes, tables: Path) -> tuple[str, list[MotionParams]]:
     digest, motions = sha256(), []
     for packet in ContainerReader(io.BytesIO(file)):
         if isinstance(packet, Motion):
+            if packet.reference is not None:
+                quantizer.new_reference()
             for symbols in coder.decode_group(
                 packet.payload,
                 packet.frames,

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from export.to_onnx import strip_traces
+from export.to_onnx import SCENE, strip_traces
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.pack import Pack, load_pack, write_manifest
 from neuralcodec.runtime.session import Session, open_session
@@ -37,6 +39,15 @@ OUTPUTS = {
 }
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What the graphs of a pack agree on."""
+
+    size: int  # side of the coded square, pixels
+    keypoints: int
+    scene: int  # nodes a side of the scene's mesh, 0 for a renderer that takes none
+
+
 def build_pack(
     graphs: Path, tables: Path, detector: Path, card: Path, out: Path, *, name: str, version: str, force: bool = False,
     view: ViewRange | None = None,
@@ -52,11 +63,16 @@ def build_pack(
     missing = [str(path) for path in sources.values() if not path.is_file()]
     if missing:
         raise PackError(f"{', '.join(missing)} cannot be found; a pack needs {', '.join(sources)}.")
-    size, keypoints = check_graphs(graphs)
-    fitted = _table_keypoints(tables)
-    if fitted != keypoints:
+    shape = check_graphs(graphs)
+    fitted, nodes = _table_shape(tables)
+    if fitted != shape.keypoints:
         raise PackError(
-            f"{tables} was fitted to {fitted} keypoints and the graphs have {keypoints}; run export.fit_tables."
+            f"{tables} was fitted to {fitted} keypoints and the graphs have {shape.keypoints}; run export.fit_tables."
+        )
+    if nodes != shape.scene:
+        raise PackError(
+            f"{tables} was fitted to a scene of {nodes} x {nodes} nodes and render.onnx takes {shape.scene} x "
+            f"{shape.scene}; run export.motion_tracks with --scene {shape.scene} and export.fit_tables on its tracks."
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
@@ -68,7 +84,7 @@ def build_pack(
                 graph = onnx.load(folder / file)
                 strip_traces(graph)
                 onnx.save(graph, folder / file)
-        write_manifest(folder, name=name, version=version, size=size, keypoints=keypoints, view=view)
+        write_manifest(folder, name=name, version=version, size=shape.size, keypoints=shape.keypoints, view=view)
         move_into_place(folder, out, Path(scratch) / "old")
     return load_pack(out)
 
@@ -85,21 +101,24 @@ def move_into_place(folder: Path, out: Path, old: Path) -> None:
         raise
 
 
-def check_graphs(folder: Path) -> tuple[int, int]:
-    """Picture side and keypoint count of three graphs that have a pack's tensors and fit together."""
+def check_graphs(folder: Path) -> Shape:
+    """The shape of three graphs that have a pack's tensors and fit together."""
     sessions = {name: open_session(folder / f"{name}.onnx", threads=1) for name in GRAPHS}
     for name, session in sessions.items():
         lacking = (INPUTS[name] - session.input_shapes.keys()) | (OUTPUTS[name] - set(session.output_names))
         if lacking:
             raise PackError(f"{folder / name}.onnx lacks the tensors {', '.join(sorted(lacking))}; use export.to_onnx.")
     render = sessions["render"].input_shapes
-    offered = {*sessions["reference"].output_names, "image", *INPUTS["render"]}
+    offered = {*sessions["reference"].output_names, "image", *INPUTS["render"], SCENE}
     if not render.keys() <= offered:
         raise PackError(f"render.onnx wants {', '.join(sorted(render.keys() - offered))}, which nothing else gives.")
     size, keypoints = _fixed(sessions["reference"], "image", 3), _fixed(sessions["render"], "source_keypoints", 1)
     if _fixed(sessions["motion"], "image", 3) != size:
         raise PackError(f"motion.onnx takes another picture size than reference.onnx ({size}); export them together.")
-    return size, keypoints
+    nodes = _fixed(sessions["render"], SCENE, 1) if SCENE in render else 0
+    if math.isqrt(nodes) ** 2 != nodes or nodes == 1:
+        raise PackError(f"{SCENE} of render.onnx has {nodes} nodes, which are no square mesh; use export.to_onnx.")
+    return Shape(size, keypoints, math.isqrt(nodes))
 
 
 def _fixed(session: Session, name: str, axis: int) -> int:
@@ -109,9 +128,11 @@ def _fixed(session: Session, name: str, axis: int) -> int:
     return size
 
 
-def _table_keypoints(tables: Path) -> int:
+def _table_shape(tables: Path) -> tuple[int, int]:
+    """Keypoints, and nodes a side of the scene."""
     try:
-        return int(json.loads(tables.read_text("utf-8"))["keypoints"])
+        data = json.loads(tables.read_text("utf-8"))
+        return int(data["keypoints"]), int(data.get("scene", 0))
     except (ValueError, KeyError, TypeError) as error:
         raise PackError(
             f"{tables} is not a table file of export.fit_tables ({type(error).__name__}: {error})."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -84,9 +84,12 @@ def psnr(found: Array, wanted: Array) -> float:
 
 
 def _rendered(networks: Inference, first: Array, frames: Sequence[Array]) -> list[Array]:
-    reference = networks.reference(first)
-    motions = [networks.motion(f, reference.estimate.box).relative_to(reference.canonical) for f in frames]
-    return [networks.render(reference, motion) for motion in motions]
+    reference, pictures = networks.reference(first), []
+    for frame in frames:
+        estimate = networks.motion(frame, reference.estimate.box)
+        scene = networks.scene(reference, frame, estimate)
+        pictures.append(networks.render(reference, replace(estimate.relative_to(reference.canonical), scene=scene)))
+    return pictures
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,11 @@ class _Graphs(Pack):
     """Graphs of some folders, each name from the first that has it, and the bundled detector."""
 
     folders: tuple[Path, ...] = ()
+    nodes: int = 0
+
+    @property
+    def scene(self) -> int:
+        return self.nodes
 
     def graph(self, name: str) -> bytes:
         for folder in self.folders:
@@ -105,5 +113,7 @@ class _Graphs(Pack):
 
 
 def _pack(*folders: Path) -> Pack:
-    size, keypoints = check_graphs(folders[-1])
-    return _Graphs(folders[0], folders[0].name, "0", size, keypoints, bytes(8), {}, folders=folders)
+    shape = check_graphs(folders[-1])
+    return _Graphs(
+        folders[0], folders[0].name, "0", shape.size, shape.keypoints, bytes(8), {}, folders=folders, nodes=shape.scene
+    )

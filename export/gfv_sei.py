@@ -6,7 +6,7 @@ prints what each costs beside the stream itself. ``--out FILE.sei`` keeps the me
 - **coefficients**: the decoder's integers (FORMAT.md section 5) as one 1 x N matrix of a free type. Nothing is lost: a
   receiver with the pack renders the same pictures. The generator is named by a URI with the pack's id.
 - **keypoints**: the points the renderer is driven by, as 3-D coordinates, and the head's rotation as a 3 x 3 matrix:
-  what a generator other than ours could use, at 1/4 pixel.
+  what a generator other than ours could use, at 1/4 pixel. The scene around the head stays behind.
 
 What does not map. The syntax has no arithmetic coding, so residuals cost Exp-Golomb bits; no frame numbers, loss or
 reference ids: order, loss and random access are the host codec's, and one base picture stands where a stream here holds
@@ -314,30 +314,33 @@ def convert(path: Path, pack_source: str | None, out: Path | None) -> dict[str, 
     from neuralcodec.entropy import EntropyCoder
     from neuralcodec.inference import Inference
     from neuralcodec.pack import load_pack
-    from neuralcodec.packet import SIGNED, Motion, ReferencePart
+    from neuralcodec.packet import Motion, ReferencePart, StreamHeader, Update
+    from neuralcodec.pictures import Pictures
     from neuralcodec.quantizer import Quantizer, start_state
-    from neuralcodec.reference import PICTURE, decode_reference
-    from neuralcodec.signing import SIGNATURE_BYTES
+    from neuralcodec.stats import DecoderStats
 
     pack = load_pack(pack_source)
-    tables, networks = pack.tables, Inference(pack, device="cpu")
+    tables, pictures = pack.tables, Pictures(pack, Inference(pack, device="cpu"), DecoderStats())
     quantizer, coder = Quantizer(tables), EntropyCoder(tables)
     uri = f"urn:neuralcodec:pack:{pack.id.hex()}"
     writers, readers = [GfvWriter(uri), GfvWriter(uri)], [GfvReader(), GfvReader()]
     sizes: list[list[int]] = [[], [], []]
-    parts: dict[int, list[bytes]] = {}
-    canonicals: dict[int, Array] = {}
+    header: StreamHeader | None = None
     messages, worst, active = [], 0.0, 0
     with open(path, "rb") as file:
         for packet in ContainerReader(file):
-            if isinstance(packet, ReferencePart) and packet.codec & ~SIGNED == PICTURE:
-                parts[packet.reference] = ([] if packet.index == 0 else parts[packet.reference]) + [packet.payload]
-                if packet.index == packet.count - 1:
-                    coded = b"".join(parts[packet.reference])[SIGNATURE_BYTES if packet.codec & SIGNED else 0 :]
-                    canonicals[packet.reference] = networks.reference(decode_reference(coded, pack.size)).canonical
+            header = packet if isinstance(packet, StreamHeader) else header
+            if isinstance(packet, ReferencePart | Update):
+                assert header is not None, "a container begins with it"
+                pictures.add(packet, header)
             if not isinstance(packet, Motion):
                 continue
-            active = active if packet.reference is None else packet.reference
+            if packet.reference is not None:
+                active = packet.reference
+                quantizer.new_reference()
+            if (held := pictures.get(active)) is None:
+                raise BitstreamError(f"{path} has motion for the picture {active}, which it does not hold")
+            canonical = held.features.canonical
             state = start_state(tables) if packet.intra else quantizer.state
             group = coder.decode_group(
                 packet.payload, packet.frames, level=packet.level, components=packet.components, intra=packet.intra,
@@ -346,7 +349,7 @@ def convert(path: Path, pack_source: str | None, out: Path | None) -> dict[str, 
             sizes[0] += [len(bytes(packet)) // packet.frames] * packet.frames
             for symbols in group:
                 motion = quantizer.inverse(symbols)
-                forms = from_state(quantizer.state.values), from_motion(motion, canonicals[active])
+                forms = from_state(quantizer.state.values), from_motion(motion, canonical)
                 for k, form in enumerate(forms):
                     payload = writers[k].write(form, base=packet.intra)
                     found = readers[k].read(payload)
@@ -356,7 +359,7 @@ def convert(path: Path, pack_source: str | None, out: Path | None) -> dict[str, 
                         assert to_state(found) == quantizer.state.values, "the integers must come back exactly"
                     else:
                         assert found.points is not None
-                        error = found.points / (1 << POINT_BITS) - motion.keypoints(canonicals[active])
+                        error = found.points / (1 << POINT_BITS) - motion.keypoints(canonical)
                         worst = max(worst, float(np.abs(error[:, :2]).max()) * 128)
     if out:
         out.write_bytes(b"".join(messages))

@@ -184,7 +184,8 @@ def _track(seen: Sequence[MotionOutput], gauge: Gauge) -> Track:
     names = MotionOutput._fields
     estimates = [MotionEstimate.from_outputs(dict(zip(names, (t.numpy() for t in m), strict=True))) for m in regauged]
     canonical = estimates[0].canonical
-    return Track(np.stack([e.relative_to(canonical).flat() for e in estimates]), np.asarray(canonical, np.float64))
+    flat = np.stack([e.relative_to(canonical).flat() for e in estimates])
+    return Track(flat, np.asarray(canonical, np.float64), np.zeros(len(flat), bool))
 
 
 class _Said(nn.Module):

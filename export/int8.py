@@ -1,54 +1,66 @@
-"""Quantizes a render graph's convolutions to 8 bits, calibrated on real inputs, and measures the loss. Decides nothing.
+"""Quantizes the convolutions of a pack's graphs to 8 bits, calibrated on real clips, and measures the loss.
 
-    python -m export.int8 collect --pack neuralcodec/packs/portrait --clips ../data/val/256 --out build/calibration
-    python -m export.int8 quantize --onnx build/onnx/render.onnx --inputs build/calibration --out build/int8/render.onnx
+    python -m export.int8 collect --pack build/float-pack --clips ../data/train/256 --out build/calibration
+    python -m export.int8 quantize --onnx build/onnx --inputs build/calibration --out build/int8
+    python -m export.build_pack --onnx build/int8 ...
 
-Convolutions get QuantizeLinear/DequantizeLinear pairs: 8-bit weights per output channel, and activations that are
-unsigned with a zero point for CPU kernels, or signed without one (``--signed``) as TensorRT wants them. Sampling,
-softmax and coordinates stay float32, and so do convolutions that make a flow or the final colours, where one step
-would be seen.
+reference.onnx and render.onnx become 8-bit graphs; motion.onnx is copied, because both ends must find the same
+keypoints whatever they run on. Convolutions get QuantizeLinear/DequantizeLinear pairs: 8-bit weights per output
+channel, and activations that are unsigned with a zero point for CPU kernels (a GPU gets such graphs in floats, see
+runtime/dequantize.py), or signed without one (``--signed``) as TensorRT wants them. Sampling, softmax and coordinates
+stay float32, and so do convolutions that make a flow or the final colours, where one step would be seen.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
+from rich.console import Console
+from rich.progress import track
 
 from neuralcodec.errors import MediaError, NeuralCodecError, PackError
 from neuralcodec.motion import Array
 from neuralcodec.runtime.session import Session, open_session
 
 # Weights of convolutions whose output is a coordinate, a mask or a colour: portrait.py and synthesis.py name them so.
-KEEP_FLOAT = r"(mask|depth|residual|occlusion|refine|g3\.1|final)\.weight$"
+# And the reference's first one: it amplifies small contrasts, which 8 bits lose, and with 3 channels gains no time.
+KEEP_FLOAT = r"(at_full\.0|mask|depth|residual|occlusion|refine|g3\.1|final)\.weight$"
+QUANTIZED = ("reference", "render")
+LONGEST = 250  # frames of a clip that are looked at
 HELD_OUT = 5  # every fifth input is not calibrated on; the loss is measured there
 
 Feeds = dict[str, Array]
+Pair = tuple[Session, Session]  # reference and render
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The 8-bit graph against the float one on the held-out inputs."""
+    """8-bit graphs against the float ones on the held-out inputs: reference and render together."""
 
     psnr: float  # dB between the two pictures, mean
     worst: float  # dB of the worst input
-    float_ms: float  # median of one run
-    int8_ms: float
+    float_ms: tuple[float, float]  # medians of one run of reference and of render
+    int8_ms: tuple[float, float]
 
 
-def collect(pack_folder: Path, clips: Path, out: Path, *, frames: int = 4, limit: int = 200) -> int:
+def collect(pack_folder: Path, clips: Path, out: Path, *, frames: int = 2, limit: int = 80) -> int:
     """Write the render inputs of ``frames`` frames of every clip as .npz; returns how many.
 
-    The first frame is the reference. Clips must be of the pack's size, as training.prepare writes them.
+    The first frame is the reference. Clips must be of the pack's size, as training.prepare writes them; where there are
+    more than ``limit`` asks for, every n-th is taken.
     """
     from neuralcodec.inference import Inference
     from neuralcodec.media import read_frames
@@ -58,8 +70,9 @@ def collect(pack_folder: Path, clips: Path, out: Path, *, frames: int = 4, limit
     inference = Inference(pack, device="cpu")
     out.mkdir(parents=True, exist_ok=True)
     count = 0
-    for path in sorted(p for p in clips.iterdir() if p.suffix in (".mp4", ".mkv", ".mov", ".webm")):
-        pictures = [image for _, image in read_frames(path)]
+    paths = sorted(p for p in clips.iterdir() if p.suffix in (".mp4", ".mkv", ".mov", ".webm"))
+    for path in track(paths[:: max(1, len(paths) * frames // limit)], "clips", console=Console(stderr=True)):
+        pictures = [image for _, image in islice(read_frames(path), LONGEST)]
         if not pictures or pictures[0].shape != (pack.size, pack.size, 3):
             raise MediaError(f"{path} is not a clip of {pack.size}x{pack.size}; prepare it with training.prepare.")
         reference = inference.reference(pictures[0])
@@ -68,7 +81,9 @@ def collect(pack_folder: Path, clips: Path, out: Path, *, frames: int = 4, limit
             motion = estimate.relative_to(reference.canonical)
             scene = inference.scene(reference, pictures[index], estimate)
             driving = inference.driving([reference], [replace(motion, scene=scene)])
-            np.savez_compressed(out / f"{path.stem}-{index:05d}.npz", **{**reference.arrays, **driving})
+            np.savez_compressed(
+                out / f"{path.stem}-{index:05d}.npz", allow_pickle=False, **reference.arrays, **driving
+            )
             count += 1
             if count == limit:
                 return count
@@ -76,12 +91,14 @@ def collect(pack_folder: Path, clips: Path, out: Path, *, frames: int = 4, limit
 
 
 def load_inputs(folder: Path, names: Sequence[str]) -> list[Feeds]:
-    """Every .npz of a folder in name order, each holding exactly the inputs ``names``."""
+    """The inputs ``names`` of every .npz of a folder, in name order."""
     feeds = []
     for path in sorted(folder.glob("*.npz")):
         with np.load(path, allow_pickle=False) as stored:
-            if set(stored.files) != set(names):
-                raise PackError(f"{path} holds {', '.join(stored.files)}; the graph takes {', '.join(names)}.")
+            if not set(names) <= set(stored.files):
+                raise PackError(
+                    f"{path} holds {', '.join(stored.files)}; the graph takes {', '.join(names)}: collect again."
+                )
             feeds.append({name: stored[name] for name in names})
     if len(feeds) < 2:
         raise PackError(f"{folder} holds {len(feeds)} .npz files, at least 2 are needed: run export.int8 collect.")
@@ -121,13 +138,16 @@ def quantize(
             return next(self.rest, None)
 
     model = onnx.load(graph)
+    widen(model)
     chosen = convolutions(model, keep_float)
     methods = {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy,
                "percentile": CalibrationMethod.Percentile}  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         named, written = Path(scratch) / "named.onnx", Path(scratch) / "int8.onnx"
-        onnx.save(onnx.shape_inference.infer_shapes(model), named)
+        shaped = onnx.shape_inference.infer_shapes(model)
+        shaped.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")  # it is: spares a warning
+        onnx.save(shaped, named)
         quantize_static(
             named,
             written,
@@ -151,27 +171,59 @@ def quantize(
     return len(chosen)
 
 
+def widen(model: onnx.ModelProto) -> None:
+    """Undo ``--fp16-storage``: weights stored as float16 behind a Cast become plain float32, as every runtime has them
+    after loading."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in [n for n in model.graph.node if n.op_type == "Cast" and n.input[0] in stored]:
+        tensor = stored[node.input[0]]
+        if tensor.data_type == onnx.TensorProto.FLOAT16:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, node.output[0]))
+            model.graph.node.remove(node)
+
+
 def convolutions(model: onnx.ModelProto, keep_float: str) -> list[str]:
     """Names of the Conv nodes to quantize, in order."""
-    stored = {tensor.name for tensor in model.graph.initializer}
     found = [node for node in model.graph.node if node.op_type == "Conv"]
-    if any(node.input[1] not in stored for node in found):
-        raise PackError("The graph's weights lie behind other nodes; export it again without --fp16-storage.")
     return [node.name for node in found if not re.search(keep_float, node.input[1])]
 
 
-def compare(reference: Session, quantized: Session, feeds: list[Feeds], output: str = "picture") -> Loss:
-    """Run both graphs on the same inputs."""
+def compare(before: Pair, after: Pair, feeds: list[Feeds]) -> Loss:
+    """Run reference and render of both pairs on the same inputs."""
     psnrs, times = [], ([], [])  # type: ignore[var-annotated]
     for feed in feeds:
         pictures = []
-        for session, spent in zip((reference, quantized), times, strict=True):
+        for (reference, render), spent in zip((before, after), times, strict=True):
             begin = time.perf_counter()
-            pictures.append(session.run(feed)[output].astype(np.float64))
-            spent.append(1000 * (time.perf_counter() - begin))
-        error = float(np.mean((pictures[0] - pictures[1]) ** 2))
+            features = reference.run({name: feed[name] for name in reference.input_shapes})
+            middle = time.perf_counter()
+            pictures.append(render.run({n: features.get(n, feed[n]) for n in render.input_shapes})["picture"])
+            spent.append((1000 * (middle - begin), 1000 * (time.perf_counter() - middle)))
+        error = float(np.mean((pictures[0].astype(np.float64) - pictures[1]) ** 2))
         psnrs.append(-10 * np.log10(max(error, 1e-12)))
-    return Loss(float(np.mean(psnrs)), float(np.min(psnrs)), float(np.median(times[0])), float(np.median(times[1])))
+    medians = [tuple(np.median(spent, axis=0).tolist()) for spent in times]
+    return Loss(float(np.mean(psnrs)), float(np.min(psnrs)), medians[0], medians[1])
+
+
+def quantize_folder(
+    graphs: Path, inputs: Path, out: Path, *, keep_float: str = KEEP_FLOAT, method: str = "minmax", signed: bool = False
+) -> tuple[dict[str, int], Loss]:
+    """Reference and render graphs of a folder to 8 bits in another, motion.onnx as it is; returns how many convolutions
+    of each were quantized and what that costs."""
+    if out.resolve() == graphs.resolve():
+        raise PackError(f"--out is the folder of the float graphs ({graphs}); give another one.")
+    counts = {}
+    before, after = [], []
+    for name in QUANTIZED:
+        path = graphs / f"{name}.onnx"
+        before.append(open_session(path))
+        kept, _ = split(load_inputs(inputs, list(before[-1].input_shapes)))
+        counts[name] = quantize(path, kept, out / path.name, keep_float=keep_float, method=method, signed=signed)
+        after.append(open_session(out / path.name))
+    shutil.copyfile(graphs / "motion.onnx", out / "motion.onnx")
+    _, held = split(load_inputs(inputs, list(before[-1].input_shapes)))
+    return counts, compare((before[0], before[1]), (after[0], after[1]), held)
 
 
 def _collect(o: Any) -> None:
@@ -179,13 +231,16 @@ def _collect(o: Any) -> None:
 
 
 def _quantize(o: Any) -> None:
-    reference = open_session(o.onnx)
-    kept, held = split(load_inputs(o.inputs, list(reference.input_shapes)))
-    count = quantize(o.onnx, kept, o.out, keep_float=o.keep_float, method=o.method, signed=o.signed)
-    loss = compare(reference, open_session(o.out), held)
-    print(f"{o.out}  {o.out.stat().st_size:,} bytes, {count} convolutions of 8 bits")
-    print(f"against float32 on {len(held)} held-out inputs: {loss.psnr:.1f} dB mean, {loss.worst:.1f} dB worst; "
-          f"{loss.float_ms:.1f} ms float32, {loss.int8_ms:.1f} ms int8")  # fmt: skip
+    counts, loss = quantize_folder(
+        o.onnx, o.inputs, o.out, keep_float=o.keep_float, method=o.method, signed=o.signed
+    )  # fmt: skip
+    for name, count in counts.items():
+        path = o.out / f"{name}.onnx"
+        print(f"{path}  {path.stat().st_size:,} bytes, {count} convolutions of 8 bits")
+    print(f"{o.out / 'motion.onnx'}  copied")
+    print(f"against float32 on held-out inputs: {loss.psnr:.1f} dB mean, {loss.worst:.1f} dB worst")
+    for name, before, after in zip(QUANTIZED, loss.float_ms, loss.int8_ms, strict=True):
+        print(f"{name}: {before:.1f} ms float32, {after:.1f} ms int8")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -196,12 +251,12 @@ def main(arguments: list[str] | None = None) -> int:
     c.add_argument("--pack", type=Path, required=True)
     c.add_argument("--clips", type=Path, required=True, help="folder of square clips of the pack's size")
     c.add_argument("--out", type=Path, required=True)
-    c.add_argument("--frames", type=int, default=4, help="frames of each clip")
-    c.add_argument("--limit", type=int, default=200, help="inputs in all")
+    c.add_argument("--frames", type=int, default=2, help="frames of each clip")
+    c.add_argument("--limit", type=int, default=80, help="inputs in all")
     c.set_defaults(run=_collect)
-    q = verbs.add_parser("quantize", help="8-bit graph, and its loss on held-out inputs")
-    q.add_argument("--onnx", type=Path, required=True, help="float32 render.onnx")
-    q.add_argument("--inputs", type=Path, required=True, help="folder of .npz")
+    q = verbs.add_parser("quantize", help="8-bit graphs, and their loss on held-out inputs")
+    q.add_argument("--onnx", type=Path, required=True, help="folder of motion, reference and render.onnx")
+    q.add_argument("--inputs", type=Path, required=True, help="folder of collect")
     q.add_argument("--out", type=Path, required=True)
     q.add_argument("--method", choices=("minmax", "entropy", "percentile"), default="minmax")
     q.add_argument("--signed", action="store_true", help="symmetric activations, for TensorRT")

@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("clips", type=Path, help="folder of .mp4 clips")
     parser.add_argument("--onnx", type=Path, required=True, help="folder with motion.onnx")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scene", type=int, default=5, help="nodes a side of the scene's mesh; 0: the pack has none")
+    parser.add_argument("--scene", type=int, default=4, help="nodes a side of the scene's mesh; 0: the pack has none")
     options = parser.parse_args()
     session = open_session((options.onnx / "motion.onnx").read_bytes(), device="cpu", threads=1)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def main() -> int:
         if found is None:
             print(f"{path.name}: no face, left out", file=sys.stderr)
             continue
-        np.savez(options.out / f"{path.stem}.npz", **found)
+        np.savez(options.out / f"{path.stem}.npz", allow_pickle=False, **found)
     return 0
 
 

@@ -4,9 +4,10 @@
 
 motion.onnx, reference.onnx and render.onnx have a free batch size, batch norms folded into convolutions, no control
 flow, and opset 20, the first whose GridSample reads volumes. ``--no-volumetric`` writes the same function with 2-D
-GridSample only, for engines that refuse rank 5. ``--fp16-storage`` halves the files and changes no arithmetic: large
-weights are stored as float16 behind a Cast that every runtime folds away when it loads the graph. ``--fp16`` computes
-in float16 as well (export/half.py); motion stays float32, because its error would be everybody's.
+GridSample only: four times faster on a CPU, and for engines that refuse rank 5. ``--fp16-storage`` halves the files and
+changes no arithmetic: large weights are stored as float16 behind a Cast that every runtime folds away when it loads the
+graph. ``--fp16`` computes in float16 as well (export/half.py); motion stays float32, because its error would be
+everybody's.
 """
 
 from __future__ import annotations
@@ -258,18 +259,26 @@ def _fold_parametrizations(networks: nn.Module) -> None:
 
 @contextmanager
 def _sampling(volumetric: bool) -> Iterator[None]:
-    """Within it, a volume is read as ``volumetric`` says, by whichever network. 2-D sampling stays as it is."""
+    """Within it, a volume is read as ``volumetric`` says, by whichever network, and a picture with border padding in
+    the form that ONNX Runtime's CPU kernel has a fast path for (8 times: no border padding, no aligned corners)."""
     plain = F.grid_sample
 
-    def flat(
+    def sample(
         input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: Any = None
     ) -> Tensor:
-        if input.dim() == 5:
+        if input.dim() == 5 and not volumetric:
             return grid_sample_3d(input, grid, False, bool(align_corners), padding_mode)
+        if input.dim() == 4 and mode == "bilinear" and padding_mode == "border":
+            # Clamped to the centres of the outermost pixels, nothing outside has any weight.
+            height, width = input.shape[2:]
+            outermost: Any = (width - 1) / width  # one number multiplies twice as fast as a pair
+            if width != height:
+                outermost = torch.tensor([outermost, (height - 1) / height], device=grid.device)
+            grid = grid if align_corners else grid / outermost
+            return plain(input, grid.clamp(-1, 1) * outermost, mode, "zeros", False)
         return plain(input, grid, mode, padding_mode, align_corners)
 
-    if not volumetric:
-        F.grid_sample = flat
+    F.grid_sample = sample
     try:
         yield
     finally:

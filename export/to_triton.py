@@ -4,10 +4,11 @@
     tritonserver --model-repository=models
 
 Models: NAME_motion (a sender's picture to motion), NAME_reference (a reference picture to features, once),
-NAME_render (features and two poses to a picture, every frame: requests of many streams are batched), and the ensemble
-NAME_show, which takes a reference picture and two poses and runs reference and render in one request, for clients that
-keep no features. Packets stay with the client: it decodes them and sends poses. Not run on a server by us; the
-configurations are held against the published model_config.proto by tests/test_to_triton.py.
+NAME_render (features, two poses and the scene, where the pack has one, to a picture, every frame: requests of many
+streams are batched), and the ensemble NAME_show, which takes a reference picture, two poses and the scene and runs
+reference and render in one request, for clients that keep no features. Packets stay with the client: it decodes them
+and sends poses and scene. Not run on a server by us; the configurations are held against the published
+model_config.proto by tests/test_to_triton.py.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def model_config(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor],
 
 
 def ensemble_config(pack: str, ports: Mapping[str, tuple[Sequence[Tensor], Sequence[Tensor]]], options: Options) -> str:
-    """config.pbtxt of the ensemble that goes from a reference picture and two poses to a picture."""
+    """config.pbtxt of the ensemble that goes from a reference picture to a picture in another pose."""
     made = {t.name for t in ports["reference"][1]}
     render_inputs, render_outputs = ports["render"]
     outside = {t.name: t for t in [*ports["reference"][0], *render_inputs] if t.name not in made}

@@ -3,9 +3,9 @@
     python -m export.verify --onnx build/onnx --preset portrait --checkpoint runs/portrait/average.safetensors \\
         --flat --clips data/val/256 --variant build/fp16 --variant build/int8
 
-Inputs: two fixed cases (a picture on itself, nothing moving; a black picture), then random pictures and poses in
-batches of 1, 2 and 3. Bounds are the largest absolute difference, by how the graph stores its weights (bounds.json, or
-``--bounds``). NaN, infinity and a render that turns a picture black or flat are misses whatever the bound.
+Inputs: two fixed cases (a picture on itself, nothing moving; a black picture), then random pictures, poses and scenes
+in batches of 1, 2 and 3. Bounds are the largest absolute difference, by how the graph stores its weights (bounds.json,
+or ``--bounds``). NaN, infinity and a render that turns a picture black or flat are misses whatever the bound.
 ``--flat`` writes the render graph in its ``--no-volumetric`` form too and holds the two against each other.
 ``--clips`` shows real clips to the graphs and to each ``--variant`` of them, and bounds what the variant loses in dB.
 """
@@ -27,6 +27,7 @@ import torch
 from export.clip_loss import ClipLoss, clip_losses
 from export.to_onnx import (
     FEATURES,
+    SCENE,
     Tensors,
     example_inputs,
     export_graphs,
@@ -93,6 +94,8 @@ def input_cases(networks: Networks, rounds: int) -> Iterator[dict[str, Tensors]]
     still = example_inputs(networks, batch=1, seed=0)
     poses = still["render"]
     poses["driving_keypoints"], poses["driving_rotation"] = poses["source_keypoints"], poses["source_rotation"]
+    if SCENE in poses:
+        poses[SCENE] = torch.zeros_like(poses[SCENE])
     yield still
     yield example_inputs(networks, batch=1, seed=1, black=True)
     for seed in range(rounds):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,8 @@ class Decoder:
         self._reported = [0, 0]  # frames expected and received since the last feedback
         self._last: MotionParams | None = None
         self._before: MotionParams | None = None
+        self._still = np.zeros((self.pack.scene**2, 2), np.float32)
+        self._drawn = self._moved = self._still  # the scene as shown last, and what to add while a picture is not here
         self._missing = 0
         self._wanted: Callable[[int], bool] | None = None
 
@@ -301,12 +303,16 @@ class Decoder:
         assert self._sequence is not None
         ago = (self._sequence - sequence) % 256
         if ago <= self._named_ago or self._shows is None:
+            if reference != self._active and self._last is not None:  # cut at about this moment: nothing moved since
+                self._moved, self._last = self._drawn, replace(self._last, scene=self._still)
             self._active, self._named_ago = reference, ago
             self._look_for_reference()
 
     def _look_for_reference(self) -> None:
         held = self._pictures.get(self._active)
         self._lacks_reference, self._shows = held is None, held or self._shows
+        if held is not None:
+            self._moved = self._still
 
     def _follow(self, packet: Motion, state: State, first: int) -> list[tuple[MotionParams, int]]:
         """Motion and pts of every frame of a packet whose earlier frames are known; remembers their states."""
@@ -388,6 +394,9 @@ class Decoder:
         seconds = float(pts * self.time_base)
         with self._timed("view"):
             calm = self._smoother.smooth(motion, seconds) if self._smoother else motion
+            if self._moved.any():
+                calm = replace(calm, scene=calm.scene + self._moved)
+            self._drawn = calm.scene
         if self._wanted is not None and not self._wanted(pts):
             return DecodedFrame(np.zeros((0, 0, 3), np.uint8), pts, state, motion, held.id, calm)
         seen, features = calm, held.features

@@ -62,6 +62,7 @@ class Encoder:
     frames_per_packet: motion frames that share a packet, 1 to 16. Each saves up to 3 bytes and waits for the last one.
     updates: code references after the first as updates of it; False: each on its own, several times as large, for
     channels that lose so much that chains break all the time.
+    focus: soften what lies around the head before pictures are coded, the more the lower the rate; see focus.py.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Encoder:
         signing_context: bytes = b"",
         frames_per_packet: int = 1,
         updates: bool = True,
+        focus: bool = True,
     ) -> None:
         if not 0 <= loss < 1:
             raise ValueError(f"loss is {loss}; expected a share of packets, 0 <= loss < 1.")
@@ -103,7 +105,7 @@ class Encoder:
         self._pictures = PictureSender(
             self.pack, self._networks, self.stats, self._rate, updates=updates,
             key=None if signing_key is None else private_key(signing_key), context=signing_context,
-            full_frame=full_frame, repeat_header=repeat_header,
+            full_frame=full_frame, repeat_header=repeat_header, focus=focus,
         )  # fmt: skip
         self._face: Face | None = None  # where it was last seen, source pixels
         self._size: tuple[int, int] | None = None  # as the header says
@@ -115,8 +117,6 @@ class Encoder:
         self._intra_sequence = 0  # number of the last intra frame
         self._heard_at = float("-inf")  # seconds, of the last report that told what the receiver holds
         self._named = -1  # reference that motion packets named last
-        self._scene_of: ReferenceFeatures | None = None  # the reference of _last_scene
-        self._last_scene: Array = np.zeros((0, 2), np.float32)
         self._as_is = False  # rendering does worse than showing the reference
         self._ratio = 1.0  # rendered error over held error, over the last checks
         self._check_at = 0.0
@@ -278,9 +278,9 @@ class Encoder:
             found = np.zeros((0, 2), np.float32)  # nothing moved since a picture of this very frame
         else:
             here = tile if square == held.crop else crop(picture, held.crop, self.pack.size)
-            start = self._last_scene if self._scene_of is held.features and len(self._last_scene) else None
+            last = self._quantizer.last if self._pictures.active == self._named else None
+            start = None if last is None else last.scene
             found = self._networks.scene(held.features, here, estimate.placed(square, held.crop), start)
-        self._scene_of, self._last_scene = held.features, found
         return found
 
     def _motion(

@@ -19,7 +19,11 @@ from .pack import Pack
 from .runtime.session import Session, open_session
 from .scene import pyramid, register
 
-LOOKS = 3  # times the motion network looks at a reference, each look centring the next
+# Times the motion network looks at a reference, each look centring the next: twice, and once more where the second look
+# still moved the box by more than SETTLED (half a pixel of 256). Measured on 100 coded pictures: keypoints 0.09 px from
+# where eight looks end, on average.
+LOOKS = 3
+SETTLED = 0.005
 
 
 @dataclass(frozen=True)
@@ -144,13 +148,16 @@ class Inference:
         return ReferenceFeatures(picture, self)
 
     def estimate(self, picture: Array) -> MotionEstimate:
-        """The face of a picture of which nothing is known yet."""
-        image, side = as_tensor(picture), picture.shape[0]
-        faces = self.detector.detect(picture)
-        box = faces[0].box_in(Square(0, 0, side)) if faces else np.array([0, HEAD_Y, HEAD_SCALE], np.float32)
-        for _ in range(LOOKS):
-            estimate = self._look(image, box)
-            box = estimate.box
+        """The face of a picture of which nothing is known yet. Depends on the picture alone: both ends run it."""
+        image, whole = as_tensor(picture), Square(0, 0, picture.shape[0])
+        # One look of the detector over the whole square does; the second, closer one only where that finds nobody.
+        faces = self.detector.detect(picture, whole) or self.detector.detect(picture)
+        box = faces[0].box_in(whole) if faces else np.array([0, HEAD_Y, HEAD_SCALE], np.float32)
+        estimate = self._look(image, box)
+        for _ in range(LOOKS - 1):
+            box, estimate = estimate.box, self._look(image, estimate.box)
+            if np.abs(estimate.box - box).max() <= SETTLED:
+                break
         return estimate
 
     def features(self, picture: Array, estimate: MotionEstimate) -> dict[str, Array]:
@@ -168,11 +175,11 @@ class Inference:
         self, reference: ReferenceFeatures, picture: Array, face: MotionEstimate, start: Array | None = None
     ) -> Array:
         """How the scene moved from ``reference`` to ``picture``, uint8 RGB (S, S, 3): float32 (M, 2), M = 0 for a pack
-        without scene. face: of ``picture``. start: of the frame before, from the same reference."""
-        nodes = self.pack.tables.scene
+        without scene. face: of ``picture``. start: of the frame before, from the same reference, as the receiver has
+        it."""
+        nodes = self.pack.scene
         if not nodes:
             return np.zeros((0, 2), np.float32)
-        start = np.zeros((nodes**2, 2), np.float32) if start is None else start
         return register(reference.grey, pyramid(picture), face.box.tolist(), start, nodes)
 
     def place(self, features: dict[str, Array]) -> Any:
@@ -203,9 +210,8 @@ class Inference:
         keypoints = [m.keypoints(r.canonical) for m, r in zip(motions, references, strict=True)]
         inputs = {"driving_keypoints": np.stack(keypoints), "driving_rotation": np.stack([m.rotation for m in motions])}
         if "driving_scene" in self._render.input_shapes:
-            nodes = self._render.input_shapes["driving_scene"][1]
-            inputs["driving_scene"] = np.stack([m.scene if len(m.scene) else np.zeros((nodes, 2), np.float32)
-                                                for m in motions])  # fmt: skip
+            still = np.zeros((int(self._render.input_shapes["driving_scene"][1]), 2), np.float32)
+            inputs["driving_scene"] = np.stack([m.scene if len(m.scene) else still for m in motions])
         return inputs
 
     def warm_up(self, batch: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Head pose, expression and scene of one frame, and the geometry that turns them into keypoints. Knows no network or bit.
+"""Head pose, expression and scene of one frame, and the geometry that turns them into keypoints. Knows no network.
 
 Coordinates: the coded square picture spans [-1, 1] in x (to the right) and y (down); z has the same unit and is
 negative toward the camera. Points are row vectors. The paper's Eq. 1-2, with expression in the head's own frame so that

@@ -48,6 +48,11 @@ class Pack:
     def tables(self) -> MotionTables:
         return MotionTables.load(self.folder / TABLES)
 
+    @property
+    def scene(self) -> int:
+        """Nodes a side of the scene's mesh (neuralcodec.scene), 0 for a pack that knows no scene."""
+        return self.tables.scene
+
 
 def load_pack(source: str | Path | None = None) -> Pack:
     """Open and verify a pack: a folder, the name of a bundled pack, or None for the default one.

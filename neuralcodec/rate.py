@@ -49,6 +49,8 @@ MOTION_SHARE = (0.25, 0.5)  # of the rate: motion that takes less is coded finer
 MOTION_SECONDS = 0.5  # over which that is measured, and after which it is looked at again
 PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
 
+SOFTNESS = ((24.0, 1), (6.0, 3), (2.5, 5), (0.0, 7))  # from this rate on
+
 
 def motion_quality(target_kbps: float) -> MotionQuality:
     """The finest used at this rate."""
@@ -57,6 +59,11 @@ def motion_quality(target_kbps: float) -> MotionQuality:
 
 def picture_preset(target_kbps: float) -> int:
     return next(preset for floor, preset in PRESETS if target_kbps >= floor)
+
+
+def softness(target_kbps: float) -> int:
+    """Width in pixels of the boxes that blur what is not the head (focus.py)."""
+    return next(width for floor, width in SOFTNESS if target_kbps >= floor)
 
 
 def distance(a: Array, b: Array) -> float:
@@ -71,7 +78,7 @@ class RateControl:
         if not 0.5 <= target_kbps <= 1000:
             raise ValueError(f"target_kbps is {target_kbps}; expected 0.5 to 1000 kbit/s.")
         self.bytes_per_second = target_kbps * 125
-        self.preset = picture_preset(target_kbps)
+        self.preset, self.softness = picture_preset(target_kbps), softness(target_kbps)
         self._finest = self._coarseness = QUALITIES.index(motion_quality(target_kbps))
         self._motion = 0.0  # bytes a second that motion takes, lately
         self._changed = 0.0  # seconds, when the quality of motion changed

@@ -23,6 +23,7 @@ SIDES = (32, 64)  # of the grey pictures, coarse to fine
 STEPS = (3, 2)  # Gauss-Newton steps at each
 STIFF = 50.0  # weight of differences between neighbouring nodes, against grey levels squared over 64 x 64 points
 STILL = 0.5  # weight of the displacement itself: where nothing can be seen, nothing moves
+STEADY, STEADY_STIFF = 500.0, 1500.0  # the same two weights for what changes from frame to frame: only that costs bits
 ROBUST = 60.0  # grey levels; a point off by much more is taken for something that came or went, not moved
 HEAD = 0.7  # half width of the ellipse that is left to the keypoints, in units of the face's half side
 HEAD_UP, HEAD_TALL = 0.15, 1.3  # its centre above the pose's, its height over its width
@@ -41,21 +42,24 @@ def pyramid(picture: Array) -> list[Array]:
 
 
 def register(
-    reference: Sequence[Array], picture: Sequence[Array], head: Sequence[float] | None, start: Array, nodes: int
+    reference: Sequence[Array], picture: Sequence[Array], head: Sequence[float] | None, start: Array | None, nodes: int
 ) -> Array:
-    """The mesh (M, 2) float32 between two pyramids, from a first guess."""
-    mesh = np.asarray(start, np.float64)
+    """The mesh (M, 2) float32 from one pyramid to another. head: centre x, y and half side of the face in ``picture``,
+    whose motion the keypoints tell. start: the mesh of the frame before as the receiver has it, which the new one
+    leaves only where the picture demands it; None: nothing is known."""
+    mesh = np.zeros((nodes**2, 2)) if start is None else np.asarray(start, np.float64)
+    last = None if start is None else mesh
     for side, steps, before, now in zip(SIDES, STEPS, reference, picture, strict=True):
-        weight = outside(head, side)
+        weight, pixels = outside(head, side), side / 2
         slopes = np.stack([before, *reversed(np.gradient(before))], -1)  # grey, d/dx, d/dy: (side, side, 3)
         for _ in range(steps):
-            mesh = _step(slopes, now, weight, mesh * (side / 2), nodes) / (side / 2)
+            mesh = _step(slopes, now, weight, mesh * pixels, None if last is None else last * pixels, nodes) / pixels
             mesh = np.clip(mesh, -REACH, REACH)
     return np.asarray(np.rint(mesh * GRAIN) / GRAIN, np.float32)
 
 
-def _step(slopes: Array, now: Array, weight: Array, mesh: Array, nodes: int) -> Array:
-    """One Gauss-Newton step; ``mesh`` float64 (M, 2) in pixels of this size."""
+def _step(slopes: Array, now: Array, weight: Array, mesh: Array, last: Array | None, nodes: int) -> Array:
+    """One Gauss-Newton step; ``mesh`` and that of the frame before, float64 (M, 2) in pixels of this size."""
     side, m = len(now), nodes * nodes
     spread, pairs = _weights(side, nodes)
     grid = mesh.T.reshape(2, nodes, nodes)
@@ -71,9 +75,13 @@ def _step(slopes: Array, now: Array, weight: Array, mesh: Array, nodes: int) -> 
     xy = product(trust * dx * dy)
     hessian = np.block([[product(trust * dx * dx), xy], [xy.T, product(trust * dy * dy)]])
     slope = np.concatenate([(spread.T @ (trust * off * d) @ spread).reshape(-1) for d in (dx, dy)])
-    stiff = _stiffness(nodes) * (STIFF * (side / SIDES[-1]) ** 2) + STILL * np.eye(m)
-    prior = np.kron(np.eye(2), stiff)
-    move = np.linalg.solve(hessian + prior, -slope - prior @ mesh.T.reshape(-1))
+    fewer = (side / SIDES[-1]) ** 2  # points, so that the priors weigh alike at every size
+    prior = np.kron(np.eye(2), (STIFF * _stiffness(nodes) + STILL * np.eye(m)) * fewer)
+    pull = prior @ mesh.T.reshape(-1)
+    if last is not None:
+        steady = np.kron(np.eye(2), (STEADY_STIFF * _stiffness(nodes) + STEADY * np.eye(m)) * fewer)
+        prior, pull = prior + steady, pull + steady @ (mesh - last).T.reshape(-1)
+    move = np.linalg.solve(hessian + prior, -slope - pull)
     return np.asarray(mesh + move.reshape(2, m).T)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from .chain import HASH_BYTES, ChainEncoder, start_chain
 from .face import Square, resize
+from .focus import soften
 from .fragments import UPDATE_MAX, split, split_update
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .motion import Array
@@ -74,7 +75,8 @@ class _Coming:
 class PictureSender:
     """All pictures of one stream.
 
-    key: an Ed25519 private key that signs them, or None. context: what is signed besides. updates: see Encoder.
+    key: an Ed25519 private key that signs them, or None. context: what is signed besides. updates, full_frame, focus,
+    repeat_header: see Encoder.
     header: of the stream, known from the first frame on. protection: what losses demand at present.
     """
 
@@ -90,6 +92,7 @@ class PictureSender:
         context: bytes = b"",
         full_frame: bool = False,
         repeat_header: bool = True,
+        focus: bool = True,
     ) -> None:
         self.rate = rate
         self.header: StreamHeader | None = None
@@ -102,7 +105,7 @@ class PictureSender:
         self.again: list[Packet] = []  # to be sent once more with the next frame
         self._pack, self._networks, self._stats = pack, networks, stats
         self._updates, self._key, self._context = updates, key, context
-        self._full_frame, self._repeat_header = full_frame, repeat_header
+        self._full_frame, self._repeat_header, self._focus = full_frame, repeat_header, focus
         self._backdrop_due = full_frame
         self._chain: ChainEncoder | None = None
         self._coming: _Coming | None = None
@@ -222,10 +225,10 @@ class PictureSender:
         self._coming = None
         with self._timed():
             if self._updates:
-                self._chain, coded, shown = start_chain(shot.tile, max_bytes=budget, preset=self.rate.preset)
+                self._chain, coded, shown = start_chain(self._focused(shot), max_bytes=budget, preset=self.rate.preset)
                 self.rate.sent_key(len(coded), SIGNATURE_BYTES if self._key else 0)
             else:
-                coded = encode_reference(shot.tile, max_bytes=budget)
+                coded = encode_reference(self._focused(shot), max_bytes=budget)
                 shown = decode_reference(coded, self._pack.size)
         codec = KEY if self._updates else PICTURE
         packets += self._unprotected(self._parts(coded, codec, shot.square, self.next_id))
@@ -238,7 +241,7 @@ class PictureSender:
         """Code the key of a finer chain. Its parts go out as the rate allows, and nothing refers to it until then."""
         budget = self.rate.key_bytes - (SIGNATURE_BYTES if self._key else 0)
         with self._timed():
-            chain, coded, shown = start_chain(shot.tile, max_bytes=budget, preset=self.rate.preset)
+            chain, coded, shown = start_chain(self._focused(shot), max_bytes=budget, preset=self.rate.preset)
         self._coming = _Coming(self._take_id(), chain, shot, shown, len(coded))
         self._coming.parts = self._parts(coded, KEY, shot.square, self._coming.id, self.rate.part_bytes)
 
@@ -268,7 +271,7 @@ class PictureSender:
         square = shot.square
         before, place = self._chain.digest, (square.x, square.y, square.side)
         with self._timed():
-            coded, shown = self._chain.code(shot.tile)
+            coded, shown = self._chain.code(self._focused(shot))
         signature = self._signature(UPDATE, place, coded, self.next_id, before)
         if len(signature) + len(coded) > UPDATE_MAX:  # as after a cut; a chain cannot leave out a picture
             self.wanted = True
@@ -284,6 +287,12 @@ class PictureSender:
         self.fresh = True
         self._stats.updates += 1
         return [*packets]
+
+    def _focused(self, shot: Shot) -> Array:
+        """The tile, softened around the head."""
+        if shot.estimate is None or not self._focus:
+            return shot.tile
+        return soften(shot.tile, shot.estimate.box.tolist(), self.rate.softness)
 
     def _take_id(self) -> int:
         taken, self.next_id = self.next_id, (self.next_id + 1) % 256

@@ -95,6 +95,66 @@ def test_frozen_tracks_give_the_same_symbols_and_motion(tables: MotionTables, tr
     assert found["state"] == [list(state.values), list(state.older), list(state.activity)]
 
 
+def test_a_scene_starts_anew_with_every_reference(
+    scene_tables: dict[str, Any], scene_tracks: dict[str, np.ndarray]
+) -> None:
+    tables = MotionTables.load(scene_tables)
+    frames = [tables.motion(row) for row in scene_tracks["track_a"][:90]]
+    quantizer, coder = Quantizer(tables), EntropyCoder(tables)
+    packets, symbols, flats = [], [], []
+    i = reset = 0
+    while i + 3 < len(frames):  # references named by intra frames, by predicted frames alone and at the head of groups
+        intra, names, size = i % 40 == 0, i % 7 < 3, 1 if i % 40 == 0 else 1 + i % 3
+        if names and not intra:
+            reset += any(quantizer.state.values[k] for k in tables.scene_components)
+            quantizer.new_reference()
+        group = []
+        for frame in frames[i : i + size]:
+            group.append(quantizer.forward(frame, level=1, components=4 + i % 4, intra=intra))
+            symbols.append(list(group[-1].values))
+            flats.append((tables.mean + np.array(quantizer.state.values) @ tables.synthesis).tolist())
+        head = Motion(i % 256, 1, 4 + i % 4, coder.encode(group), intra, i % 256 if intra or names else None,
+                      i if intra else None, frames=size)  # fmt: skip
+        packets.append(bytes(head).hex())
+        i += size
+    assert reset > 5, "every reset had something to forget"
+    found = node(
+        """
+        const motion = new bitstream.MotionDecoder(given.tables);
+        const canonical = new Float32Array(3 * given.tables.keypoints);
+        const frames = given.packets.flatMap((packet) => motion.decode(bitstream.parsePacket(unhex(packet))));
+        result = { symbols: frames.map((f) => f.symbols), flats: frames.map((f) => Array.from(f.flat)),
+                   scenes: frames.map((f) => Array.from(bitstream.pose(f.flat, canonical).scene)),
+                   state: [motion.values, motion.older, motion.activity] };
+        """,
+        {"tables": scene_tables, "packets": packets},
+    )
+    assert found["symbols"] == symbols
+    np.testing.assert_allclose(found["flats"], flats, rtol=0, atol=1e-9)
+    state = quantizer.state
+    assert found["state"] == [list(state.values), list(state.older), list(state.activity)]
+    scenes = [tables.motion(np.array(flat)).scene.ravel() for flat in flats]
+    assert max(np.abs(scene).max() for scene in scenes) > 0.01
+    np.testing.assert_allclose(found["scenes"], scenes, rtol=0, atol=1e-6)
+
+
+def test_a_refused_packet_that_names_a_reference_keeps_the_scene(scene_tables: dict[str, Any]) -> None:
+    kept, after = node(
+        """
+        const motion = new bitstream.MotionDecoder(given);
+        motion.values.fill(500); motion.older.fill(400);
+        const state = () => [motion.values, motion.older, motion.activity].map((list) => [...list]);
+        const kept = state(), packet = { level: 0, components: 7, intra: false, frames: 1, reference: 3 };
+        let refused = 0;
+        try { motion.decode({ ...packet, payload: new Uint8Array(40).fill(255) }); }
+        catch (error) { refused = error instanceof bitstream.BitstreamError; }
+        result = [kept, refused && state()];
+        """,
+        scene_tables,
+    )
+    assert after == kept
+
+
 def test_keypoints_and_turned_views_are_the_same(tables: MotionTables) -> None:
     from neuralcodec.motion import View
 

@@ -1,5 +1,6 @@
 """Concealment: named states, bounded guesses, and nearer to the truth than doing nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,17 @@ def test_expression_relaxes_to_rest() -> None:
     sizes = [float(np.abs(conceal(pose(0), None, n).delta).max()) for n in (0, 1, 10, 200)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == pytest.approx(0.1) and sizes[-1] < 1e-4
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_scene_stays_as_it_was(before: bool) -> None:
+    scene = np.full((9, 2), 0.2, np.float32)
+    last, earlier = replace(pose(3.0), scene=scene), replace(pose(2.0), scene=-scene)
+    for missing in (0, 1, 5, 300):
+        shown = conceal(last, earlier if before else None, missing)
+        assert np.array_equal(shown.scene, scene) and shown.delta.shape == last.delta.shape
+    plain = conceal(pose(3.0), pose(2.0) if before else None, 5)
+    assert np.array_equal(conceal(last, earlier if before else None, 5).flat()[: len(plain.flat())], plain.flat())
 
 
 def test_without_history_the_pose_stays() -> None:

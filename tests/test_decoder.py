@@ -11,10 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import neuralcodec as nc
+from benchmarks.fuzz import Outputs
 from neuralcodec.concealment import Concealment
+from neuralcodec.entropy import EntropyCoder
 from neuralcodec.errors import BitstreamError, MissingReferenceError, PackMismatchError
+from neuralcodec.fragments import split
+from neuralcodec.motion import MotionParams
 from neuralcodec.packet import Motion, ReferencePart, StreamHeader
+from neuralcodec.protection import Aggregator
 from neuralcodec.quality import psnr
+from neuralcodec.quantizer import Quantizer
+from neuralcodec.reference import encode_reference
 
 Coded = tuple[nc.Encoder, list[list[object]]]
 
@@ -353,3 +360,114 @@ def test_unwanted_frames_are_followed_without_a_picture(updated: list[list[bytes
     b = [f for p in packets for f in some.decode(p, wanted=lambda pts: pts == 4)]
     assert [f.pts for f in b] == [f.pts for f in a] and {f.image.size for f in b[:-1]} == {0}
     assert np.array_equal(a[-1].image, b[-1].image)
+
+
+class SceneCall:
+    """A sender of the frozen tracks with a scene and a receiver, both without networks; notes what is rendered."""
+
+    def __init__(self, pack: nc.Pack, rows: np.ndarray) -> None:
+        self.pack, self.rows, self.drawn = pack, rows, []  # type: ignore[var-annotated]
+        self.quantizer, self.aggregator = Quantizer(pack.tables), Aggregator(EntropyCoder(pack.tables))
+        self.receiver, outputs = nc.Decoder(pack=pack, device="cpu", threads=1), Outputs(pack.size)
+        self.receiver._networks = self.receiver._pictures.networks = outputs  # type: ignore[assignment]
+        render = outputs.render
+        outputs.render = lambda features, motion: (self.drawn.append(motion), render(features, motion))[1]  # type: ignore[method-assign]
+        self.receiver.decode(bytes(StreamHeader(pack.id, 256, 256, (1, 25), 1, pack.size)))
+        self.states: list[object] = []
+        self.motions: list[MotionParams] = []
+
+    def picture(self, reference: int) -> None:
+        coded = encode_reference(np.full((256, 256, 3), 40 + reference, np.uint8), max_bytes=900)
+        for part in split(coded, reference=reference, codec=1, crop=(0, 0, 256)):
+            self.receiver.decode(bytes(part))
+
+    def frame(self, names: int | None = None, again: int = 0) -> bytes:
+        """The packet of the next frame, which names a reference if told to and brings earlier ones again."""
+        number = len(self.states)
+        if names is not None:
+            self.quantizer.new_reference()
+        symbols = self.quantizer.forward(self.pack.tables.motion(self.rows[number]), level=0, components=7)
+        pts = number if symbols.intra else None
+        head = Motion(number, 0, 7, b"", symbols.intra, names, pts)
+        (packet,) = self.aggregator.add(head, symbols, again)
+        self.states.append(self.quantizer.state)
+        self.motions.append(self.quantizer.motion())
+        return bytes(packet)
+
+
+@pytest.fixture
+def scene_call(scene_pack: nc.Pack, scene_tracks: dict[str, np.ndarray]) -> SceneCall:
+    call = SceneCall(scene_pack, scene_tracks["track_a"])
+    call.picture(0)
+    call.picture(1)
+    return call
+
+
+def test_the_scene_starts_anew_with_a_named_reference_at_both_ends(scene_call: SceneCall) -> None:
+    call = scene_call
+    for number in range(12):
+        shown = call.receiver.decode(call.frame({0: 0, 5: 1, 8: 1, 10: 0}.get(number)))  # the same one again, too
+        assert [f.state for f in shown] == [Concealment.RECEIVED]
+        assert np.array_equal(shown[0].motion.flat(), call.motions[-1].flat())
+        assert call.receiver._quantizer.state == call.states[-1]
+        assert np.array_equal(call.drawn[-1].scene, call.motions[-1].scene)
+    assert all(motion.scene.any() for motion in call.motions[1:5])
+
+
+@pytest.mark.parametrize("order", [(4, 6, 5, 7), (5, 4, 7, 6), (7, 6, 5, 4), (4, 5, 5, 6, 7, 6)])
+def test_a_named_reference_is_followed_in_any_order(scene_call: SceneCall, order: tuple[int, ...]) -> None:
+    packets = [scene_call.frame({0: 0, 5: 1, 6: 1}.get(number)) for number in range(9)]
+    for number in (0, 1, 2, 3, *order, 8):
+        shown = scene_call.receiver.decode(packets[number])
+    assert [f.state for f in shown] == [Concealment.RECEIVED] and not scene_call.receiver.wants_intra
+    assert scene_call.receiver._quantizer.state == scene_call.states[-1]
+    assert np.array_equal(shown[0].motion.scene, scene_call.motions[-1].scene)
+
+
+@pytest.mark.parametrize("lost", [(5,), (4, 5), (5, 6)])
+def test_a_lost_packet_that_named_a_reference_comes_again_with_its_reset(
+    scene_call: SceneCall, lost: tuple[int, ...]
+) -> None:
+    packets = [scene_call.frame({0: 0, 5: 1}.get(number), again=2) for number in range(9)]
+    for number, packet in enumerate(packets):
+        if number not in lost:
+            shown = scene_call.receiver.decode(packet)
+            assert scene_call.receiver._quantizer.state == scene_call.states[number]
+            assert np.array_equal(shown[-1].motion.scene, scene_call.motions[number].scene)
+    assert scene_call.receiver.stats.lost_frames == 0 and shown[-1].reference == 1
+
+
+def test_a_concealed_frame_keeps_the_scene(scene_call: SceneCall) -> None:
+    for number in range(4):
+        scene_call.receiver.decode(scene_call.frame(0 if number == 0 else None))
+    assert scene_call.motions[-1].scene.any()
+    for pts in (4, 5, 20):
+        scene_call.receiver.conceal(pts)
+        assert np.array_equal(scene_call.drawn[-1].scene, scene_call.motions[-1].scene)
+
+
+def test_while_a_picture_is_missing_the_scene_goes_on_from_where_it_was(scene_call: SceneCall) -> None:
+    """Motion for a picture that is not here begins at a scene of zero: on the older picture that would be a jump."""
+    call, frames = scene_call, []
+    for number in range(9):
+        if number == 7:
+            call.picture(9)
+        frames += call.receiver.decode(call.frame({0: 0, 4: 9}.get(number)))
+    state = Concealment.BORROWED
+    assert [f.state for f in frames] == [Concealment.RECEIVED] * 4 + [state] * 3 + [Concealment.RECEIVED] * 2
+    before = call.motions[3].scene
+    assert np.abs(before).max() > 0.003
+    for number, (frame, sent, drawn) in enumerate(zip(frames, call.motions, call.drawn, strict=True)):
+        assert np.array_equal(frame.motion.scene, sent.scene), "what was coded is told as it was coded"
+        wanted = sent.scene + before if 4 <= number < 7 else sent.scene
+        assert np.array_equal(drawn.scene, wanted) and np.array_equal(frame.shown.scene, wanted)
+
+
+def test_a_lost_frame_that_named_a_held_picture_shows_it_as_unmoved(scene_call: SceneCall) -> None:
+    """Its motion cannot be followed, and the scene known is that of the picture before."""
+    call = scene_call
+    for number in range(4):
+        call.receiver.decode(call.frame(0 if number == 0 else None))
+    call.frame()  # lost
+    (shown,) = call.receiver.decode(call.frame(1))
+    assert shown.state is Concealment.COASTING and shown.reference == 1 and not call.drawn[-1].scene.any()

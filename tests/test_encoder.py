@@ -277,3 +277,16 @@ def test_signatures_are_part_of_the_rate(portrait_clip: list[np.ndarray]) -> Non
                 assert not isinstance(packet, Update) or packet.signed == (encoder is signed)
     assert 0 < signed.stats.updates <= plain.stats.updates
     assert signed.stats.bytes_total <= 6 * 125 * 4 * len(portrait_clip) / 25
+
+
+@pytest.mark.skipif(not nc.load_pack().scene, reason="the bundled pack has no scene")
+def test_the_scene_is_looked_for_unless_the_picture_is_of_this_very_frame(portrait_clip: list[np.ndarray]) -> None:
+    """Frame numbers come again after 256 frames, and a picture that is sent again is still an old picture."""
+    sender = nc.Encoder(6, device="cpu", threads=1, crop="none")
+    sender.encode(portrait_clip[0], 0)
+    held, moved = sender._pictures.held[0], np.roll(portrait_clip[0], -6, axis=1)
+    estimate = sender._networks.motion(moved, held.features.estimate.box)
+    assert sender._scene(moved, moved, held.crop, estimate).shape == (0, 2)
+    sender._pictures.fresh, held.since = False, sender._sequence
+    found = sender._scene(moved, moved, held.crop, estimate)
+    assert found.shape == (sender.pack.scene**2, 2) and np.median(found[:, 0]) > 0.5 * 6 / 128

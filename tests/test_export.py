@@ -22,13 +22,13 @@ from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils.parametrizations import spectral_norm  # noqa: E402
 
-from export import build_pack, int8, to_onnx, verify  # noqa: E402
+from export import build_pack, clip_loss, int8, to_onnx, verify  # noqa: E402
 from export.clip_loss import ClipLoss  # noqa: E402
 from export.half import to_half  # noqa: E402
 from export.to_onnx import example_inputs, export_graphs, graph_modules, load_networks, store_half  # noqa: E402
 from neuralcodec.errors import PackError  # noqa: E402
 from neuralcodec.media import VideoWriter  # noqa: E402
-from neuralcodec.models import Networks  # noqa: E402
+from neuralcodec.models import ModelConfig, Networks  # noqa: E402
 from neuralcodec.pack import load_pack  # noqa: E402
 from neuralcodec.runtime.session import open_session  # noqa: E402
 
@@ -63,7 +63,7 @@ def test_graphs_are_straight_named_and_free_in_the_batch_only(exported: Path) ->
     names = {
         "motion": (["image", "box"], list(to_onnx.MOTION_OUTPUTS)),
         "reference": (["image"], list(to_onnx.FEATURES)),
-        "render": (["image", *to_onnx.FEATURES, *to_onnx.POSES], ["picture"]),
+        "render": (["image", *to_onnx.FEATURES, *to_onnx.POSES, to_onnx.SCENE], ["picture"]),
     }
     for name, (inputs, outputs) in names.items():
         model = onnx.load(exported / f"{name}.onnx")
@@ -97,7 +97,10 @@ def test_example_inputs_move_the_picture(networks: Networks) -> None:
         first = render(*inputs.values())
         inputs["driving_keypoints"] = inputs["driving_keypoints"] + 0.1
         second = render(*inputs.values())
+        inputs[to_onnx.SCENE] = inputs[to_onnx.SCENE] + 0.1
+        third = render(*inputs.values())
     assert float((first - second).abs().max()) > 0.05 and float(first.std()) > 0.05
+    assert float((second - third).abs().max()) > 0.05
 
 
 def test_flat_sampling_is_the_same_function_without_rank_5(networks: Networks, exported: Path, tmp_path: Path) -> None:
@@ -269,6 +272,7 @@ def test_variants_are_judged_on_clips(
             level = np.float32(-90 if tensor.name.endswith("bias") else 0)
             tensor.CopyFrom(numpy_helper.from_array(np.full(tensor.dims, level), tensor.name))
     onnx.save(model, black / "render.onnx")
+    assert clip_loss._pack(exported).scene == clip_loss._pack(black, exported).scene == 4  # it is found and shown
     command = ["--onnx", str(exported), "--device", "cpu", "--clips", str(clips), "--frames", "2", "--variant"]
     assert verify.main([*command, str(half)]) == 0
     out = capsys.readouterr().out
@@ -354,7 +358,8 @@ def sources(folder: Path, exported: Path, keypoints: int = 30) -> dict[str, Any]
     onnx.save(
         helper.make_model(net, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "detector.onnx"
     )
-    (folder / "tables.json").write_text(json.dumps({"keypoints": keypoints}))
+    nodes = ModelConfig.preset("portrait").scene
+    (folder / "tables.json").write_text(json.dumps({"keypoints": keypoints, "scene": nodes}))
     (folder / "card.md").write_text("# Model card\n")
     return {
         "graphs": exported, "tables": folder / "tables.json", "detector": folder / "detector.onnx",
@@ -390,6 +395,10 @@ def test_a_failed_build_leaves_the_old_pack_alone(exported: Path, tmp_path: Path
     given["tables"].write_text(json.dumps({"keypoints": 20}))
     with pytest.raises(PackError, match="fitted to 20 keypoints and the graphs have 30"):
         build_pack.build_pack(**given, force=True)
+    for scene, found in (({}, "0 x 0"), ({"scene": 3}, "3 x 3")):
+        given["tables"].write_text(json.dumps({"keypoints": 30, **scene}))
+        with pytest.raises(PackError, match=f"a scene of {found} nodes and render.onnx takes 4 x 4; run export.mot"):
+            build_pack.build_pack(**given, force=True)
     assert load_pack(given["out"]).id == first.id
     assert [p.name for p in (tmp_path / "packs").iterdir()] == ["face"]
 

@@ -4,6 +4,7 @@ import re
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,12 @@ class PaperDecoder:
         self.t = tables
         self.v = self.o = self.a = [0] * tables.size
 
-    def decode(self, payload: bytes, level: int, c: int, intra: bool, frames: int = 1) -> list[list[int]]:
+    def decode(
+        self, payload: bytes, level: int, c: int, intra: bool, frames: int = 1, *, names: bool = False
+    ) -> list[list[int]]:
+        if names and not intra:
+            self.v, self.o = ([0 if i in self.t.scene_components else x for i, x in enumerate(u)]
+                              for u in (self.v, self.o))  # fmt: skip
         stream = int.from_bytes(payload + bytes(8192), "big")
         total, position = 8 * (len(payload) + 8192), 64
         d, r = stream >> (total - 64), (1 << 64) - 1
@@ -170,6 +176,45 @@ def test_paper_decoder_over_changing_settings(tables: MotionTables, frames: list
         assert paper.decode(coder.encode(symbols), level, components, symbols.intra) == [list(symbols.values)]
         assert tuple(paper.v) == quantizer.state.values
         assert tuple(paper.o) == quantizer.state.older
+
+
+def test_paper_decoder_resets_the_scene_at_named_references(
+    scene_tables: dict[str, Any], scene_tracks: dict[str, np.ndarray]
+) -> None:
+    tables = MotionTables.load(scene_tables)
+    paper, quantizer, coder = PaperDecoder(tables), Quantizer(tables), EntropyCoder(tables)
+    forgot = 0
+    for i, row in enumerate(scene_tracks["track_b"][:80]):
+        level, components, names = i * 5 % 8, i * 3 % 8, i % 6 == 1
+        if names:
+            forgot += any(quantizer.state.values[k] for k in tables.scene_components)
+            quantizer.new_reference()
+        symbols = quantizer.forward(tables.motion(row), level=level, components=components, intra=i % 25 == 0)
+        payload = coder.encode(symbols)
+        assert paper.decode(payload, level, components, symbols.intra, names=names) == [list(symbols.values)]
+        assert (tuple(paper.v), tuple(paper.o), tuple(paper.a)) == (
+            quantizer.state.values, quantizer.state.older, quantizer.state.activity,
+        )  # fmt: skip
+    assert forgot > 8
+
+
+def test_the_scene_of_the_text_is_the_one_that_is_found_and_read() -> None:
+    """Nodes, order, direction and unit, with a mesh written from section 5: the picture it explains is found again."""
+    from neuralcodec.scene import pyramid, register
+
+    g, side = 3, 256
+    axis = (np.arange(side) + 0.5) / side * 2 - 1
+    node = [(-1 + 2 * j / (g - 1), -1 + 2 * i / (g - 1)) for i in range(g) for j in range(g)]
+    d = np.array([(0.03 + 0.02 * x, -0.02 + 0.015 * y) for x, y in node])  # linear, so bilinear between nodes as well
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+
+    def shows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        grey = 128 + 50 * np.sin(9 * x + 2 * y) + 50 * np.cos(8 * y - 3 * x)
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+
+    reference, picture = shows(x, y), shows(x + 0.03 + 0.02 * x, y - 0.02 + 0.015 * y)
+    found = register(pyramid(reference), pyramid(picture), None, None, g)
+    assert np.abs(found - d).max() < 0.5 * 2 / 64  # half a pixel of the pictures that are compared
 
 
 def test_every_rule_of_the_text_is_numbered_once_in_order() -> None:

@@ -1,6 +1,7 @@
 """The SEI study: bits by hand, both forms there and back, and bytes that are no payload."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from export.gfv_sei import (
     GfvReader,
     GfvWriter,
     Parameters,
+    convert,
     from_motion,
     from_state,
     sei_message,
     to_state,
 )
+from neuralcodec.container import ContainerWriter
 from neuralcodec.errors import BitstreamError
 from neuralcodec.motion import MotionParams
 from neuralcodec.quantizer import MotionTables, Quantizer
@@ -85,3 +88,16 @@ def test_a_picture_needs_its_base() -> None:
     writer.write(from_state(range(5)))
     with pytest.raises(BitstreamError, match="wait for one"):
         GfvReader().read(writer.write(from_state(range(5))))
+
+
+def test_a_stream_there_and_back(coded: Any, tmp_path: Path) -> None:
+    """A chain of pictures and several references; ``convert`` itself holds what it reads back to what was sent."""
+    first, *rest = (packet for packets in coded[1] for packet in packets)
+    with open(tmp_path / "a.ncv", "wb") as file:
+        writer = ContainerWriter(file, first)
+        for packet in rest:
+            writer.write(packet)
+    figures = convert(tmp_path / "a.ncv", None, tmp_path / "a.sei")
+    assert figures["frames"] == coded[0].stats.frames and figures["worst_px"] <= 0.51 * 128 / 2**POINT_BITS
+    assert (tmp_path / "a.sei").read_bytes()[0] == PAYLOAD_TYPE
+    assert 0 < figures["stream"] < figures["coefficients"]

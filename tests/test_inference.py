@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import NODES
 
-from neuralcodec.inference import Inference
-from neuralcodec.pack import load_pack
+from neuralcodec.inference import Inference, MotionEstimate
+from neuralcodec.motion import MotionParams
+from neuralcodec.pack import Pack, load_pack
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +39,54 @@ def test_a_warm_up_opens_every_network(portrait_clip: list[Any]) -> None:
     networks.warm_up(batch=2)
     assert {"_motion", "_reference", "_render", "detector"} <= vars(networks).keys()
     assert networks.provider == "CPUExecutionProvider"
+
+
+def head(scale: float = 0.7) -> MotionEstimate:
+    motion = MotionParams(0, 0, 0, np.zeros(3, np.float32), scale, np.zeros((16, 3), np.float32))
+    return MotionEstimate(motion, np.zeros((16, 3), np.float32), 1.0)
+
+
+def test_the_scene_of_a_pack_with_one_is_found_around_the_head(scene_pack: Pack, portrait_clip: list[Any]) -> None:
+    networks, shifted = Inference(scene_pack), np.roll(portrait_clip[0], -4, axis=1)
+    reference = networks.reference(portrait_clip[0])
+    assert not networks.scene(reference, portrait_clip[0], head()).any()
+    found = networks.scene(reference, shifted, head())
+    assert found.shape == (NODES**2, 2) and found.dtype == np.float32
+    assert np.abs(np.median(found, axis=0) - [4 / 128, 0]).max() < 0.3 / 32  # of a pixel of the pictures compared
+    again = networks.scene(reference, shifted, head(), found)
+    assert np.abs(again - found).max() < 0.3 / 32, "it goes on from what the frame before found"
+    assert "estimate" not in vars(reference), "no network is asked"
+
+
+def test_a_pack_without_a_scene_finds_none(scene_pack: Pack, portrait_clip: list[Any]) -> None:
+    pack = replace(scene_pack)
+    vars(pack)["tables"] = replace(scene_pack.tables, scene=0)
+    networks = Inference(pack)
+    assert networks.scene(networks.reference(portrait_clip[0]), portrait_clip[1], head()).shape == (0, 2)
+
+
+def test_the_scene_goes_to_renderers_that_take_one(scene_pack: Pack, portrait_clip: list[Any]) -> None:
+    networks = Inference(scene_pack)
+    reference: Any = SimpleNamespace(canonical=np.zeros((16, 3), np.float32))
+    scene = np.full((NODES**2, 2), 0.1, np.float32)
+    motions = [replace(head().motion, scene=scene), head().motion]  # the second knows of no scene: nothing moves
+    vars(networks)["_render"] = SimpleNamespace(input_shapes={"driving_scene": ("batch", NODES**2, 2)})
+    inputs = networks.driving([reference] * 2, motions)
+    assert np.array_equal(inputs["driving_scene"], [scene, np.zeros_like(scene)])
+    assert inputs["driving_scene"].dtype == np.float32
+    vars(networks)["_render"] = SimpleNamespace(input_shapes={})
+    assert set(networks.driving([reference] * 2, motions)) == {"driving_keypoints", "driving_rotation"}
+
+
+@pytest.mark.skipif(not load_pack().scene, reason="the bundled pack has no scene")
+def test_the_renderer_moves_what_is_not_the_head(networks: Inference, portrait_clip: list[Any]) -> None:
+    """A picture on itself with the scene moved aside: nearer to the picture moved aside than to itself, at the rim."""
+    picture, pixels = portrait_clip[0], 8
+    reference = networks.reference(picture)
+    scene = np.tile(np.array([[pixels / 128, 0]], np.float32), (networks.pack.scene**2, 1))
+    moved = networks.render(reference, replace(reference.estimate.motion, scene=scene)).astype(float)
+    still = networks.render(reference, reference.estimate.motion).astype(float)
+    aside = np.roll(picture, -pixels, axis=1).astype(float)
+    rim = np.s_[8:-8, 8:40]
+    assert np.square(moved - aside)[rim].mean() < 0.5 * np.square(moved - picture)[rim].mean()
+    assert np.square(still - picture)[rim].mean() < 0.5 * np.square(still - aside)[rim].mean()

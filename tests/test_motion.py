@@ -47,6 +47,24 @@ def test_flat_is_lossless(angles: tuple[float, float, float], scale: float, seed
     assert np.isclose(back.scale, scale, rtol=1e-12)
 
 
+def test_flat_with_a_scene_is_lossless() -> None:
+    dice = np.random.default_rng(2)
+    delta, scene = dice.normal(size=(10, 3)).astype(np.float32), dice.normal(size=(9, 2)).astype(np.float32)
+    motion = params(5, 6, 7, scale=0.6, delta=delta, scene=scene)
+    flat = motion.flat()
+    assert flat.shape == (7 + 30 + 18,) and np.array_equal(flat[37:], scene.astype(np.float64).ravel())
+    back = MotionParams.from_flat(flat, 10)
+    assert np.array_equal(back.delta, delta) and np.array_equal(back.scene, scene) and back.scene.dtype == np.float32
+    assert MotionParams.from_flat(flat[:37]).scene.shape == MotionParams.from_flat(flat[:37], 10).scene.shape == (0, 2)
+
+
+def test_a_view_turns_the_head_and_leaves_the_scene() -> None:
+    scene = np.full((4, 2), 0.1, np.float32)
+    motion = params(5, scene=scene)
+    for seen in (motion.turned(View(yaw=20, x=0.1)), motion.turned(View(absolute=True))):
+        assert np.array_equal(seen.scene, scene) and seen.yaw != motion.yaw
+
+
 @given(pose)
 def test_no_turn_changes_nothing_and_turns_add_up(angles: tuple[float, float, float]) -> None:
     motion = params(*angles)

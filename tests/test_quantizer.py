@@ -1,6 +1,7 @@
 """The closed loop: both ends stay equal, errors stay bounded, broken tables are refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 
 from neuralcodec.errors import PackError
 from neuralcodec.motion import MotionParams
-from neuralcodec.quantizer import VALUE_LIMIT, MotionTables, Quantizer, State, Symbols, advance, start_state
+from neuralcodec.quantizer import (
+    VALUE_LIMIT,
+    MotionTables,
+    Quantizer,
+    State,
+    Symbols,
+    advance,
+    at_new_reference,
+    start_state,
+)
 
 VECTORS = Path(__file__).parent / "vectors"
 RAW: dict[str, Any] = json.loads((VECTORS / "tables.json").read_text())
@@ -128,6 +138,86 @@ def test_state_stays_bounded_on_any_symbols(frames: list[tuple[int, int, bool, i
         assert all(abs(v) <= VALUE_LIMIT for v in state.values)
         assert len(state.values) == len(state.older) == len(state.activity) == TABLES.size
         assert all(0 <= a <= 15 * 16 * max(TABLES.levels) for a in state.activity)
+
+
+def test_a_new_reference_forgets_the_scene_and_nothing_else(scene_tables: dict[str, Any]) -> None:
+    tables = MotionTables.load(scene_tables)
+    numbers = tuple(range(1, tables.size + 1))
+    state = State(numbers, tuple(-n for n in numbers), tuple(5 * n for n in numbers))
+    anew = at_new_reference(tables, state)
+    scene = set(tables.scene_components)
+    assert 0 < len(scene) < tables.size - 7 and min(scene) >= 7
+    assert anew.values == tuple(0 if i in scene else n for i, n in enumerate(numbers))
+    assert anew.older == tuple(0 if i in scene else -n for i, n in enumerate(numbers))
+    assert anew.activity == state.activity
+    assert at_new_reference(TABLES, state) is state, "tables without a scene have nothing to forget"
+
+
+def test_scene_components_hold_the_scene_and_no_other_does(scene_tables: dict[str, Any]) -> None:
+    tables = MotionTables.load(scene_tables)
+    end = 7 + 3 * tables.keypoints
+    scene = list(tables.scene_components)
+    rest = [i for i in range(tables.size) if i not in scene]
+    assert tables.flat_size == len(tables.mean) == end + 2 * tables.scene**2
+    assert not tables.synthesis[scene, :end].any() and not tables.synthesis[rest, end:].any()
+    assert not tables.analysis[:end, scene].any() and not tables.analysis[end:, rest].any()
+    assert not tables.mean[end:].any(), "set back to zero means that nothing moved"
+
+
+def test_a_scene_comes_through_and_is_zero_after_a_new_reference(
+    scene_tables: dict[str, Any], scene_tracks: dict[str, np.ndarray]
+) -> None:
+    tables = MotionTables.load(scene_tables)
+    sender, receiver = Quantizer(tables), Quantizer(tables)
+    errors, sizes = [], []
+    for i, row in enumerate(scene_tracks["track_a"][:90]):
+        wanted = tables.motion(row)
+        if i % 30 == 0 and i:
+            for end in (sender, receiver):
+                end.new_reference()
+                assert not end.motion().scene.any()
+        seen = receiver.inverse(sender.forward(wanted, level=0, components=7))
+        assert sender.state == receiver.state and seen.scene.shape == (tables.scene**2, 2)
+        errors.append(np.square(seen.scene - wanted.scene).sum())
+        sizes.append(np.square(wanted.scene).sum())
+    assert sum(errors) < 0.25 * sum(sizes)  # eight components of eighteen
+
+
+def test_motion_without_a_scene_says_that_nothing_moved(scene_tables: dict[str, Any]) -> None:
+    tables = MotionTables.load(scene_tables)
+    said = replace(motion(3), scene=np.zeros((tables.scene**2, 2), np.float32))
+    silent, outspoken = (Quantizer(tables).forward(m, level=0, components=7) for m in (motion(3), said))
+    assert silent == outspoken and any(silent.values)
+    assert not any(silent.values[i] for i in tables.scene_components)
+
+
+def test_a_held_frame_after_a_new_reference_shows_nothing_moved(
+    scene_tables: dict[str, Any], scene_tracks: dict[str, np.ndarray]
+) -> None:
+    tables = MotionTables.load(scene_tables)
+    sender, receiver = Quantizer(tables), Quantizer(tables)
+    receiver.inverse(sender.forward(tables.motion(scene_tracks["track_b"][29]), level=0, components=7))
+    assert receiver.motion().scene.any()
+    sender.new_reference()
+    receiver.new_reference()
+    seen = receiver.inverse(sender.hold(level=0, components=7))
+    assert not seen.scene.any() and sender.state == receiver.state
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("scene", -3, "scene"),
+        ("scene", 4, "mean"),
+        ("scene", "many", "rebuild the pack"),
+        ("scene_components", [3], "scene_components"),
+        ("scene_components", [99], "scene_components"),
+        ("scene_components", [8.5], "integers"),
+    ],
+)
+def test_broken_scenes_are_refused_by_name(scene_tables: dict[str, Any], key: str, value: object, named: str) -> None:
+    with pytest.raises(PackError, match=named):
+        MotionTables.load({**scene_tables, key: value})
 
 
 @pytest.mark.parametrize(

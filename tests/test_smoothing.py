@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from neuralcodec.motion import Array, MotionParams
@@ -65,3 +67,16 @@ def test_gaps_cuts_of_time_and_another_pack_start_anew() -> None:
     smoother.smooth(a, 0.0)
     short = MotionParams.from_flat(a.flat()[:-3])
     assert smoother.smooth(short, 0.04) is short
+
+
+def test_the_scene_is_left_alone() -> None:
+    """It is measured against the reference in every frame anew, and a new reference makes it jump."""
+    tracks, dice = still(20, 0.3), np.random.default_rng(4)
+    scenes = dice.normal(0, 0.1, (20, 9, 2)).astype(np.float32)
+    smoother = MotionSmoother()
+    out = [
+        smoother.smooth(replace(MotionParams.from_flat(v), scene=scenes[i]), i / RATE) for i, v in enumerate(tracks)
+    ]
+    assert all(np.array_equal(motion.scene, scene) for motion, scene in zip(out, scenes, strict=True))
+    heads = np.array([replace(motion, scene=np.zeros((0, 2), np.float32)).flat() for motion in out])
+    assert np.array_equal(heads, run(tracks))

@@ -95,7 +95,7 @@ class ModelConfig:
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "portrait": {"size": 256, "keypoints": 30, "scene": 5},
+    "portrait": {"size": 256, "keypoints": 30, "scene": 4},
 }
 
 _ZHANGLONGHAO: dict[str, Any] = {

@@ -226,7 +226,7 @@ def grid_sample_3d(
         xy = torch.stack([_to_unit(column, width), _to_unit(index * height + row, depth * height)], -1)
         flat = F.grid_sample(tall, xy.reshape(batch, d * h, w, 2), padding_mode="border", align_corners=True)
         samples.append(flat.reshape(batch, channels, d, h, w))
-    out = torch.lerp(samples[0], samples[1], (layer - near)[:, None])
+    out = samples[0] + (layer - near)[:, None] * (samples[1] - samples[0])  # torch.lerp exports as seven nodes
     if padding == "zeros":
         inside = torch.ones_like(x)
         for u, size in zip((x, y, z), sizes, strict=True):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralcodec.errors import BackendUnavailableError, InferenceError, PackError
+from neuralcodec.runtime.dequantize import float_graph
 
 MAGIC = b"neuralcodec engine 1\n"
 NATIVE_VOLUMES = (11, 2, 1)  # first TensorRT whose GridSample takes rank 5
@@ -98,7 +99,7 @@ def build_engine(graph: bytes, options: EngineOptions, timing: Path | None = Non
     builder = trt.Builder(logger)
     network = builder.create_network()
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(graph):
+    if not parser.parse(float_graph(graph)):
         problems = "; ".join(_parser_error(parser.get_error(i)) for i in range(min(parser.num_errors, 3)))
         raise PackError(unreadable(trt.__version__, problems))
     config = builder.create_builder_config()

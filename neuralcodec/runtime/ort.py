@@ -16,6 +16,7 @@ import numpy as np
 
 from neuralcodec.errors import BackendUnavailableError, InferenceError, PackError
 from neuralcodec.motion import Array
+from neuralcodec.runtime.dequantize import float_graph
 from neuralcodec.runtime.engine import cache_folder
 from neuralcodec.runtime.session import Port, check_feeds, check_outputs
 
@@ -278,6 +279,8 @@ def _load(ort: Any, graph: bytes | Path, device: str, threads: int | None, *, cu
     source: Any = graph if isinstance(graph, bytes) else str(graph)
     if isinstance(graph, Path) and not graph.is_file():
         raise PackError(f"{graph} is not there; a model pack holds its networks as .onnx files.")
+    if device != "cpu":
+        source = float_graph(graph.read_bytes() if isinstance(graph, Path) else graph)
     try:
         return ort.InferenceSession(source, options, providers=providers(device, cuda_graphs=cuda_graphs))
     except Exception as error:

@@ -7,6 +7,7 @@ Knows no network and no loss. A data folder holds ``{train,val}/256/NAME.mp4`` a
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from neuralcodec.reference import decode_reference, encode_reference
 from neuralcodec.scene import pyramid, register
 
 NEAR_FRAMES = 12
-SCENE_NODES = 5  # a side: the `portrait` preset's
+SCENE_NODES = 4  # a side: the `portrait` preset's
 CANDIDATES = 12  # driving frames among which a hard pair is chosen
 
 # MediaPipe face-mesh numbers of the 30 portrait keypoints: right eye (outer, inner, upper, lower), left eye, irises,
@@ -130,7 +131,15 @@ class Frames:
     scene: Tensor | None = None  # (B, M, 2): how what is not the head moved from the other picture of a pair to this
 
     def to(self, device: torch.device) -> Frames:
-        return Frames(*(v if v is None else v.to(device, non_blocking=True) for v in vars(self).values()))
+        return self.each(lambda value: value.to(device, non_blocking=True))
+
+    def rows(self, rows: slice) -> Frames:
+        return self.each(lambda value: value[rows])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Frames:
+        """The same of every tensor changed."""
+        changed: dict[str, Any] = {k: v if v is None else change(v) for k, v in vars(self).items()}
+        return Frames(**changed)
 
 
 def gather(picks: list[tuple[Clip, int]]) -> Frames:
@@ -223,7 +232,7 @@ def random_pairs(
     )
     gain = torch.empty(count, 3, 1, 1).uniform_(0.75, 1.25, generator=random).repeat(2, 1, 1, 1)
     moved.image = (moved.image * gain).clamp(0, 1)
-    source, driving = _split(moved, slice(0, count)), _split(moved, slice(count, None))
+    source, driving = moved.rows(slice(0, count)), moved.rows(slice(count, None))
     for i in torch.nonzero(torch.rand(count, generator=random) < coded).view(-1).tolist():
         source.image[i] = as_received(source.image[i], int(torch.randint(25, 80, (1,), generator=random)))
     driving = replace(driving, scene=scenes(source, driving))
@@ -233,10 +242,10 @@ def random_pairs(
 def scenes(source: Frames, driving: Frames) -> Tensor:
     """What the sender finds for each pair (B, M, 2); see `neuralcodec.scene`."""
     grey = [[pyramid(to_picture(image)) for image in frames.image] for frames in (source, driving)]
-    start, found = np.zeros((SCENE_NODES**2, 2)), []
+    found = []
     for i, (before, now) in enumerate(zip(*grey, strict=True)):
         x, y = driving.translation[i].tolist()
-        found.append(register(before, now, (x, y, float(driving.scale[i])), start, SCENE_NODES))
+        found.append(register(before, now, (x, y, float(driving.scale[i])), None, SCENE_NODES))
     return torch.from_numpy(np.stack(found))
 
 
@@ -267,10 +276,6 @@ def as_decoded(frames: Frames, tables: MotionTables, random: torch.Generator) ->
         assert seen is not None
         points[i], turns[i] = torch.from_numpy(seen.keypoints(shape)), torch.from_numpy(seen.rotation)
     return replace(frames, keypoints=points, rotation=turns)
-
-
-def _split(frames: Frames, rows: slice) -> Frames:
-    return Frames(*(value if value is None else value[rows] for value in vars(frames).values()))
 
 
 def random_patches(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from neuralcodec.errors import BackendUnavailableError, PackError
+from neuralcodec.runtime.dequantize import dequantize
 
 GRAPHS = ("motion", "reference", "render")
 
@@ -63,5 +64,7 @@ def _initializers(path: Path) -> dict[str, Any]:
         raise BackendUnavailableError('Starting from a pack needs onnx: pip install "neuralcodec[export]"') from error
     if not path.is_file():
         raise PackError(f"{path} is not there; --start takes the folder of a pack.")
-    tensors = onnx.load(path).graph.initializer
+    model = onnx.load(path)
+    dequantize(model)  # graphs that a pack stores in 8 bits
+    tensors = model.graph.initializer
     return {t.name.removesuffix(".half"): numpy_helper.to_array(t) for t in tensors if t.name.startswith("net.")}

@@ -1,5 +1,5 @@
 // The bitstream of FORMAT.md in JavaScript: packets, range decoder, quantizer loop, motion. No browser API, so that node
-// runs it too: tests/test_bitstream_js.py holds it against Python and the frozen vectors. Section numbers are FORMAT.md's.
+// runs it too: tests/test_call_bitstream_js.py holds it against Python and the frozen vectors. Section numbers are FORMAT.md's.
 
 export const ALPHABET = 37, POSE = 7;
 const SMALL = 4, DOUBLINGS = 14, NEAR = 12, NEAR_CAP = 4, VALUE_LIMIT = 131072;
@@ -222,6 +222,8 @@ export class MotionDecoder {
     this.tables = tables;
     this.limits = tables.bank.map(bounds);
     this.size = tables.synthesis.length;
+    this.scene = new Set(tables.scene_components ?? []);
+    this.sceneAt = POSE + 3 * tables.keypoints; // where it begins in a flat motion
     this.reset();
   }
   reset() {
@@ -229,10 +231,15 @@ export class MotionDecoder {
     this.older = new Array(this.size).fill(0);
     this.activity = new Array(this.size).fill(0);
   }
+  newReference() { // nothing has moved yet since the picture that is named
+    const still = (value, i) => this.scene.has(i) ? 0 : value;
+    [this.values, this.older] = [this.values.map(still), this.older.map(still)];
+  }
   /** Frames of a motion packet, oldest first: { symbols, flat }. Throws BitstreamError and keeps its state otherwise. */
   decode(packet) {
     const kept = [this.values, this.older, this.activity];
     if (packet.intra) this.reset();
+    else if (packet.reference !== undefined) this.newReference();
     try {
       const coder = new RangeDecoder(packet.payload), frames = [];
       for (let i = 0; i < packet.frames; i++) {
@@ -309,13 +316,14 @@ function product(a, b) {
   return out;
 }
 
-/** What the renderer wants of a flat motion: { rotation, keypoints } as Float32Array. The head is turned by a view in
- *  degrees about ``neck``, a point in its own frame. */
+/** What the renderer wants of a flat motion: { rotation, keypoints, scene } as Float32Array. The head is turned by a view
+ *  in degrees about ``neck``, a point in its own frame; the scene (x, y of each node, none for packs without) stays. */
 export function pose(flat, canonical, view = { yaw: 0, pitch: 0, roll: 0 }, neck = [0, 0, 0]) {
   const coded = rotation(flat[0], flat[1], flat[2]), turn = product(coded, rotation(view.yaw, view.pitch, view.roll));
   const scale = Math.exp(Math.max(-3, Math.min(3, flat[6]))), translation = flat.slice(3, 6);
   for (let j = 0; j < 2; j++) for (let i = 0; i < 3; i++) translation[j] += scale * neck[i] * (coded[3 * i + j] - turn[3 * i + j]);
-  return { rotation: Float32Array.from(turn), keypoints: place(canonical, flat.subarray(POSE), turn, scale, translation) };
+  const keypoints = place(canonical, flat.subarray(POSE), turn, scale, translation);
+  return { rotation: Float32Array.from(turn), keypoints, scene: Float32Array.from(flat.subarray(POSE + canonical.length)) };
 }
 
 /** scale * (canonical + delta) @ rotation + translation, for K points of 3. */

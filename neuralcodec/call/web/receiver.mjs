@@ -15,6 +15,7 @@ let ort, motionNet, referenceNet, renderNet, size, packId, neck, motion, header 
 let view = { yaw: 0, pitch: 0, roll: 0 };
 const held = new Map(), arriving = new Map(), early = new Map(), asked = { reference: -1e9, intra: -1e9 };
 let shows = null, named = null, lacks = true, broken = true, sequence = null, pts = 0, newest = null, chain = null;
+let moved = null; // the scene of the frame shown last, to be added while the picture named since then is not here
 let queue = [], awake = null;
 
 self.onmessage = ({ data }) => {
@@ -141,7 +142,7 @@ async function followUpdates() {
 function hold(id, pixels, hash) {
   held.set(id % HELD, { id, hash, pixels, features: null });
   if (named === null || named === id) lacks = false;
-  if (named === id) shows = held.get(id % HELD);
+  if (named === id) [shows, moved] = [held.get(id % HELD), null];
 }
 
 function onMotion(packet) {
@@ -155,15 +156,17 @@ function onMotion(packet) {
   pts = packet.pts ?? pts + lost * header.duration + (packet.step ?? header.duration);
   pts += (packet.frames - 1) * header.duration;
   if (packet.reference !== undefined) {
+    if (named !== packet.reference) moved = newest && newest.flat.subarray(motion.sceneAt);
     named = packet.reference;
     const picture = held.get(named % HELD);
     lacks = picture?.id !== named;
-    if (!lacks) shows = picture;
+    if (!lacks) [shows, moved] = [picture, null];
   }
   if (broken && !packet.intra) return;
   broken = true; // until the payload has proved good
   const flat = motion.decode(packet).at(-1).flat;
   broken = false;
+  moved?.forEach((value, i) => { flat[motion.sceneAt + i] += value; });
   if (shows && (!lacks || near(flat))) newest = { flat, shows, pts, asIs: packet.asIs, fresh: true };
 }
 
@@ -199,8 +202,11 @@ const only = (net, values) => Object.fromEntries(Object.entries(values).filter((
 async function render({ flat, shows, asIs }) {
   if (asIs && !view.yaw && !view.pitch && !view.roll) return shows.pixels.slice();
   const { feeds, canonical } = shows.features ??= await features(shows.pixels);
-  const { rotation, keypoints } = pose(flat, canonical, view, neck);
-  const out = await renderNet.run({ ...feeds, driving_keypoints: tensor(keypoints, 1, keypoints.length / 3, 3), driving_rotation: tensor(rotation, 1, 3, 3) });
+  const { rotation, keypoints, scene } = pose(flat, canonical, view, neck);
+  const out = await renderNet.run({ ...feeds, ...only(renderNet, {
+    driving_keypoints: tensor(keypoints, 1, keypoints.length / 3, 3), driving_rotation: tensor(rotation, 1, 3, 3),
+    driving_scene: tensor(scene, 1, scene.length / 2, 2),
+  }) });
   const values = out.picture.data, plane = size * size, picture = new Uint8ClampedArray(4 * plane);
   for (let i = 0; i < plane; i++) {
     for (let c = 0; c < 3; c++) picture[4 * i + c] = values[c * plane + i] * 255;
