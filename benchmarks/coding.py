@@ -4,9 +4,11 @@
 run that was stopped goes on where it stopped (``--fresh`` begins anew). ``--limit`` takes fewer clips, ``--frames``
 fewer frames of each. Streams are files: 8 frames of motion share a packet, references and headers are counted.
 
-PSNR and MS-SSIM are measured on every fifth frame. Rate error: of the bytes in any 2 s of the file against the target,
-all windows that begin 4 s after the start or later: the first picture takes 2 s of the rate at once. Overhead: bytes of
-a motion packet's payload beyond the code length of its own tables. Held still: one frame repeated for 100.
+PSNR and MS-SSIM are measured on every fifth frame. Rate error: of the bytes in any 2 s of the file against the target.
+The first picture goes out at once and is then paid off, so the first seconds after it take less than the target. All
+windows count for the excess, from the first byte on; those that begin 4 s after the start or later for the shortfall.
+Overhead: bytes of a motion packet's payload beyond the code length of its own tables. Held still: one frame repeated
+for 100.
 """
 
 from __future__ import annotations
@@ -81,12 +83,14 @@ def pictures(clip: clips.Clip, options: argparse.Namespace) -> list[list[Any]]:
 
 
 def rate_errors(bytes_until: Sequence[int], target: float) -> dict[str, float] | None:
-    """Largest excess and shortfall of any 2 s window after the start, as shares of the target; None when too short."""
+    """Of 2 s windows, as shares of the target: the largest excess of any, of any after the start, and the largest
+    shortfall after the start. None when too short."""
     if len(bytes_until) < SETTLED + WINDOW:
         return None
-    until = np.array(bytes_until, float)
-    share = (until[SETTLED + WINDOW - 1 :] - until[SETTLED - 1 : -WINDOW]) / (target * 125 * 2) - 1
-    return {"over": float(share.max()), "under": float(share.min())}
+    until = np.array([0, *bytes_until], float)
+    share = (until[WINDOW:] - until[:-WINDOW]) / (target * 125 * 2) - 1
+    settled = share[SETTLED:]
+    return {"over": float(share.max()), "over_settled": float(settled.max()), "under": float(settled.min())}
 
 
 def coder_figures(file: bytes, pack: str | None) -> dict[str, Any]:
@@ -200,8 +204,9 @@ def table(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         if errors:
             over, under = max(e["over"] for e in errors), min(e["under"] for e in errors)
             middle = float(np.median([max(e["over"], -e["under"]) for e in errors]))
-            add(f"rate error in any 2 s at {target:g}: worst over; under; median clip", "<= 10 %",
-                f"{over:+.0%}; {under:+.0%}; {middle:.0%}", max(over, -under) <= 0.1)  # fmt: skip
+            later = max(e["over_settled"] for e in errors)
+            add(f"rate error in any 2 s at {target:g}: worst over; after 4 s; under; median clip", "<= 10 %",
+                f"{over:+.0%}; {later:+.0%}; {under:+.0%}; {middle:.0%}", max(over, -under) <= 0.1)  # fmt: skip
     return rows
 
 

@@ -24,6 +24,7 @@ from benchmarks import (
     bisection,
     clips,
     codecs,
+    coding,
     comparison,
     curves,
     metrics,
@@ -485,3 +486,18 @@ def test_the_default_clip_is_the_demo_portrait() -> None:
             pytest.skip("no bundled pack in this checkout")
         raise
     assert clip.name == "astronaut" and len(clip.frames) == 3 and clip.size == (256, 256)
+
+
+def test_the_first_picture_counts_for_the_excess_and_its_paying_off_not_for_the_shortfall() -> None:
+    per_frame = 4.0 * 125 / coding.clips.FPS
+    frames = np.full(200, per_frame)
+    frames[0], frames[1:40] = 40 * per_frame, 0.0
+    even = coding.rate_errors(list(np.cumsum(frames)), 4.0)
+    assert even == pytest.approx({"over": 0.0, "over_settled": 0.0, "under": 0.0}, abs=1e-9)
+    frames[0] *= 2
+    early = coding.rate_errors(list(np.cumsum(frames)), 4.0)
+    assert early is not None and early["over"] == pytest.approx(0.8) and early["over_settled"] == pytest.approx(0.0)
+    frames[150:] = 0.0
+    late = coding.rate_errors(list(np.cumsum(frames)), 4.0)
+    assert late is not None and late["under"] == pytest.approx(-1.0)
+    assert coding.rate_errors(list(np.cumsum(frames[:100])), 4.0) is None

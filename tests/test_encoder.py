@@ -7,6 +7,7 @@ from neuralcodec.face import Square, crop
 from neuralcodec.fragments import PART_BYTES
 from neuralcodec.packet import End, Motion, Parity, ReferencePart, StreamHeader, Update, parse_packet
 from neuralcodec.quality import psnr
+from neuralcodec.rate import RateControl
 from neuralcodec.reference import PICTURE
 
 Coded = tuple[nc.Encoder, list[list[object]]]
@@ -233,7 +234,10 @@ def receiver_of(
 
 
 @pytest.mark.parametrize("delay", [0, 2])
-def test_a_lost_update_is_sent_again(portrait_clip: list[np.ndarray], delay: int) -> None:
+def test_a_lost_update_is_sent_again(
+    portrait_clip: list[np.ndarray], delay: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RateControl, "wants_finer", lambda self: False)  # one chain, so that a second is a failure
     encoder, lost = nc.Encoder(200, device="cpu", threads=1), []
 
     def lose(pts: int, packet: object) -> bool:
@@ -290,3 +294,25 @@ def test_the_scene_is_looked_for_unless_the_picture_is_of_this_very_frame(portra
     sender._pictures.fresh, held.since = False, sender._sequence
     found = sender._scene(moved, moved, held.crop, estimate)
     assert found.shape == (sender.pack.scene**2, 2) and np.median(found[:, 0]) > 0.5 * 6 / 128
+
+
+def test_rate_without_use_brings_a_finer_key_in_parts_while_the_old_picture_is_in_use(
+    portrait_clip: list[np.ndarray],
+) -> None:
+    """A head at rest: the picture gets finer, no frame's packets take more than a tenth of a second, none is lost."""
+    kbps, encoder, decoder = 40, nc.Encoder(40, device="cpu", threads=1), nc.Decoder(device="cpu", threads=1)
+    sizes, errors, parts = [], [], []
+    for pts in range(60):
+        packets = encoder.encode(portrait_clip[0], pts)
+        parts.append(sum(isinstance(packet, ReferencePart) for packet in packets))
+        sizes.append(sum(len(bytes(packet)) for packet in packets))
+        for packet in packets:
+            for frame in decoder.decode(bytes(packet), wanted=lambda _: False):
+                assert frame.state is Concealment.RECEIVED and frame.pts == pts
+        errors.append(encoder._pictures.current.error)
+        if encoder.stats.references == 2:
+            break
+    coming = [pts for pts, count in enumerate(parts) if count and pts]
+    assert encoder.stats.references == 2 and len(coming) > 2 and not decoder.wants_reference
+    assert max(sizes[1:]) <= 2 * kbps * 125 * 0.1
+    assert errors[-1] < errors[coming[0]] and decoder.stats.references == 2
