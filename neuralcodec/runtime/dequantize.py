@@ -24,7 +24,7 @@ def float_graph(graph: bytes) -> bytes:
     except ImportError as error:
         raise BackendUnavailableError(
             "The pack's graphs are 8-bit graphs for CPUs, and turning them into float ones for a GPU needs onnx: "
-            "pip install onnx."
+            "pip install onnx, or the extra 'neuralcodec[gpu]'."
         ) from error
     model = onnx.load_model_from_string(graph)
     stored = {t.name: t for t in model.graph.initializer}
