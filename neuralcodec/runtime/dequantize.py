@@ -14,10 +14,15 @@ from neuralcodec.errors import BackendUnavailableError
 ACTIVATIONS, WEIGHTS = "QuantizeLinear", "DequantizeLinear"
 
 
+def is_quantized(graph: bytes) -> bool:
+    """Whether an ONNX file computes in 8 bits somewhere."""
+    return ACTIVATIONS.encode() in graph
+
+
 def float_graph(graph: bytes) -> bytes:
     """An ONNX file as a GPU should get it: in float32 where its activations are unsigned 8-bit numbers, the form for
     CPUs that TensorRT cannot read and CUDA has no convolution for; as it is otherwise. Needs the package onnx then."""
-    if ACTIVATIONS.encode() not in graph:
+    if not is_quantized(graph):
         return graph
     try:
         import onnx
