@@ -46,7 +46,8 @@ class MotionQuality:
 QUALITIES = tuple(MotionQuality(*q) for q in ((0, 7), (1, 7), (2, 6), (3, 6), (4, 5), (5, 5), (6, 4)))
 LADDER = ((6.0, 0), (3.0, 1), (1.8, 2), (0.0, 4))  # from this many kbit/s on, the finest of them that is used
 MOTION_SHARE = (0.2, 0.35)  # of the rate: motion that takes less is coded finer again, that takes more is coded coarser
-MOTION_SECONDS = 0.5  # over which that is measured, and after which it is looked at again
+MOTION_SECONDS = 0.5  # over which that is measured
+COARSER_SECONDS, FINER_SECONDS = 0.24, 1.0  # from one step of its quality to the next
 PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
 
 SOFTNESS = ((24.0, 1), (6.0, 3), (2.5, 5), (0.0, 7))  # from this rate on
@@ -98,12 +99,11 @@ class RateControl:
             self._earned += earned
             self._idle = max(0.0, self._idle - IDLE_SHARE * earned)
         self._seconds = seconds
-        if seconds - self._changed >= MOTION_SECONDS:
-            share = self._motion / self.bytes_per_second
-            coarser = share > MOTION_SHARE[1] and self._coarseness + 1 < len(QUALITIES)
-            finer = share < MOTION_SHARE[0] and self._coarseness > self._finest
-            if coarser or finer:
-                self._coarseness, self._changed = self._coarseness + coarser - finer, seconds
+        share, since = self._motion / self.bytes_per_second, seconds - self._changed
+        if share > MOTION_SHARE[1] and since >= COARSER_SECONDS and self._coarseness + 1 < len(QUALITIES):
+            self._coarseness, self._changed = self._coarseness + 1, seconds
+        elif share < MOTION_SHARE[0] and since >= FINER_SECONDS and self._coarseness > self._finest:
+            self._coarseness, self._changed = self._coarseness - 1, seconds
         # unspent rate does not pile up into a burst, but it shows that the chain could be finer
         self._idle += max(0.0, self._purse - self._full)
         self._purse = min(self._purse, self._full)
