@@ -23,7 +23,7 @@ SILENCE_SECONDS = 10.0  # after which the receiver takes the sender for gone
 def send(film: str, to: tuple[str, int], kbps: float) -> None:
     with VideoReader(film) as reader, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.setblocking(False)
-        encoder = nc.Encoder(kbps, time_base=reader.time_base, frame_duration=reader.frame_duration)
+        encoder = nc.Encoder(kbps, time_base=reader.time_base, frame_duration=reader.frame_duration, packet_overhead=40)
         rtp = RtpSender(secrets.randbits(32), sequence=secrets.randbits(16), timestamp=secrets.randbits(32))
         start = time.monotonic()
         seconds = wire = 0.0

@@ -32,7 +32,7 @@ from .packet import (
 )
 from .protection import HEARD_SECONDS, Aggregator, Protection, believed, protection
 from .quantizer import Quantizer
-from .rate import RateControl, distance
+from .rate import LOWEST_KBPS, RateControl, distance
 from .sender import OFTEN_SECONDS, OVERDUE, PictureSender, Shot, squared_error
 from .signing import private_key
 from .stats import EncoderStats, timed
@@ -60,6 +60,8 @@ class Encoder:
     signing_context: what both ends know of this call (at most 255 bytes), so that a picture signed in another call
         is not accepted in this one.
     frames_per_packet: motion frames that share a packet, 1 to 16. Each saves up to 3 bytes and waits for the last one.
+    packet_overhead: bytes that the transport puts around each packet (IPv4 and UDP: 28, with RTP 40), to be counted in
+        target_kbps; one packet every ``frames_per_packet`` frames is reckoned with.
     updates: code references after the first as updates of it; False: each on its own, several times as large, for
     channels that lose so much that chains break all the time.
     focus: soften what lies around the head before pictures are coded, the more the lower the rate; see focus.py.
@@ -83,6 +85,7 @@ class Encoder:
         signing_key: Any = None,
         signing_context: bytes = b"",
         frames_per_packet: int = 1,
+        packet_overhead: int = 0,
         updates: bool = True,
         focus: bool = True,
     ) -> None:
@@ -100,7 +103,9 @@ class Encoder:
             raise ValueError("avatar must be an Avatar, and goes without full_frame: no surroundings are sent with it.")
         self._avatar = AvatarDriver(avatar, self._networks) if avatar is not None else None
         self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", Square(*crop))
-        self._rate = RateControl(target_kbps)
+        packets_per_second = 1 / (frames_per_packet * frame_duration * float(self.time_base))
+        self._headers = packet_overhead * packets_per_second / 125  # kbit/s
+        self._rate = self._rate_for(target_kbps)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._pictures = PictureSender(
             self.pack, self._networks, self.stats, self._rate, updates=updates,
@@ -196,11 +201,16 @@ class Encoder:
     @property
     def target_kbps(self) -> float:
         """The rate aimed at; assign a new one at any time, for example when the network changes."""
-        return self._rate.bytes_per_second / 125
+        return self._target
 
     @target_kbps.setter
     def target_kbps(self, value: float) -> None:
-        self._rate = self._pictures.rate = RateControl(value)
+        self._rate = self._pictures.rate = self._rate_for(value)
+
+    def _rate_for(self, target_kbps: float) -> RateControl:
+        rate = RateControl(target_kbps)
+        self._target = target_kbps
+        return RateControl(max(LOWEST_KBPS, target_kbps - self._headers)) if self._headers else rate
 
     def send_reference(self) -> None:
         """Send a new reference picture with the next frame, for example because a receiver asked for one."""

@@ -15,6 +15,7 @@ import numpy as np
 from .motion import Array
 
 PIXEL = 2 / 256  # one pixel of a 256-pixel picture in coded-picture units
+LOWEST_KBPS = 0.5
 REFERENCES_HELD = 8  # a decoder keeps this many; the oldest is replaced
 # The key of a chain may take FIRST_BYTES at 4 kbit/s and more at higher rates, but not in proportion: most of what a
 # higher rate brings is worth more as more pictures than as finer ones. Tried on one lively clip only: at 4 kbit/s 700
@@ -76,8 +77,8 @@ class RateControl:
     """A purse filled at the target rate and emptied by every byte sent."""
 
     def __init__(self, target_kbps: float) -> None:
-        if not 0.5 <= target_kbps <= 1000:
-            raise ValueError(f"target_kbps is {target_kbps}; expected 0.5 to 1000 kbit/s.")
+        if not LOWEST_KBPS <= target_kbps <= 1000:
+            raise ValueError(f"target_kbps is {target_kbps}; expected {LOWEST_KBPS} to 1000 kbit/s.")
         self.bytes_per_second = target_kbps * 125
         self.preset, self.softness = picture_preset(target_kbps), softness(target_kbps)
         self._finest = self._coarseness = QUALITIES.index(motion_quality(target_kbps))

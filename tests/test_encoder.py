@@ -316,3 +316,17 @@ def test_rate_without_use_brings_a_finer_key_in_parts_while_the_old_picture_is_i
     assert encoder.stats.references == 2 and len(coming) > 2 and not decoder.wants_reference
     assert max(sizes[1:]) <= 2 * kbps * 125 * 0.1
     assert errors[-1] < errors[coming[0]] and decoder.stats.references == 2
+
+
+def test_headers_of_the_transport_are_part_of_the_rate(portrait_clip: list[np.ndarray]) -> None:
+    wire = {}
+    for overhead in (0, 28):
+        encoder = nc.Encoder(12, device="cpu", threads=1, packet_overhead=overhead)
+        sizes = [len(bytes(packet)) for i, image in enumerate(portrait_clip) for packet in encoder.encode(image, i)]
+        wire[overhead] = sum(sizes) + 28 * len(portrait_clip)
+        assert encoder.target_kbps == 12
+    assert wire[28] < wire[0]
+    encoder.target_kbps = 1  # less than the headers alone: the least there is
+    assert encoder.target_kbps == 1
+    with pytest.raises(ValueError, match="target_kbps is 0.1"):
+        encoder.target_kbps = 0.1

@@ -81,7 +81,7 @@ class Pipeline:
         # took a frame through the codec in 254 ms instead of 663.
         threads = threads or max(1, (os.cpu_count() or 2) // 2)
         self._encoder = Encoder(self.settings.kbps, pack=pack, device=device, threads=threads,
-                                time_base=Fraction(1, FPS))  # fmt: skip
+                                time_base=Fraction(1, FPS), packet_overhead=HEADERS)  # fmt: skip
         self._decoder = Decoder(pack=pack, device=device, threads=threads)
         self._h264 = SameBytes(pack.size, self.settings.kbps)
         self._there, self._back = Link(seed=1), Link(seed=2)
