@@ -23,7 +23,8 @@ REFERENCES_HELD = 8  # a decoder keeps this many; the oldest is replaced
 FIRST_BYTES, FIRST_POWER = 700, 0.25
 STILL_SECONDS = 1.6  # a still that follows others, where there is no chain
 REFERENCE_BYTES = (400, 12000)  # of both; never smaller (nothing to recognise), never larger (nothing to gain at 256)
-FINER = (1.3, 2.0)  # times the bytes of the last key, at least and at most, when the rate it leaves pays for that
+FINER = 1.3  # times the bytes of the last key, at least, when its updates leave rate without use
+KEY_SECONDS = 2.5  # of the rate that such a key takes, unless that is less than FINER
 IDLE_SHARE = 0.1  # of the rate that may stay without use before that counts
 PART_SECONDS, PART_BYTES_MIN = 0.1, 150  # of the rate in a part of a key that goes out little by little; 14 are header
 UPDATE_SHARE = 0.12  # of its key's bytes that an update takes, until updates have been seen
@@ -46,8 +47,9 @@ class MotionQuality:
 # fifth 1.9 and 0.56.
 QUALITIES = tuple(MotionQuality(*q) for q in ((0, 7), (1, 7), (2, 6), (3, 6), (4, 5), (5, 5), (6, 4)))
 LADDER = ((6.0, 0), (3.0, 1), (1.8, 2), (0.0, 4))  # from this many kbit/s on, the finest of them that is used
-MOTION_SHARE = (0.25, 0.5)  # of the rate: motion that takes less is coded finer again, that takes more is coded coarser
-MOTION_SECONDS = 0.5  # over which that is measured, and after which it is looked at again
+MOTION_SHARE = (0.25, 0.45)  # of the rate: motion that takes less is coded finer again, that takes more coarser
+MOTION_SECONDS = 0.5  # over which that is measured
+COARSER_SECONDS, FINER_SECONDS = 0.24, 1.0  # from one step of its quality to the next
 PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
 
 SOFTNESS = ((24.0, 1), (6.0, 3), (2.5, 5), (0.0, 7))  # from this rate on
@@ -96,15 +98,14 @@ class RateControl:
             self._motion *= math.exp(-max(0.0, seconds - self._seconds) / MOTION_SECONDS)
             earned = max(0.0, seconds - self._seconds) * self.bytes_per_second
             self._purse += earned
-            self._earned += earned
+            self._earned += earned if self._purse > 0 else 0.0  # not while a key is being paid off
             self._idle = max(0.0, self._idle - IDLE_SHARE * earned)
         self._seconds = seconds
-        if seconds - self._changed >= MOTION_SECONDS:
-            share = self._motion / self.bytes_per_second
-            coarser = share > MOTION_SHARE[1] and self._coarseness + 1 < len(QUALITIES)
-            finer = share < MOTION_SHARE[0] and self._coarseness > self._finest
-            if coarser or finer:
-                self._coarseness, self._changed = self._coarseness + coarser - finer, seconds
+        share, since = self._motion / self.bytes_per_second, seconds - self._changed
+        if share > MOTION_SHARE[1] and since >= COARSER_SECONDS and self._coarseness + 1 < len(QUALITIES):
+            self._coarseness, self._changed = self._coarseness + 1, seconds
+        elif share < MOTION_SHARE[0] and since >= FINER_SECONDS and self._coarseness > self._finest:
+            self._coarseness, self._changed = self._coarseness - 1, seconds
         # unspent rate does not pile up into a burst, but it shows that the chain could be finer
         self._idle += max(0.0, self._purse - self._full)
         self._purse = min(self._purse, self._full)
@@ -137,9 +138,11 @@ class RateControl:
 
     def wants_finer(self) -> bool:
         """Whether so much of the rate finds no use that it pays a finer chain; ``key_bytes`` then says how fine."""
-        used = 1 - self._idle / max(self._earned, 1.0)  # updates cost in proportion to the key they follow
-        finer = min(int(self.key_bytes * float(np.clip(1 / max(used, 0.1), *FINER))), REFERENCE_BYTES[1])
-        if finer == self.key_bytes or self._idle < finer:
+        used = 1 - IDLE_SHARE - self._idle / max(self._earned, 1.0)
+        least, most = FINER * self.key_bytes, max(FINER * self.key_bytes, KEY_SECONDS * self.bytes_per_second)
+        # updates cost in proportion to the key they follow
+        finer = min(int(np.clip(self.key_bytes / max(used, 0.01), least, most)), REFERENCE_BYTES[1])
+        if finer == self.key_bytes or self._idle < finer / 2:  # as much as half of it has been lost
             return False
         self.key_bytes, self._idle, self._earned = finer, 0.0, 0.0
         return True

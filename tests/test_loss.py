@@ -236,3 +236,28 @@ def test_what_is_shown_as_received_is_what_was_sent(seed: int, scene_pack: Pack)
                 assert np.array_equal(found.motion.flat(), truth[found.pts]), f"frame {frame}, pts {found.pts}"
                 newest, right = found.pts, right + 1
     assert right > 200
+
+
+def test_an_intra_frame_on_its_way_is_not_sent_twice(portrait_clip: Clip) -> None:
+    sender, _ = ends()
+    sent(sender, portrait_clip, range(4))
+
+    def intra(seen: int, pts: int) -> bool:
+        sender.on_feedback(Feedback(seen, need_intra=True, held=(0,)))
+        packets = sender.encode(portrait_clip[pts % len(portrait_clip)], pts)
+        return any(p.intra for p in packets if isinstance(p, Motion))
+
+    assert intra(2, 4)
+    assert not intra(3, 5)  # of before the receiver could have it
+    assert intra(5, 6)  # lost: something sent after it has come
+    assert not intra(5, 12) and intra(5, 13)  # nothing comes at all: again after a while
+
+
+def test_where_the_receiver_reports_a_picture_is_sent_once(portrait_clip: Clip) -> None:
+    sender, _ = ends(loss=0.1)
+    first = sent(sender, portrait_clip, range(2))
+    assert any(data[0] == 7 for data in first[1])  # parity of the key: nobody has been heard yet
+    sender.on_feedback(Feedback(1, held=(0,)))
+    sender.send_reference()
+    later = sent(sender, portrait_clip, range(2, 4))
+    assert any(data[0] == 2 for data in later[0]) and not any(data[0] == 7 for data in later[1])

@@ -43,7 +43,7 @@ def test_motion_that_takes_too_much_is_coded_coarser_and_finer_again_when_it_is_
     assert coarse.level > finest.level
     seconds(5, (MOTION_SHARE[0] + MOTION_SHARE[1]) / 2)
     assert rate.quality == coarse
-    seconds(10, 0.5 * MOTION_SHARE[0])
+    seconds(12, 0.5 * MOTION_SHARE[0])
     assert rate.quality == finest
 
 
