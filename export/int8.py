@@ -5,7 +5,7 @@
     python -m export.build_pack --onnx build/int8 ...
 
 reference.onnx and render.onnx become 8-bit graphs; motion.onnx is copied, because both ends must find the same
-keypoints whatever they run on. Convolutions get QuantizeLinear/DequantizeLinear pairs: 8-bit weights per output
+keypoints whatever they run on. Convolutions get QuantizeLinear/DequantizeLinear pairs: weights by output
 channel, and activations that are unsigned with a zero point for CPU kernels (a GPU gets such graphs in floats, see
 runtime/dequantize.py), or signed without one (``--signed``) as TensorRT wants them. Sampling, softmax and coordinates
 stay float32, and so do convolutions that make a flow or the final colours, where one step would be seen.
@@ -156,6 +156,8 @@ def quantize(
             op_types_to_quantize=["Conv"],
             nodes_to_quantize=chosen,
             per_channel=True,
+            # CPUs before VNNI add pairs of products in 16 bits: 8-bit weights would overflow there, 7-bit ones do not.
+            reduce_range=not signed,
             activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=methods[method],
