@@ -47,7 +47,7 @@ class MotionQuality:
 # fifth 1.9 and 0.56.
 QUALITIES = tuple(MotionQuality(*q) for q in ((0, 7), (1, 7), (2, 6), (3, 6), (4, 5), (5, 5), (6, 4)))
 LADDER = ((6.0, 0), (3.0, 1), (1.8, 2), (0.0, 4))  # from this many kbit/s on, the finest of them that is used
-MOTION_SHARE = (0.25, 0.45)  # of the rate: motion that takes less is coded finer again, that takes more coarser
+MOTION_SHARE = (0.2, 0.35)  # of the rate: motion that takes less is coded finer again, that takes more coarser
 MOTION_SECONDS = 0.5  # over which that is measured
 COARSER_SECONDS, FINER_SECONDS = 0.24, 1.0  # from one step of its quality to the next
 PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
