@@ -25,6 +25,7 @@ import onnx
 from export.build_pack import move_into_place
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.pack import Pack, load_pack
+from neuralcodec.runtime.dequantize import float_graph
 
 TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
@@ -74,7 +75,8 @@ def write_repository(pack: Pack, out: Path, options: Options, *, force: bool = F
         for name, (inputs, outputs) in ports.items():
             model = folder / f"{pack.name}_{name}"
             (model / "1").mkdir(parents=True)
-            (model / "1" / "model.onnx").write_bytes(pack.graph(name))
+            graph = pack.graph(name) if options.kind == "cpu" else float_graph(pack.graph(name))
+            (model / "1" / "model.onnx").write_bytes(graph)
             (model / "config.pbtxt").write_text(model_config(model.name, inputs, outputs, options), "utf-8")
         show = folder / f"{pack.name}_show"
         (show / "1").mkdir(parents=True)  # an ensemble has a version folder and nothing in it

@@ -94,8 +94,12 @@ def _pack() -> Iterator[Line]:
     except NeuralCodecError as error:
         yield BAD, f"the bundled pack '{DEFAULT}' cannot be used: {error}"
         return
+    from .runtime.dequantize import is_quantized
     from .runtime.session import open_session
 
+    if is_quantized(pack.graph("render")):
+        lacking = "" if find_spec("onnx") else ", which needs the package onnx: pip install onnx"
+        yield GOOD, f"the pack renders in 8 bits on a CPU, and in float32 on a GPU{lacking}"
     try:
         session = open_session(pack.graph("motion"), device="auto")
         yield GOOD, f"the pack's motion network opened on {session.provider}"

@@ -66,8 +66,9 @@ def test_the_layers_hold() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_nothing_outside_the_torch_islands_imports_them_or_torch(path: Path) -> None:
+    allowed = {"onnx"} if path.name == "dequantize.py" else set()  # only where a GPU is given an 8-bit graph
     for name in imported(path):
-        assert name.split(".")[0] not in TORCH_SIDE, f"{path.name} imports {name}"
+        assert name.split(".")[0] not in TORCH_SIDE - allowed, f"{path.name} imports {name}"
         assert not any(name == f"neuralcodec.{i}" or name.startswith(f"neuralcodec.{i}.") for i in ISLANDS), name
 
 

@@ -34,6 +34,23 @@ def test_many_people_in_one_call_look_as_they_do_one_by_one(networks: Inference,
         networks.render_many(people[:1], motions[:2])
 
 
+def test_the_face_of_a_reference_is_where_many_looks_end(networks: Inference, portrait_clip: list[Any]) -> None:
+    moved = np.roll(portrait_clip[0], 40, axis=0)  # far from where heads usually are
+    for picture in (portrait_clip[0], portrait_clip[7], moved):
+        found = settled = networks.estimate(picture)
+        for _ in range(6):
+            settled = networks.motion(picture, settled.box)
+        assert 128 * np.abs(found.keypoints - settled.keypoints)[:, :2].mean() < 0.5  # pixels
+        again = networks.estimate(picture.copy())
+        assert np.array_equal(again.canonical, found.canonical) and np.array_equal(again.keypoints, found.keypoints)
+
+
+def test_a_picture_without_a_face_is_looked_at_where_heads_usually_are(networks: Inference) -> None:
+    grey = np.full((256, 256, 3), 128, np.uint8)
+    assert networks.detector.detect(grey) == []
+    assert np.isfinite(networks.estimate(grey).keypoints).all()
+
+
 def test_a_warm_up_opens_every_network(portrait_clip: list[Any]) -> None:
     networks = Inference(load_pack(), device="cpu", threads=1)
     networks.warm_up(batch=2)

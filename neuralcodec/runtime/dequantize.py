@@ -14,17 +14,22 @@ from neuralcodec.errors import BackendUnavailableError
 ACTIVATIONS, WEIGHTS = "QuantizeLinear", "DequantizeLinear"
 
 
+def is_quantized(graph: bytes) -> bool:
+    """Whether an ONNX file computes in 8 bits somewhere."""
+    return ACTIVATIONS.encode() in graph
+
+
 def float_graph(graph: bytes) -> bytes:
     """An ONNX file as a GPU should get it: in float32 where its activations are unsigned 8-bit numbers, the form for
     CPUs that TensorRT cannot read and CUDA has no convolution for; as it is otherwise. Needs the package onnx then."""
-    if ACTIVATIONS.encode() not in graph:
+    if not is_quantized(graph):
         return graph
     try:
         import onnx
     except ImportError as error:
         raise BackendUnavailableError(
             "The pack's graphs are 8-bit graphs for CPUs, and turning them into float ones for a GPU needs onnx: "
-            "pip install onnx."
+            "pip install onnx, or the extra 'neuralcodec[gpu]'."
         ) from error
     model = onnx.load_model_from_string(graph)
     stored = {t.name: t for t in model.graph.initializer}
