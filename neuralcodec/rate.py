@@ -2,7 +2,9 @@
 
 Knows no bytes of packets and no networks; time is an argument. The first picture sets the quality of its chain
 (chain.py); from then on whatever motion leaves of the rate is saved up for the next picture, which goes out when it is
-paid for and the head has moved away from all pictures that are held. The constants were chosen on validation clips.
+paid for and the head has moved away from all pictures that are held. Motion that takes too much is coded coarser; rate
+that finds no use pays a finer chain. The constants of pictures were chosen on validation clips, MOTION_SHARE on two
+training clips.
 """
 
 from __future__ import annotations
