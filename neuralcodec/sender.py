@@ -132,10 +132,15 @@ class PictureSender:
         if self._chain is None:
             if moved or self.rate.affords_picture(drift):
                 return self._send_reference(shot)
-        elif moved or self.rate.affords_picture(drift, waiting=self._coming is not None):
+        elif moved or (not self._crowded and self.rate.affords_picture(drift, waiting=self._coming is not None)):
             return self._send_update(shot)
         self.active = best
-        return self._send_parts() if self._coming is not None and drift < FAR else []
+        return self._send_parts() if self._coming is not None and (drift < FAR or self._crowded) else []
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether one more picture would take the place of the key that is on its way."""
+        return self._coming is not None and (self.next_id - self._coming.id) % 256 >= REFERENCES_HELD
 
     def keep(self) -> bool:
         """Whether the picture there is will do: one of an avatar does not age."""
@@ -249,7 +254,7 @@ class PictureSender:
         """What can be paid of the key that is on its way; the last part makes it the picture in use."""
         coming = self._coming
         assert coming is not None
-        if (self.next_id - coming.id) % 256 >= REFERENCES_HELD:  # its place at the receiver has been taken
+        if (self.next_id - coming.id - 1) % 256 >= REFERENCES_HELD:  # its place at the receiver has been taken
             self._coming = None
             return []
         packets: list[Packet] = []

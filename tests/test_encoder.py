@@ -301,7 +301,7 @@ def test_rate_without_use_brings_a_finer_key_in_parts_while_the_old_picture_is_i
     """A head at rest: the picture gets finer, no frame's packets take more than a tenth of a second, none is lost."""
     kbps, encoder, decoder = 40, nc.Encoder(40, device="cpu", threads=1), nc.Decoder(device="cpu", threads=1)
     sizes, errors, parts = [], [], []
-    for pts in range(60):
+    for pts in range(120):
         packets = encoder.encode(portrait_clip[0], pts)
         parts.append(sum(isinstance(packet, ReferencePart) for packet in packets))
         sizes.append(sum(len(bytes(packet)) for packet in packets))
