@@ -20,9 +20,9 @@ PIXEL = 2 / 256  # one pixel of a 256-pixel picture in coded-picture units
 LOWEST_KBPS = 0.5
 REFERENCES_HELD = 8  # a decoder keeps this many; the oldest is replaced
 # The key of a chain may take FIRST_BYTES at 4 kbit/s and more at higher rates, but not in proportion: most of what a
-# higher rate brings is worth more as more pictures than as finer ones. Tried on one lively clip only: at 4 kbit/s 700
-# bytes give 26.2 dB and 720 to 850 give 25.3; at 8, 860 give 28.0 and 1400 give 26.6. Eyes look soft at 4 kbit/s.
-FIRST_BYTES, FIRST_POWER = 700, 0.25
+# higher rate brings is worth more as more pictures than as finer ones. Three training clips, six seconds, 4 kbit/s: 700
+# bytes give 24.0 dB and 25.3 in the face, 1050 give 23.8 and 25.5 (more where the head is calm), 1400 23.0 and 24.8.
+FIRST_BYTES, FIRST_POWER = 850, 0.25
 STILL_SECONDS = 1.6  # a still that follows others, where there is no chain
 REFERENCE_BYTES = (400, 12000)  # of both; never smaller (nothing to recognise), never larger (nothing to gain at 256)
 FINER = 1.3  # times the bytes of the last key, at least, when its updates leave rate without use
