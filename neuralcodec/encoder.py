@@ -46,7 +46,8 @@ WORSE, BETTER = 1.12, 0.95  # rendered error over held error past which frames a
 class Encoder:
     """Encodes pictures of one person.
 
-    target_kbps: everything counted, headers and references too, averaged over seconds; a quiet head takes less.
+    target_kbps: everything counted, headers and references too, averaged over seconds; what a quiet
+        head leaves over goes into finer pictures.
     pack: folder or name of a model pack, None for the bundled one. device: "auto", "cpu", "cuda" or "tensorrt".
     crop: "auto" follows the face, "none" codes the whole frame, or (x, y, side) in pixels.
     time_base: seconds per pts unit. frame_duration: the usual pts step.
