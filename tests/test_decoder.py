@@ -145,7 +145,7 @@ def test_an_id_that_is_being_replaced_does_not_show_its_old_picture(portrait_cli
     for pts in range(2):
         for packet in sender.encode(portrait_clip[pts], pts):
             receiver.decode(bytes(packet))
-    sender._next_id = 0  # as after eight references
+    sender._pictures.next_id = 0  # as after eight references
     sender.send_reference()
     packets = sender.encode(portrait_clip[2], 2)
     parts = [p for p in packets if isinstance(p, ReferencePart)]
