@@ -28,7 +28,8 @@ REFERENCE_BYTES = (400, 12000)  # of both; never smaller (nothing to recognise),
 FINER = 1.3  # times the bytes of the last key, at least, when its updates leave rate without use
 KEY_SECONDS = 1.0  # of the rate that such a key takes, unless that is less than FINER
 IDLE_SHARE = 0.1  # of the rate that may stay without use before that counts
-PART_SECONDS, PART_BYTES_MIN = 0.1, 150  # of the rate in a part of a key that goes out little by little; 14 are header
+PART_SECONDS, PART_BYTES_MIN = 0.1, 150  # of the rate in a part of a key that goes out little by little
+PART_HEADER = 22  # bytes around a part, at most: kind, id, index, count, codec, hash, crop
 UPDATE_SHARE = 0.12  # of its key's bytes that an update takes, until updates have been seen
 MEMORY = 0.25, 0.5  # weight of the last update in what the next is expected to cost, when it was cheap and when dear
 CLOSE, FAR = 0.3, 1.5  # pixels: drift below CLOSE asks for no picture; at FAR one goes as soon as it can be paid
@@ -54,7 +55,10 @@ MOTION_SECONDS = 0.5  # over which that is measured
 COARSER_SECONDS, FINER_SECONDS = 0.24, 1.0  # from one step of its quality to the next
 PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
 
-SOFTNESS = ((24.0, 1), (6.0, 3), (2.5, 5), (0.0, 7))  # from this rate on
+# Width in pixels of the boxes that blur what is not the head (focus.py), from keys of so many bytes on. Eight training
+# clips at 4 kbit/s: width 1 gives 24.8 dB and 25.2 in the face, 3 gives 24.7 and 25.5, 5 gives 24.2 and 25.6.
+SOFTNESS = ((2000, 1), (800, 3), (0, 5))
+SHARP_KBPS = 24.0  # from here on nothing is blurred
 
 
 def motion_quality(target_kbps: float) -> MotionQuality:
@@ -64,11 +68,6 @@ def motion_quality(target_kbps: float) -> MotionQuality:
 
 def picture_preset(target_kbps: float) -> int:
     return next(preset for floor, preset in PRESETS if target_kbps >= floor)
-
-
-def softness(target_kbps: float) -> int:
-    """Width in pixels of the boxes that blur what is not the head (focus.py)."""
-    return next(width for floor, width in SOFTNESS if target_kbps >= floor)
 
 
 def distance(a: Array, b: Array) -> float:
@@ -83,7 +82,7 @@ class RateControl:
         if not LOWEST_KBPS <= target_kbps <= 1000:
             raise ValueError(f"target_kbps is {target_kbps}; expected {LOWEST_KBPS} to 1000 kbit/s.")
         self.bytes_per_second = target_kbps * 125
-        self.preset, self.softness = picture_preset(target_kbps), softness(target_kbps)
+        self.preset = picture_preset(target_kbps)
         self._finest = self._coarseness = QUALITIES.index(motion_quality(target_kbps))
         self._motion = 0.0  # bytes a second that motion takes, lately
         self._changed = 0.0  # seconds, when the quality of motion changed
@@ -118,6 +117,13 @@ class RateControl:
     def spend_motion(self, count: int) -> None:
         """So many bytes of what is spent were motion; where it takes too much of the rate it is coded more coarsely."""
         self._motion += count / MOTION_SECONDS
+
+    @property
+    def softness(self) -> int:
+        """How wide what is not the head is blurred before the next key and its updates."""
+        if self.bytes_per_second >= 125 * SHARP_KBPS:
+            return 1
+        return next(width for floor, width in SOFTNESS if self.key_bytes >= floor)
 
     @property
     def quality(self) -> MotionQuality:
@@ -187,5 +193,5 @@ class RateControl:
 
     @property
     def _full(self) -> float:
-        """What the purse holds."""
-        return max(2 * self.picture_bytes, SAVINGS_SECONDS * self.bytes_per_second)
+        """What the purse holds: a part of a key with its header at least, or it would wait for ever."""
+        return max(2 * self.picture_bytes, SAVINGS_SECONDS * self.bytes_per_second, self.part_bytes + PART_HEADER)
