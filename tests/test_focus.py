@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+import neuralcodec as nc
+from neuralcodec.focus import soften
+from neuralcodec.packet import ReferencePart
+from neuralcodec.rate import RateControl
+
+HEAD = (0.0, 0.0, 0.4)
+NOISE = np.random.default_rng(3).integers(0, 256, (256, 256, 3), np.uint8)
+
+
+def roughness(picture: np.ndarray) -> float:
+    return float(np.abs(np.diff(picture.astype(int), axis=1)).mean())
+
+
+def test_the_head_stays_as_it_is_and_the_rest_gets_soft() -> None:
+    soft = soften(NOISE, HEAD, 5)
+    assert soft.dtype == np.uint8 and soft.shape == NOISE.shape
+    assert np.array_equal(soft[108:148, 108:148], NOISE[108:148, 108:148])  # well inside the ellipse
+    assert roughness(soft[:40]) < 0.4 * roughness(NOISE[:40])
+    assert roughness(soften(NOISE, HEAD, 7)[:40]) < roughness(soft[:40]) < roughness(soften(NOISE, HEAD, 3)[:40])
+
+
+def test_the_mask_follows_the_head() -> None:
+    soft = soften(NOISE, (0.5, 0.5, 0.2), 5)
+    assert np.array_equal(soft[188:196, 188:196], NOISE[188:196, 188:196])
+    assert not np.array_equal(soft[108:148, 108:148], NOISE[108:148, 108:148])
+
+
+@pytest.mark.parametrize("value", [0, 1, 128, 255])
+def test_an_even_picture_is_left_alone_and_so_is_any_at_width_one(value: int) -> None:
+    flat = np.full((64, 64, 3), value, np.uint8)
+    assert np.array_equal(soften(flat, HEAD, 7), flat)
+    assert soften(NOISE, HEAD, 1) is NOISE
+
+
+def test_the_lower_the_rate_the_softer() -> None:
+    widths = [RateControl(kbps).softness for kbps in (1, 2, 4, 8, 64)]
+    assert widths == sorted(widths, reverse=True) and widths[0] > widths[2] > widths[-1] == 1
+
+
+def test_an_encoder_can_leave_the_surroundings_alone(portrait_clip: list[np.ndarray]) -> None:
+    """At the same budget the softened picture is nearer to the camera's in the face."""
+    error = {}
+    for focus in (True, False):
+        encoder, decoder = nc.Encoder(4, device="cpu", threads=1, crop="none", focus=focus), nc.Decoder(device="cpu")
+        packets = encoder.encode(portrait_clip[0], 0)
+        assert any(isinstance(packet, ReferencePart) for packet in packets)
+        for packet in packets:
+            decoder.decode(bytes(packet))
+        face, shown = slice(70, 150), encoder._pictures.current.features.picture
+        error[focus] = float(((shown[face, face].astype(int) - portrait_clip[0][face, face]) ** 2).mean())
+    assert error[True] < error[False]
