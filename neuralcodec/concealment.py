@@ -11,7 +11,7 @@ from enum import Enum
 
 import numpy as np
 
-from .motion import POSE_SIZE, Array, MotionParams
+from .motion import POSE_SIZE, MotionParams
 
 COAST_FRAMES = 6  # a quarter of a second at 25 fps: past it a guessed turn is more often wrong than right
 DAMPING = 0.5  # of the pose's speed, per frame; measured 14 % nearer than holding after one lost frame, 9 % after 3
@@ -38,17 +38,11 @@ def conceal(last: MotionParams, before: MotionParams | None, missing: int) -> Mo
     """Motion ``missing`` frames after ``last``, the latest frame received; ``before`` is the one in front of it."""
     if missing <= 0:
         return last
-    flat = _head(last)
+    flat = last.flat_head()
     steps = min(missing, COAST_FRAMES)
     if before is not None:
-        speed = flat[:POSE_SIZE] - _head(before)[:POSE_SIZE]
+        speed = flat[:POSE_SIZE] - before.flat_head()[:POSE_SIZE]
         speed[[0, 2]] = (speed[[0, 2]] + 180.0) % 360.0 - 180.0  # yaw and roll wrap
         flat[:POSE_SIZE] += speed * float(np.sum(DAMPING ** np.arange(1, steps + 1)))
     flat[POSE_SIZE:] *= RELAXING**missing
     return replace(MotionParams.from_flat(flat), scene=last.scene)  # the scene stays as it was
-
-
-def _head(motion: MotionParams) -> Array:
-    """The flat layout without the scene."""
-    flat = motion.flat()
-    return flat[: len(flat) - motion.scene.size]

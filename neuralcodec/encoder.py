@@ -32,7 +32,7 @@ from .packet import (
 )
 from .protection import HEARD_SECONDS, Aggregator, Protection, believed, protection
 from .quantizer import Quantizer
-from .rate import LOWEST_KBPS, RateControl, distance
+from .rate import RateControl, distance
 from .sender import OFTEN_SECONDS, OVERDUE, PictureSender, Shot, squared_error
 from .signing import private_key
 from .stats import EncoderStats, timed
@@ -106,7 +106,7 @@ class Encoder:
         self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", Square(*crop))
         packets_per_second = 1 / (frames_per_packet * frame_duration * float(self.time_base))
         self._headers = packet_overhead * packets_per_second / 125  # kbit/s
-        self._rate = self._rate_for(target_kbps)
+        self._rate = RateControl(target_kbps, self._headers)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._pictures = PictureSender(
             self.pack, self._networks, self.stats, self._rate, updates=updates,
@@ -202,16 +202,11 @@ class Encoder:
     @property
     def target_kbps(self) -> float:
         """The rate aimed at; assign a new one at any time, for example when the network changes."""
-        return self._target
+        return self._rate.target_kbps
 
     @target_kbps.setter
     def target_kbps(self, value: float) -> None:
-        self._rate = self._pictures.rate = self._rate_for(value)
-
-    def _rate_for(self, target_kbps: float) -> RateControl:
-        rate = RateControl(target_kbps)
-        self._target = target_kbps
-        return RateControl(max(LOWEST_KBPS, target_kbps - self._headers)) if self._headers else rate
+        self._rate = self._pictures.rate = RateControl(value, self._headers)
 
     def send_reference(self) -> None:
         """Send a new reference picture with the next frame, for example because a receiver asked for one."""

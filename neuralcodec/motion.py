@@ -109,6 +109,10 @@ class MotionParams:
         parts = (np.asarray(part, np.float64).reshape(-1) for part in (pose, self.delta, self.scene))
         return np.concatenate([*parts])
 
+    def flat_head(self) -> Array:
+        """The flat layout without the scene, float64 (7 + 3K,)."""
+        return replace(self, scene=self.scene[:0]).flat()
+
     @classmethod
     def from_flat(cls, values: Array, keypoints: int | None = None) -> MotionParams:
         """Inverse of :meth:`flat`. keypoints: K; what follows their delta is the scene. None: no scene follows."""

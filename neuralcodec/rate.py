@@ -76,11 +76,16 @@ def distance(a: Array, b: Array) -> float:
 
 
 class RateControl:
-    """A purse filled at the target rate and emptied by every byte sent."""
+    """A purse filled at the target rate and emptied by every byte sent.
 
-    def __init__(self, target_kbps: float) -> None:
+    headers_kbps: of the target, what a transport's headers take, which nobody reports as spent.
+    """
+
+    def __init__(self, target_kbps: float, headers_kbps: float = 0.0) -> None:
         if not LOWEST_KBPS <= target_kbps <= 1000:
             raise ValueError(f"target_kbps is {target_kbps}; expected {LOWEST_KBPS} to 1000 kbit/s.")
+        self.target_kbps = target_kbps
+        target_kbps = max(LOWEST_KBPS, target_kbps - headers_kbps)
         self.bytes_per_second = target_kbps * 125
         self.preset = picture_preset(target_kbps)
         self._finest = self._coarseness = QUALITIES.index(motion_quality(target_kbps))

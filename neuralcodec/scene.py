@@ -75,11 +75,9 @@ def _step(slopes: Array, now: Array, weight: Array, mesh: Array, last: Array | N
     xy = product(trust * dx * dy)
     hessian = np.block([[product(trust * dx * dx), xy], [xy.T, product(trust * dy * dy)]])
     slope = np.concatenate([(spread.T @ (trust * off * d) @ spread).reshape(-1) for d in (dx, dy)])
-    fewer = (side / SIDES[-1]) ** 2  # points, so that the priors weigh alike at every size
-    prior = np.kron(np.eye(2), (STIFF * _stiffness(nodes) + STILL * np.eye(m)) * fewer)
+    prior, steady = _priors(side, nodes)
     pull = prior @ mesh.T.reshape(-1)
     if last is not None:
-        steady = np.kron(np.eye(2), (STEADY_STIFF * _stiffness(nodes) + STEADY * np.eye(m)) * fewer)
         prior, pull = prior + steady, pull + steady @ (mesh - last).T.reshape(-1)
     move = np.linalg.solve(hessian + prior, -slope - pull)
     return np.asarray(mesh + move.reshape(2, m).T)
@@ -119,9 +117,15 @@ def _weights(side: int, nodes: int) -> tuple[Array, Array]:
     return spread, np.einsum("pi,pk->ikp", spread, spread).reshape(nodes * nodes, side)
 
 
-@lru_cache(maxsize=4)
-def _stiffness(nodes: int) -> Array:
-    """Quadratic form (M, M) of the differences between neighbouring nodes."""
+@lru_cache(maxsize=16)
+def _priors(side: int, nodes: int) -> tuple[Array, Array]:
+    """Quadratic forms (2M, 2M) of a mesh and of its change since the frame before."""
     apart = np.diff(np.eye(nodes), axis=0)
     line = apart.T @ apart
-    return np.kron(line, np.eye(nodes)) + np.kron(np.eye(nodes), line)
+    stiffness = np.kron(line, np.eye(nodes)) + np.kron(np.eye(nodes), line)  # differences between neighbouring nodes
+    fewer = (side / SIDES[-1]) ** 2  # points, so that the priors weigh alike at every size
+
+    def form(stiff: float, still: float) -> Array:
+        return np.kron(np.eye(2), (stiff * stiffness + still * np.eye(nodes**2)) * fewer)
+
+    return form(STIFF, STILL), form(STEADY_STIFF, STEADY)

@@ -35,8 +35,7 @@ class MotionSmoother:
 
     def smooth(self, motion: MotionParams, seconds: float) -> MotionParams:
         """The motion to show at ``seconds``; time that stands still or runs back, and gaps, start anew."""
-        new = motion.flat()
-        new = new[: len(new) - motion.scene.size]  # the scene is left alone
+        new = motion.flat_head()  # the scene is left alone
         elapsed = seconds - self._seconds
         self._seconds = seconds
         if self._value is None or len(self._value) != len(new) or not 0 < elapsed <= GAP:

@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
+from neuralcodec.models import ModelConfig
 from neuralcodec.motion import MotionParams
 from neuralcodec.quantizer import MotionTables, Quantizer
 from neuralcodec.reference import decode_reference, encode_reference
 from neuralcodec.scene import pyramid, register
 
 NEAR_FRAMES = 12
-SCENE_NODES = 4  # a side: the `portrait` preset's
+SCENE_NODES = ModelConfig.preset("portrait").scene  # a side
 CANDIDATES = 12  # driving frames among which a hard pair is chosen
 
 # MediaPipe face-mesh numbers of the 30 portrait keypoints: right eye (outer, inner, upper, lower), left eye, irises,
