@@ -337,8 +337,10 @@ class Encoder:
         self._check_at = seconds
         with self._timed("check"):
             motion = replace(estimate.relative_to(held.features.canonical), scene=scene)
-            rendered = self._networks.render(held.features, motion)
-            ratio = (squared_error(tile, rendered) + 1) / (squared_error(tile, held.features.picture) + 1)
+            rendered = squared_error(tile, self._networks.render(held.features, motion))
+            still = squared_error(tile, held.features.picture)
+            ratio = (rendered + 1) / (still + 1)
+        self._rate.note_error(held.error, still if self._as_is else rendered)
         self._ratio = float(np.sqrt(self._ratio * ratio))
         leaving = self._as_is and self._ratio < BETTER
         self._wants_intra |= leaving
@@ -350,6 +352,7 @@ class Encoder:
         seen = self._quantizer.last
         assert seen is not None
         error = distance(true.keypoints(reference.canonical), seen.keypoints(reference.canonical))
+        self._rate.note_motion(error)
         self._measured += 1
         self.stats.keypoint_error_px += (error - self.stats.keypoint_error_px) / self._measured
 

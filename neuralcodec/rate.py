@@ -2,9 +2,10 @@
 
 Knows no bytes of packets and no networks; time is an argument. The first picture sets the quality of its chain
 (chain.py); from then on whatever motion leaves of the rate is saved up for the next picture, which goes out when it is
-paid for and the head has moved away from all pictures that are held. Motion that takes too much is coded coarser; rate
-that finds no use pays a finer chain. The constants of pictures were chosen on validation clips, MOTION_SHARE on two
-training clips, after a look at three validation clips.
+paid for and the head has moved away from all pictures that are held. Motion that takes too much is coded coarser. Where
+most of what a receiver sees wrong is the coding of the pictures, and not what has moved since, a finer chain begins.
+The constants of pictures were chosen on validation clips before 2026-11-25, those of finer chains and of motion's share
+on ten training clips since.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ REFERENCES_HELD = 8  # a decoder keeps this many; the oldest is replaced
 FIRST_BYTES, FIRST_POWER = 850, 0.25
 STILL_SECONDS = 1.6  # a still that follows others, where there is no chain
 REFERENCE_BYTES = (400, 12000)  # of both; never smaller (nothing to recognise), never larger (nothing to gain at 256)
-FINER = 1.3  # times the bytes of the last key, at least, when its updates leave rate without use
-KEY_SECONDS = 1.0  # of the rate that such a key takes, unless that is less than FINER
-IDLE_SHARE = 0.1  # of the rate that may stay without use before that counts
+# Of the squared error that a receiver sees, the share that was in the picture in use when it was coded: above this a
+# key of FINER times the bytes is worth its rate, or of KEY_SECONDS of the rate if that is more.
+CODING_SHARE, FINER, KEY_SECONDS = 0.65, 1.6, 1.0
+ERROR_MEMORY, ERROR_CHECKS = 0.85, 8  # what a check leaves of those before it; checks of a chain before that is asked
 PART_SECONDS, PART_BYTES_MIN = 0.1, 150  # of the rate in a part of a key that goes out little by little
 PART_HEADER = 22  # bytes around a part, at most: kind, id, index, count, codec, hash, crop
 UPDATE_SHARE = 0.12  # of its key's bytes that an update takes, until updates have been seen
@@ -50,7 +52,9 @@ class MotionQuality:
 # fifth 1.9 and 0.56.
 QUALITIES = tuple(MotionQuality(*q) for q in ((0, 7), (1, 7), (2, 6), (3, 6), (4, 5), (5, 5), (6, 4)))
 LADDER = ((6.0, 0), (3.0, 1), (1.8, 2), (0.0, 4))  # from this many kbit/s on, the finest of them that is used
-MOTION_SHARE = (0.2, 0.35)  # of the rate: motion that takes less is coded finer again, that takes more coarser
+# Of the rate: motion that takes less is coded finer again, that takes more coarser, and in between coarser while its
+# keypoints are less than MOTION_ERROR pixels off.
+MOTION_SHARE, MOTION_ERROR = (0.25, 0.47), 0.28
 MOTION_SECONDS = 0.5  # over which that is measured
 COARSER_SECONDS, FINER_SECONDS = 0.24, 1.0  # from one step of its quality to the next
 PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
@@ -90,11 +94,13 @@ class RateControl:
         self.preset = picture_preset(target_kbps)
         self._finest = self._coarseness = QUALITIES.index(motion_quality(target_kbps))
         self._motion = 0.0  # bytes a second that motion takes, lately
+        self._motion_error = MOTION_ERROR  # pixels of 256 that its keypoints are off, lately
         self._changed = 0.0  # seconds, when the quality of motion changed
         self.picture_bytes = float(self.still_bytes)  # what the next picture is expected to cost
         self.key_bytes = self.first_bytes
         self._purse = 0.0
-        self._idle = self._earned = 0.0  # since the last key: bytes that nothing needed, and all that could be spent
+        self._coding = self._shown = 0.0  # squared errors, see note_error
+        self._checks = 0  # of this chain
         self._seconds: float | None = None
         self._picture_at = 0.0
 
@@ -102,19 +108,15 @@ class RateControl:
         """Time has come to ``seconds``."""
         if self._seconds is not None:
             self._motion *= math.exp(-max(0.0, seconds - self._seconds) / MOTION_SECONDS)
-            earned = max(0.0, seconds - self._seconds) * self.bytes_per_second
-            self._purse += earned
-            self._earned += earned if self._purse > 0 else 0.0  # not while a key is being paid off
-            self._idle = max(0.0, self._idle - IDLE_SHARE * earned)
+            self._purse += max(0.0, seconds - self._seconds) * self.bytes_per_second
         self._seconds = seconds
         share, since = self._motion / self.bytes_per_second, seconds - self._changed
-        if share > MOTION_SHARE[1] and since >= COARSER_SECONDS and self._coarseness + 1 < len(QUALITIES):
+        spare = share > MOTION_SHARE[0] and self._motion_error < MOTION_ERROR
+        if (share > MOTION_SHARE[1] or spare) and since >= COARSER_SECONDS and self._coarseness + 1 < len(QUALITIES):
             self._coarseness, self._changed = self._coarseness + 1, seconds
         elif share < MOTION_SHARE[0] and since >= FINER_SECONDS and self._coarseness > self._finest:
             self._coarseness, self._changed = self._coarseness - 1, seconds
-        # unspent rate does not pile up into a burst, but it shows that the chain could be finer
-        self._idle += max(0.0, self._purse - self._full)
-        self._purse = min(self._purse, self._full)
+        self._purse = min(self._purse, self._full)  # unspent rate does not pile up into a burst
 
     def spend(self, count: int) -> None:
         self._purse -= count
@@ -122,6 +124,10 @@ class RateControl:
     def spend_motion(self, count: int) -> None:
         """So many bytes of what is spent were motion; where it takes too much of the rate it is coded more coarsely."""
         self._motion += count / MOTION_SECONDS
+
+    def note_motion(self, error: float) -> None:
+        """Keypoints of a frame are so many pixels of 256 off, root mean square."""
+        self._motion_error += (error - self._motion_error) / 12
 
     @property
     def softness(self) -> int:
@@ -137,8 +143,7 @@ class RateControl:
 
     def sent_key(self, count: int, extra: int = 0) -> None:
         """A chain was begun with so many bytes. extra: bytes that each update takes besides its picture."""
-        self.picture_bytes = UPDATE_SHARE * count + extra
-        self._idle = self._earned = 0.0
+        self.picture_bytes, self._checks = UPDATE_SHARE * count + extra, 0
         self._picture_at = self._seconds or 0.0
 
     def ended_chain(self) -> None:
@@ -149,15 +154,20 @@ class RateControl:
         self.picture_bytes += MEMORY[count > self.picture_bytes] * (count - self.picture_bytes)
         self._picture_at = self._seconds or 0.0
 
+    def note_error(self, coding: float, shown: float) -> None:
+        """What a check found: mean squared errors of the picture in use when it was coded, and of what is shown now."""
+        keep = ERROR_MEMORY if self._checks else 0.0
+        self._coding, self._shown = keep * self._coding + coding, keep * self._shown + shown
+        self._checks += 1
+
     def wants_finer(self) -> bool:
-        """Whether so much of the rate finds no use that it pays a finer chain; ``key_bytes`` then says how fine."""
-        used = 1 - IDLE_SHARE - self._idle / max(self._earned, 1.0)
-        least, most = FINER * self.key_bytes, max(FINER * self.key_bytes, KEY_SECONDS * self.bytes_per_second)
-        # updates cost in proportion to the key they follow
-        finer = min(int(np.clip(self.key_bytes / max(used, 0.01), least, most)), REFERENCE_BYTES[1])
-        if finer == self.key_bytes or self._idle < finer / 2:  # as much as half of it has been lost
+        """Whether a finer chain is worth more than updates of this one; ``key_bytes`` then says how fine."""
+        if self._checks < ERROR_CHECKS or self._coding < CODING_SHARE * self._shown:
             return False
-        self.key_bytes, self._idle, self._earned = finer, 0.0, 0.0
+        finer = min(int(max(FINER * self.key_bytes, KEY_SECONDS * self.bytes_per_second)), REFERENCE_BYTES[1])
+        if finer == self.key_bytes:
+            return False
+        self.key_bytes, self._checks = finer, 0
         return True
 
     @property
@@ -191,7 +201,6 @@ class RateControl:
         if waiting:
             return drift >= FAR and self._purse >= self.picture_bytes
         if self._purse >= self._full:  # more would be lost: better a picture that is not needed
-            self._idle += self.picture_bytes if drift < CLOSE else 0.0
             return True
         urgency = float(np.clip((drift - CLOSE) / (FAR - CLOSE), 0, 1))
         return drift >= CLOSE and self._purse >= self.picture_bytes * (2 - urgency)

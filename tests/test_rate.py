@@ -3,7 +3,9 @@ import pytest
 
 from neuralcodec.rate import (
     CLOSE,
+    ERROR_CHECKS,
     FAR,
+    MOTION_ERROR,
     MOTION_SHARE,
     PIXEL,
     REFERENCE_BYTES,
@@ -93,25 +95,20 @@ def test_a_long_pause_does_not_pay_for_a_burst() -> None:
     assert not rate.affords_picture(FAR)
 
 
-def idle_seconds(rate: RateControl, start: float, seconds: float, drift: float) -> bool:
-    """A head at this drift for so long, 25 frames a second; whether a finer chain was wanted."""
-    for frame in range(int(25 * seconds)):
-        rate.advance(start + frame / 25)
-        if rate.affords_picture(drift):
-            rate.sent_update(int(rate.picture_bytes))
-            rate.spend(int(rate.picture_bytes))
-        if rate.wants_finer():
-            return True
-    return False
+def checked(rate: RateControl, coding: float, shown: float, checks: int) -> bool:
+    """Whether a finer chain is wanted after so many checks that found these errors."""
+    for _ in range(checks):
+        rate.note_error(coding, shown)
+    return rate.wants_finer()
 
 
-def test_rate_without_use_pays_a_finer_chain_once() -> None:
+def test_a_finer_chain_begins_where_most_of_the_error_is_coding() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
     rate.sent_key(rate.key_bytes)
     before = rate.key_bytes
-    assert not idle_seconds(rate, 0.0, 1.0, 0.0)
-    assert idle_seconds(rate, 1.0, 10.0, 0.0) and before < rate.key_bytes <= 2 * before
+    assert not checked(rate, 90.0, 100.0, ERROR_CHECKS - 1)
+    assert checked(rate, 90.0, 100.0, 1) and before < rate.key_bytes <= 2 * before
     rate.sent_key(rate.key_bytes)
     assert not rate.wants_finer()
 
@@ -120,7 +117,27 @@ def test_a_head_that_moves_wants_no_finer_chain() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
     rate.sent_key(rate.key_bytes)
-    assert not idle_seconds(rate, 0.0, 60.0, FAR)
+    assert not checked(rate, 30.0, 100.0, 10 * ERROR_CHECKS)
+
+
+def test_the_finest_chain_is_the_last() -> None:
+    rate = RateControl(4)
+    rate.advance(0.0)
+    finer = [rate.key_bytes for _ in range(20) if checked(rate, 90.0, 100.0, ERROR_CHECKS)]
+    assert finer == sorted(finer) and finer[-1] == REFERENCE_BYTES[1] and len(finer) < 20
+
+
+def test_motion_that_is_fine_enough_makes_room_for_pictures() -> None:
+    """Between the bounds of its share, motion gets coarser while its error is small, and only then."""
+    between = (MOTION_SHARE[0] + MOTION_SHARE[1]) / 2
+    for error, coarser in ((0.5 * MOTION_ERROR, True), (2 * MOTION_ERROR, False)):
+        rate = RateControl(4)
+        finest = rate.quality
+        for frame in range(250):
+            rate.advance(frame / 25)
+            rate.spend_motion(int(between * rate.bytes_per_second / 25))
+            rate.note_motion(error)
+        assert (rate.quality.level > finest.level) is coarser
 
 
 def test_while_a_finer_key_is_on_its_way_only_a_far_head_gets_a_picture() -> None:

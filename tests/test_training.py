@@ -21,12 +21,14 @@ from neuralcodec.training.data import (  # noqa: E402
     PORTRAIT_POINTS,
     Frames,
     as_decoded,
+    decode,
     load_clips,
     random_pairs,
     similarity,
 )
 from neuralcodec.training.losses import gradient_loss  # noqa: E402
 from neuralcodec.training.phases import Perception, Phase, face_weight, psnr  # noqa: E402
+from neuralcodec.training.received import received  # noqa: E402
 from neuralcodec.training.start import freeze_norms, load_graphs  # noqa: E402
 from neuralcodec.training.train import Options, train  # noqa: E402
 
@@ -99,8 +101,26 @@ def test_decoded_motion_is_close_but_not_equal(data: Path, tmp_path: Path) -> No
     _, driving = random_pairs(clips, 2, torch.Generator().manual_seed(0))
     driving.shape = driving.shape * 0 + clips[0].shape
     seen = as_decoded(driving, load_pack().tables, torch.Generator().manual_seed(0))
-    turn = (seen.rotation - driving.rotation).abs().max()
-    assert 0 < turn < 0.05 and seen.image is driving.image
+    assert seen.decoded is not None and seen.keypoints is driving.keypoints
+    assert 0 < (seen.decoded[1] - driving.rotation).abs().max() < 0.05
+    assert 0 < (seen.decoded[0] - driving.keypoints).abs().mean() < driving.keypoints.abs().mean()
+
+
+def test_sources_are_what_receivers_hold(data: Path, tmp_path: Path) -> None:
+    """Of the frames that the encoder sends as pictures, and nearer to those frames than to others."""
+    numbers, pictures = received(decode(data / "train" / "256" / "one.mp4"), 16.0)
+    assert numbers[0] == 0 and len(numbers) == len(pictures)
+    np.savez(tmp_path / "one.npz", frames=np.array(numbers), pictures=np.stack(pictures))
+    (clip,) = load_clips(data, "train", tmp_path, received=tmp_path)
+    assert [row for row, _ in clip.received] == numbers
+    (whole,) = load_clips(data, "train", tmp_path)
+    assert not whole.received
+    coded, _ = random_pairs([clip], 4, torch.Generator().manual_seed(0), coded=1.0)
+    plain, _ = random_pairs([clip], 4, torch.Generator().manual_seed(0), coded=0.0)
+    assert coded.image.shape == plain.image.shape and not torch.equal(coded.image, plain.image)
+    for number, picture in clip.received:
+        errors = [np.square(frame.astype(float) - picture).mean() for frame in clip.frames]
+        assert int(np.argmin(errors)) == number
 
 
 @pytest.mark.parametrize("phase", ["motion", "render", "joint", "adversarial"])

@@ -7,7 +7,7 @@ Knows no network and no loss. A data folder holds ``{train,val}/256/NAME.mp4`` a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ GAPS = ((3, 2), (7, 6), (19, 18), (21, 20))  # lower and upper lids, inner and o
 @dataclass(frozen=True)
 class Clip:
     """One clip: frames uint8 (N, S, S, 3); keypoints (N, K, 3), rotation (N, 3, 3), scale (N,), translation (N, 2)
-    float32; shape (K, 3): this identity's mean canonical keypoints."""
+    float32; shape (K, 3): this identity's mean canonical keypoints. received: frames by number as the codec's receivers
+    hold them (see received.py)."""
 
     name: str
     frames: Any
@@ -52,13 +53,23 @@ class Clip:
     scale: Tensor
     translation: Tensor
     shape: Tensor
+    received: Sequence[tuple[int, Any]] = ()
 
     def __len__(self) -> int:
         return len(self.keypoints)
 
 
-def load_clips(data: Path, split: str, cache: Path, *, size: int = 256, limit: int | None = None) -> list[Clip]:
+def load_clips(
+    data: Path,
+    split: str,
+    cache: Path,
+    *,
+    size: int = 256,
+    limit: int | None = None,
+    received: Path | None = None,
+) -> list[Clip]:
     """Clips of one split with at least 8 labelled frames, at ``size``; frames are decoded into ``cache`` on first use.
+    received: folder of what the codec made of them (received.py).
 
     All frames are held in memory (33,000 of them take 6.5 GB at 256, 1.6 GB at 128): reading pairs at random from
     disk was measured to be slower than training on them.
@@ -88,14 +99,33 @@ def load_clips(data: Path, split: str, cache: Path, *, size: int = 256, limit: i
         flat = np.concatenate([centre[:, :2], np.zeros_like(centre[:, :1])], 1)
         shape = (((points - flat[:, None]) / scale[:, None, None]) @ rotation.transpose(0, 2, 1)).mean(0)
         as_tensor = torch.from_numpy
-        clips.append(Clip(path.stem, frames[good] if len(good) < len(frames) else frames, as_tensor(points),
-        as_tensor(rotation), as_tensor(scale),
-                          as_tensor(centre[:, :2].copy()), as_tensor(shape)))  # fmt: skip
+        clips.append(
+            Clip(
+                path.stem,
+                frames[good] if len(good) < len(frames) else frames,
+                as_tensor(points),
+                as_tensor(rotation),
+                as_tensor(scale),
+                as_tensor(centre[:, :2].copy()),
+                as_tensor(shape),
+                _received(received / f"{path.stem}.npz", good, size) if received else (),
+            )
+        )
     if not clips:
         raise SystemExit(
             f"{data / split / 'labels'} holds no labelled clip; make some with neuralcodec.training.prepare."
         )
     return clips
+
+
+def _received(path: Path, good: Any, size: int) -> list[tuple[int, Any]]:
+    """Pictures of a file of received.py, by row among the frames ``good`` that are labelled."""
+    if not path.exists():
+        return []
+    with np.load(path) as stored:
+        numbers, pictures = stored["frames"], shrink(stored["pictures"], size)
+    row = {int(number): i for i, number in enumerate(good)}
+    return [(row[n], picture) for n, picture in zip(numbers.tolist(), pictures, strict=True) if n in row]
 
 
 def shrink(frames: Any, size: int) -> Any:
@@ -130,6 +160,7 @@ class Frames:
     translation: Tensor
     shape: Tensor
     scene: Tensor | None = None  # (B, M, 2): how what is not the head moved from the other picture of a pair to this
+    decoded: tuple[Tensor, Tensor] | None = None  # keypoints and rotation after the codec's quantizer
 
     def to(self, device: torch.device) -> Frames:
         return self.each(lambda value: value.to(device, non_blocking=True))
@@ -139,13 +170,16 @@ class Frames:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Frames:
         """The same of every tensor changed."""
-        changed: dict[str, Any] = {k: v if v is None else change(v) for k, v in vars(self).items()}
-        return Frames(**changed)
+        changed: dict[str, Any] = {k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        decoded = None if self.decoded is None else (change(self.decoded[0]), change(self.decoded[1]))
+        return Frames(**changed, decoded=decoded)
 
 
-def gather(picks: list[tuple[Clip, int]]) -> Frames:
-    """Frames by (clip, row)."""
-    stack = torch.from_numpy(np.stack([clip.frames[i] for clip, i in picks])).permute(0, 3, 1, 2).float() / 255
+def gather(picks: list[tuple[Clip, int]], pictures: Sequence[Any] = ()) -> Frames:
+    """Frames by (clip, row). pictures: uint8 (S, S, 3), to take the place of the first ones' own; None keeps that."""
+    images = [clip.frames[i] for clip, i in picks]
+    images[: len(pictures)] = [a if b is None else b for a, b in zip(images, pictures, strict=False)]
+    stack = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
     def label(key: str) -> Tensor:
         return torch.stack([getattr(clip, key)[i] for clip, i in picks])
@@ -204,13 +238,18 @@ def random_pairs(
     A share ``hard`` takes the most different of a dozen candidate driving frames (in all keypoints, in how far the eyes
     or how far the mouth stand open: a closed eye is one frame in fifty), a share ``near`` one at most half a second
     away (a codec that renews its references lives there); half of the pairs are moved, scaled and turned a little,
-    half mirrored. A share ``coded`` of the sources went through the reference codec, and with ``tables`` the
-    driving motion through the quantizer, so that the renderer sees what a decoder has.
+    half mirrored. A share ``coded`` of the sources is what receivers hold in their place, or, where a clip has no such
+    pictures, went through the reference codec; with ``tables`` the driving motion is known as decoded, too.
     """
-    sources, drivings = [], []
-    for _ in range(count):
+    sources, drivings, pictures = [], [], []
+    for wanted in (torch.rand(count, generator=random) < coded).tolist():
         clip = clips[int(torch.randint(len(clips), (1,), generator=random))]
         i, *others = torch.randint(len(clip), (1 + CANDIDATES,), generator=random).tolist()
+        picture = None
+        if wanted and clip.received:
+            i, picture = clip.received[i % len(clip.received)]
+        elif wanted:
+            picture = as_received(clip.frames[i], int(torch.randint(25, 80, (1,), generator=random)))
         kind = float(torch.rand(1, generator=random))
         if kind > 1 - near:
             others = [min(max(i + others[0] % (2 * NEAR_FRAMES + 1) - NEAR_FRAMES, 0), len(clip) - 1)]
@@ -222,7 +261,8 @@ def random_pairs(
             others = [others[int(apart.argmax())]]
         sources.append((clip, i))
         drivings.append((clip, others[0]))
-    pair = gather(sources + drivings)
+        pictures.append(picture)
+    pair = gather(sources + drivings, pictures)
     unit = torch.rand(count, 5, generator=random)
     strength = (unit[:, 0] < 0.5).float()
     centre = (torch.rand(count, 2, generator=random) - 0.5) * 0.3 * strength[:, None]
@@ -234,8 +274,6 @@ def random_pairs(
     gain = torch.empty(count, 3, 1, 1).uniform_(0.75, 1.25, generator=random).repeat(2, 1, 1, 1)
     moved.image = (moved.image * gain).clamp(0, 1)
     source, driving = moved.rows(slice(0, count)), moved.rows(slice(count, None))
-    for i in torch.nonzero(torch.rand(count, generator=random) < coded).view(-1).tolist():
-        source.image[i] = as_received(source.image[i], int(torch.randint(25, 80, (1,), generator=random)))
     driving = replace(driving, scene=scenes(source, driving))
     return source, driving if tables is None else as_decoded(driving, tables, random)
 
@@ -255,15 +293,14 @@ def to_picture(image: Tensor) -> Any:
     return (image * 255 + 0.5).clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
 
 
-def as_received(picture: Tensor, quality: int) -> Tensor:
-    """A picture (3, S, S) in 0..1 after the reference codec at ``quality`` (its fast preset)."""
-    array = to_picture(picture)
-    decoded = decode_reference(encode_reference(array, quality=quality, preset=8), array.shape[0])
-    return torch.from_numpy(decoded).permute(2, 0, 1).float() / 255
+def as_received(picture: Any, quality: int) -> Any:
+    """A picture uint8 (S, S, 3) after the reference codec at ``quality`` (its fast preset)."""
+    return decode_reference(encode_reference(picture, quality=quality, preset=8), picture.shape[0])
 
 
 def as_decoded(frames: Frames, tables: MotionTables, random: torch.Generator) -> Frames:
-    """The same pictures with their motion sent through the codec's quantizer, at random levels and component counts."""
+    """The same frames with ``decoded`` set: their motion sent through the codec's quantizer, at random levels and
+    component counts."""
     points, turns = frames.keypoints.clone(), frames.rotation.clone()
     quantizer = Quantizer(tables)
     for i in range(len(points)):
@@ -276,7 +313,7 @@ def as_decoded(frames: Frames, tables: MotionTables, random: torch.Generator) ->
         seen = quantizer.last
         assert seen is not None
         points[i], turns[i] = torch.from_numpy(seen.keypoints(shape)), torch.from_numpy(seen.rotation)
-    return replace(frames, keypoints=points, rotation=turns)
+    return replace(frames, decoded=(points, turns))
 
 
 def random_patches(

@@ -1,10 +1,12 @@
 """What each training phase trains, on which batches, against which losses. Knows no files, clocks or optimizers.
 
 motion       L, H, Delta of `portrait` on tight face pictures, guided by landmark labels
-render       F, M, G of `portrait`, driven by labels (through the codec's quantizer where tables are given)
+render       F, M, G of `portrait`, driven by labels
 joint        everything at once on picture pairs: the paper's six losses for `paper`; for `portrait` those of render,
              with landmark guidance in place of the unsupervised ones
 adversarial  render plus a discriminator (hinge and feature matching)
+
+The last three are quantization-aware where tables are given: the renderer then sees motion as a decoder has it.
 """
 
 from __future__ import annotations
@@ -130,9 +132,10 @@ def render_terms(
     def jittered(points: Tensor) -> Tensor:
         return points + JITTER * torch.randn_like(points) * torch.tensor([1.0, 1.0, 0.5], device=points.device)
 
+    points, turn = driving.decoded or (driving.keypoints, driving.rotation)
     picture, copied, _ = nets.render_full(
         source.image, *nets.reference(source.image),
-        xs=jittered(source.keypoints), rs=source.rotation, xd=jittered(driving.keypoints), rd=driving.rotation,
+        xs=jittered(source.keypoints), rs=source.rotation, xd=jittered(points), rd=turn,
         scene=sent_scene(driving),
     )  # fmt: skip
     return {
@@ -183,10 +186,14 @@ def guided_terms(nets: Networks, source: Frames, driving: Frames, perceive: Perc
     a, b = found(source), found(driving)
     beside = torch.cat([source.translation + away(source.scale), source.scale[:, None]], 1)
     elsewhere = nets.motion(source.image, beside).confidence
-    xs, xd = a.keypoints(), b.keypoints(a.canonical)
-    rounding = 0.5 * JITTER * torch.randn_like(xd)  # what the quantizer adds at low rates
+    xs, xd, turned = a.keypoints(), b.keypoints(a.canonical), b.rotation
+    if driving.decoded is None:
+        xd = xd + 0.5 * JITTER * torch.randn_like(xd)  # about what the quantizer adds at low rates
+    else:  # just what it adds, to what was found
+        points, turn = driving.decoded
+        xd, turned = xd + (points - driving.keypoints), turned + (turn - driving.rotation)
     picture, copied, _ = nets.render_full(
-        source.image, *nets.reference(source.image), xs=xs, rs=a.rotation, xd=xd + rounding, rd=b.rotation,
+        source.image, *nets.reference(source.image), xs=xs, rs=a.rotation, xd=xd, rd=turned,
         scene=sent_scene(driving),
     )  # fmt: skip
     fine = FINE.to(xs.device)
@@ -235,13 +242,13 @@ def judged(critic: Discriminator, picture: Tensor, real: Tensor, keypoints: Tens
 
 
 def face_weight(points: Tensor, size: int) -> Tensor:
-    """Per-pixel weight (B, 1, S, S): 1, rising to 5 at the eyes and 7 at the mouth of keypoints (B, 30, 3)."""
+    """Per-pixel weight (B, 1, S, S): 1, rising to 7 at the eyes and at the mouth of keypoints (B, 30, 3)."""
     axis = torch.linspace(-1, 1, 64, device=points.device)
     plane = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
     centres = torch.stack([points[:, 0:4].mean(1), points[:, 4:8].mean(1), points[:, MOUTH].mean(1)], 1)[..., :2]
     reach = (points[:, 0, :2] - points[:, 4, :2]).norm(dim=1).clamp_min(0.1)[:, None, None, None] * 0.3
     bells = torch.exp(-((plane - centres[:, :, None, None]) ** 2).sum(-1) / (2 * reach**2))
-    bells = bells * torch.tensor([4.0, 4.0, 6.0], device=points.device)[:, None, None]
+    bells = bells * torch.tensor([6.0, 6.0, 6.0], device=points.device)[:, None, None]
     return 1 + F.interpolate(bells.amax(1, keepdim=True), size=(size, size), mode="bilinear")
 
 

@@ -55,6 +55,7 @@ class Options:
     vgg: Path | None = None
     tables: Path | None = None
     coded: float = 0.0
+    received: Path | None = None
     near: float = 0.3
     seed: int = 0
     save_every: int = 500
@@ -92,7 +93,7 @@ class Run:
         torch.manual_seed(o.seed + self.rank)
         o.out.mkdir(parents=True, exist_ok=True)
         size = 256 if o.phase == "motion" else o.size  # the motion network cuts its own picture out of a full one
-        self.clips = load_clips(o.data, "train", o.cache, size=size, limit=o.limit)
+        self.clips = load_clips(o.data, "train", o.cache, size=size, limit=o.limit, received=o.received)
         self.checks = load_clips(o.data, "val", o.cache, size=size)
         config = ModelConfig.preset(o.preset)
         self.nets, self.average = build(config), build(config)
@@ -327,7 +328,10 @@ def main() -> None:
     p.add_argument("--face-net", type=Path, help="3DDFA MobileNet weights (safetensors) for the face feature loss")
     p.add_argument("--vgg", type=Path, help="torchvision's vgg19 state dict for the paper's perceptual loss")
     p.add_argument("--tables", type=Path, help="motion tables: the renderer then sees motion as the decoder will")
-    p.add_argument("--coded", type=float, default=0.0, help="share of source pictures sent through the reference codec")
+    p.add_argument("--coded", type=float, default=0.0, help="share of source pictures as receivers hold them")
+    p.add_argument(
+        "--received", type=Path, help="folder of neuralcodec.training.received: those pictures; otherwise AV1 stills"
+    )
     p.add_argument("--near", type=float, default=0.3, help="share of pairs at most half a second apart")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")

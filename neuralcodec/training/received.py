@@ -1,0 +1,71 @@
+"""What receivers hold in place of a frame: the codec's own pictures of training clips, for renderers to learn from.
+
+    python -m neuralcodec.training.received DATA --out RECEIVED --kbps 2 4 8
+
+Runs the encoder over the training clips, six seconds at a time at one of the rates in turn, and keeps every picture
+that a receiver has by then, coarse keys and long chains of updates alike, with the number of the frame it stands for.
+``neuralcodec.training.train --received`` reads them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from neuralcodec.encoder import Encoder
+from neuralcodec.errors import NeuralCodecError
+from neuralcodec.training.data import decode
+
+STRETCH = 150  # frames
+
+
+def received(frames: Sequence[Any], kbps: float, pack: str | None = None) -> tuple[list[int], list[Any]]:
+    """Numbers of the frames that the encoder sends as pictures at this rate, and those pictures as decoded."""
+    encoder = Encoder(kbps, pack=pack, device="cpu", crop="none", threads=1)
+    numbers, pictures = [], []
+    for number, frame in enumerate(frames):
+        encoder.encode(frame, number)
+        sender = encoder._pictures
+        if sender.fresh:  # a finer key that came in parts is of an earlier frame
+            numbers.append(number)
+            pictures.append(sender.current.features.picture)
+    return numbers, pictures
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="neuralcodec.training.received", description="Code training clips as calls do.")
+    p.add_argument("data", type=Path, help="folder with train/ as neuralcodec.training.prepare writes it")
+    p.add_argument("--out", type=Path, required=True, help="folder for one .npz a clip")
+    p.add_argument("--kbps", type=float, nargs="+", default=[4.0], help="rates, taken in turn")
+    p.add_argument("--pack", help="pack that codes; the bundled one by default")
+    options = p.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    clips = sorted((options.data / "train" / "256").glob("*.mp4"))
+    if not clips:
+        raise SystemExit(f"{options.data / 'train' / '256'} holds no .mp4; neuralcodec.training.prepare makes some.")
+    for i, path in enumerate(track(clips, "received")):
+        stored = options.out / f"{path.stem}.npz"
+        if stored.exists():
+            continue
+        frames, numbers, pictures = decode(path), [], []
+        for turn, start in enumerate(range(0, len(frames), STRETCH), i):
+            kbps = options.kbps[turn % len(options.kbps)]
+            try:
+                found, shown = received(frames[start : start + STRETCH], kbps, options.pack)
+            except NeuralCodecError as error:
+                raise SystemExit(f"neuralcodec.training.received: {path}: {error}") from error
+            numbers += [start + number for number in found]
+            pictures += shown
+        if numbers:  # a clip without a face leaves nothing
+            partial = stored.with_suffix(".part.npz")
+            np.savez_compressed(partial, frames=np.array(numbers), pictures=np.stack(pictures))
+            partial.replace(stored)
+
+
+if __name__ == "__main__":
+    main()
