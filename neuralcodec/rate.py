@@ -26,10 +26,11 @@ REFERENCES_HELD = 8  # a decoder keeps this many; the oldest is replaced
 FIRST_BYTES, FIRST_POWER = 850, 0.25
 STILL_SECONDS = 1.6  # a still that follows others, where there is no chain
 REFERENCE_BYTES = (400, 12000)  # of both; never smaller (nothing to recognise), never larger (nothing to gain at 256)
-# Of the squared error that a receiver sees, the share that was in the picture in use when it was coded: above this a
-# key of FINER times the bytes is worth its rate, or of KEY_SECONDS of the rate if that is more.
-CODING_SHARE, FINER, KEY_SECONDS = 0.65, 1.6, 1.0
-ERROR_MEMORY, ERROR_CHECKS = 0.85, 8  # what a check leaves of those before it; checks of a chain before that is asked
+# Of the squared error that a receiver sees, the share that was in the picture in use when it was coded. What checks
+# find above CODING_SHARE is added up, what they find below taken off; at EVIDENCE a key of FINER times the bytes is
+# worth its rate, or of KEY_SECONDS of the rate if that is more. Four training clips of 30 seconds: 28.3 to 29.0 dB,
+# 29.5 to 30.1 in the face, and 4 % of frames shown as they are instead of 20 %. Ten seconds gain nothing from it.
+CODING_SHARE, EVIDENCE, FINER, KEY_SECONDS = 0.65, 2.0, 1.6, 1.0
 PART_SECONDS, PART_BYTES_MIN = 0.1, 150  # of the rate in a part of a key that goes out little by little
 PART_HEADER = 22  # bytes around a part, at most: kind, id, index, count, codec, hash, crop
 UPDATE_SHARE = 0.12  # of its key's bytes that an update takes, until updates have been seen
@@ -99,8 +100,7 @@ class RateControl:
         self.picture_bytes = float(self.still_bytes)  # what the next picture is expected to cost
         self.key_bytes = self.first_bytes
         self._purse = 0.0
-        self._coding = self._shown = 0.0  # squared errors, see note_error
-        self._checks = 0  # of this chain
+        self._evidence = 0.0  # that this chain is too coarse
         self._seconds: float | None = None
         self._picture_at = 0.0
 
@@ -143,7 +143,7 @@ class RateControl:
 
     def sent_key(self, count: int, extra: int = 0) -> None:
         """A chain was begun with so many bytes. extra: bytes that each update takes besides its picture."""
-        self.picture_bytes, self._checks = UPDATE_SHARE * count + extra, 0
+        self.picture_bytes, self._evidence = UPDATE_SHARE * count + extra, 0.0
         self._picture_at = self._seconds or 0.0
 
     def ended_chain(self) -> None:
@@ -156,18 +156,15 @@ class RateControl:
 
     def note_error(self, coding: float, shown: float) -> None:
         """What a check found: mean squared errors of the picture in use when it was coded, and of what is shown now."""
-        keep = ERROR_MEMORY if self._checks else 0.0
-        self._coding, self._shown = keep * self._coding + coding, keep * self._shown + shown
-        self._checks += 1
+        share = min(1.0, coding / max(shown, 1e-6))
+        self._evidence = max(0.0, self._evidence + share - CODING_SHARE)
 
     def wants_finer(self) -> bool:
         """Whether a finer chain is worth more than updates of this one; ``key_bytes`` then says how fine."""
-        if self._checks < ERROR_CHECKS or self._coding < CODING_SHARE * self._shown:
-            return False
         finer = min(int(max(FINER * self.key_bytes, KEY_SECONDS * self.bytes_per_second)), REFERENCE_BYTES[1])
-        if finer == self.key_bytes:
+        if self._evidence < EVIDENCE or finer == self.key_bytes:
             return False
-        self.key_bytes, self._checks = finer, 0
+        self.key_bytes, self._evidence = finer, 0.0
         return True
 
     @property

@@ -3,7 +3,8 @@ import pytest
 
 from neuralcodec.rate import (
     CLOSE,
-    ERROR_CHECKS,
+    CODING_SHARE,
+    EVIDENCE,
     FAR,
     MOTION_ERROR,
     MOTION_SHARE,
@@ -107,8 +108,8 @@ def test_a_finer_chain_begins_where_most_of_the_error_is_coding() -> None:
     rate.advance(0.0)
     rate.sent_key(rate.key_bytes)
     before = rate.key_bytes
-    assert not checked(rate, 90.0, 100.0, ERROR_CHECKS - 1)
-    assert checked(rate, 90.0, 100.0, 1) and before < rate.key_bytes <= 2 * before
+    assert not checked(rate, 100.0, 100.0, int(EVIDENCE / (1 - CODING_SHARE)))
+    assert checked(rate, 100.0, 100.0, 1) and before < rate.key_bytes <= 2 * before
     rate.sent_key(rate.key_bytes)
     assert not rate.wants_finer()
 
@@ -117,13 +118,13 @@ def test_a_head_that_moves_wants_no_finer_chain() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
     rate.sent_key(rate.key_bytes)
-    assert not checked(rate, 30.0, 100.0, 10 * ERROR_CHECKS)
+    assert not checked(rate, 0.9 * CODING_SHARE, 1.0, 200)
 
 
 def test_the_finest_chain_is_the_last() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
-    finer = [rate.key_bytes for _ in range(20) if checked(rate, 90.0, 100.0, ERROR_CHECKS)]
+    finer = [rate.key_bytes for _ in range(20) if checked(rate, 1.0, 1.0, 10)]
     assert finer == sorted(finer) and finer[-1] == REFERENCE_BYTES[1] and len(finer) < 20
 
 
