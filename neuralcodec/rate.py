@@ -31,6 +31,7 @@ REFERENCE_BYTES = (400, 12000)  # of both; never smaller (nothing to recognise),
 # worth its rate, or of KEY_SECONDS of the rate if that is more. Four training clips of 30 seconds: 28.3 to 29.0 dB,
 # 29.5 to 30.1 in the face, and 4 % of frames shown as they are instead of 20 %. Ten seconds gain nothing from it.
 CODING_SHARE, EVIDENCE, FINER, KEY_SECONDS = 0.65, 2.0, 1.6, 1.0
+IDLE_EVIDENCE = 0.1  # of a frame in which rate finds no other use
 PART_SECONDS, PART_BYTES_MIN = 0.1, 150  # of the rate in a part of a key that goes out little by little
 PART_HEADER = 22  # bytes around a part, at most: kind, id, index, count, codec, hash, crop
 UPDATE_SHARE = 0.12  # of its key's bytes that an update takes, until updates have been seen
@@ -100,6 +101,7 @@ class RateControl:
         self.picture_bytes = float(self.still_bytes)  # what the next picture is expected to cost
         self.key_bytes = self.first_bytes
         self._purse = 0.0
+        self._share = 0.0  # of coding in the error that the last check found
         self._evidence = 0.0  # that this chain is too coarse
         self._seconds: float | None = None
         self._picture_at = 0.0
@@ -156,8 +158,8 @@ class RateControl:
 
     def note_error(self, coding: float, shown: float) -> None:
         """What a check found: mean squared errors of the picture in use when it was coded, and of what is shown now."""
-        share = min(1.0, coding / max(shown, 1e-6))
-        self._evidence = max(0.0, self._evidence + share - CODING_SHARE)
+        self._share = min(1.0, coding / max(shown, 1e-6))
+        self._evidence = max(0.0, self._evidence + self._share - CODING_SHARE)
 
     def wants_finer(self) -> bool:
         """Whether a finer chain is worth more than updates of this one; ``key_bytes`` then says how fine."""
@@ -197,7 +199,10 @@ class RateControl:
         """
         if waiting:
             return drift >= FAR and self._purse >= self.picture_bytes
-        if self._purse >= self._full:  # more would be lost: better a picture that is not needed
+        if self._purse >= self._full:  # more would be lost
+            if drift < CLOSE and self._share > CODING_SHARE:  # a picture of this chain would show nothing new
+                self._evidence += IDLE_EVIDENCE
+                return False
             return True
         urgency = float(np.clip((drift - CLOSE) / (FAR - CLOSE), 0, 1))
         return drift >= CLOSE and self._purse >= self.picture_bytes * (2 - urgency)

@@ -6,6 +6,7 @@ from neuralcodec.rate import (
     CODING_SHARE,
     EVIDENCE,
     FAR,
+    IDLE_EVIDENCE,
     MOTION_ERROR,
     MOTION_SHARE,
     PIXEL,
@@ -83,6 +84,19 @@ def test_a_head_at_rest_gets_what_would_be_lost() -> None:
     assert rate.affords_picture(0.0)
     rate.spend(int(rate.picture_bytes))
     assert not rate.affords_picture(0.0)
+
+
+def test_no_picture_goes_out_that_would_show_nothing_new() -> None:
+    """Where the error is coding, rate without use is a reason for a finer chain and not for one more picture of it."""
+    rate = RateControl(4)
+    rate.advance(0.0)
+    rate.sent_key(1000)
+    rate.note_error(100.0, 100.0)
+    rate.advance(60.0)
+    assert not rate.affords_picture(0.0) and rate.affords_picture(FAR) and not rate.wants_finer()
+    for _ in range(round(EVIDENCE / IDLE_EVIDENCE)):
+        assert not rate.affords_picture(0.0)
+    assert rate.wants_finer()
 
 
 def test_a_long_pause_does_not_pay_for_a_burst() -> None:
