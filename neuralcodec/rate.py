@@ -57,7 +57,7 @@ LADDER = ((6.0, 0), (3.0, 1), (1.8, 2), (0.0, 4))  # from this many kbit/s on, t
 # Of the rate: motion that takes less is coded finer again, that takes more coarser, and in between coarser while its
 # keypoints are less than MOTION_ERROR pixels off.
 MOTION_SHARE, MOTION_ERROR = (0.25, 0.47), 0.28
-MOTION_SECONDS = 0.5  # over which that is measured
+MOTION_SECONDS, MOTION_FRAMES = 0.5, 12  # over which share and error are measured
 COARSER_SECONDS, FINER_SECONDS = 0.24, 1.0  # from one step of its quality to the next
 PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
 
@@ -129,7 +129,7 @@ class RateControl:
 
     def note_motion(self, error: float) -> None:
         """Keypoints of a frame are so many pixels of 256 off, root mean square."""
-        self._motion_error += (error - self._motion_error) / 12
+        self._motion_error += (error - self._motion_error) / MOTION_FRAMES
 
     @property
     def softness(self) -> int:

@@ -101,7 +101,7 @@ def test_decoded_motion_is_close_but_not_equal(data: Path, tmp_path: Path) -> No
     _, driving = random_pairs(clips, 2, torch.Generator().manual_seed(0))
     driving.shape = driving.shape * 0 + clips[0].shape
     seen = as_decoded(driving, load_pack().tables, torch.Generator().manual_seed(0))
-    assert seen.decoded is not None and seen.keypoints is driving.keypoints
+    assert seen.decoded is not None and seen.keypoints is driving.keypoints and seen.image is driving.image
     assert 0 < (seen.decoded[1] - driving.rotation).abs().max() < 0.05
     assert 0 < (seen.decoded[0] - driving.keypoints).abs().mean() < driving.keypoints.abs().mean()
 

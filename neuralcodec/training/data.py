@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +178,7 @@ class Frames:
 
 def gather(picks: list[tuple[Clip, int]], pictures: Sequence[Any] = ()) -> Frames:
     """Frames by (clip, row). pictures: uint8 (S, S, 3), to take the place of the first ones' own; None keeps that."""
-    images = [clip.frames[i] for clip, i in picks]
-    images[: len(pictures)] = [a if b is None else b for a, b in zip(images, pictures, strict=False)]
+    images = [clip.frames[i] if picture is None else picture for (clip, i), picture in zip_longest(picks, pictures)]
     stack = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
     def label(key: str) -> Tensor:

@@ -248,8 +248,7 @@ def face_weight(points: Tensor, size: int) -> Tensor:
     centres = torch.stack([points[:, 0:4].mean(1), points[:, 4:8].mean(1), points[:, MOUTH].mean(1)], 1)[..., :2]
     reach = (points[:, 0, :2] - points[:, 4, :2]).norm(dim=1).clamp_min(0.1)[:, None, None, None] * 0.3
     bells = torch.exp(-((plane - centres[:, :, None, None]) ** 2).sum(-1) / (2 * reach**2))
-    bells = bells * torch.tensor([6.0, 6.0, 6.0], device=points.device)[:, None, None]
-    return 1 + F.interpolate(bells.amax(1, keepdim=True), size=(size, size), mode="bilinear")
+    return 1 + 6 * F.interpolate(bells.amax(1, keepdim=True), size=(size, size), mode="bilinear")
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
