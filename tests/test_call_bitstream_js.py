@@ -40,10 +40,13 @@ pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is no
 
 
 def node(script: str, given: Any) -> Any:
-    """Run a module script that has ``given``, ``bitstream`` and ``reference`` and must set ``result``."""
+    """Run a module script that has ``given`` and the page's modules and must set ``result``."""
     code = f"""
         import * as bitstream from {json.dumps((WEB / "bitstream.mjs").as_uri())};
         import * as reference from {json.dumps((WEB / "reference.mjs").as_uri())};
+        import * as face from {json.dumps((WEB / "face.mjs").as_uri())};
+        import {{ Networks }} from {json.dumps((WEB / "networks.mjs").as_uri())};
+        import {{ MotionStream }} from {json.dumps((WEB / "stream.mjs").as_uri())};
         import fs from "node:fs";
         const given = JSON.parse(fs.readFileSync(0, "utf8"));
         const unhex = (text) => Uint8Array.from(text.match(/../g) ?? [], (byte) => parseInt(byte, 16));

@@ -229,8 +229,9 @@ class Pipeline:
             self._square = Square(*packet.crop) if packet.crop else self._square
             self._crops[packet.reference] = self._square
         elif isinstance(packet, Motion):
-            self._pts.setdefault(packet.sequence, pts)
-            self._pts.pop((packet.sequence - ORIGINALS) % 256, None)
+            newest = _newest(packet)
+            self._pts.setdefault(newest, pts)  # what comes again keeps its time
+            self._pts.pop((newest - ORIGINALS) % 256, None)
 
     # --- the receiver's thread ---
 
@@ -268,9 +269,9 @@ class Pipeline:
     def _follow(self, data: bytes, arrived: float) -> None:
         """The page decodes: show the other two pictures of a frame that has arrived."""
         packet = _inside(parse_packet(data))[-1]
-        if isinstance(packet, Motion) and packet.sequence in self._pts:
+        if isinstance(packet, Motion) and (pts := self._pts.get(_newest(packet))) is not None:
             size = self._h264.size
-            self._compare(self._pts[packet.sequence], self._newest, np.zeros((size, size, 3), np.uint8), arrived, {})
+            self._compare(pts, self._newest, np.zeros((size, size, 3), np.uint8), arrived, {})
 
     def _report(self, feedback: Feedback | None) -> None:
         """Tell the sender what is here and what is not, once a round trip."""
@@ -313,6 +314,11 @@ class Pipeline:
 
 def _never(_: int) -> bool:
     return False
+
+
+def _newest(packet: Motion) -> int:
+    """Number of its last frame; those before it may have been sent already."""
+    return (packet.sequence + packet.frames - 1) % 256
 
 
 def _inside(packet: Packet) -> tuple[Packet, ...]:

@@ -216,7 +216,7 @@ class RangeDecoder {
   }
 }
 
-/** One stream's closed loop over a pack's tables.json. decode() gives, for each frame of a packet, its flat motion. */
+/** A closed loop over a pack's tables.json. decode() gives, for each frame of a packet, its flat motion. */
 export class MotionDecoder {
   constructor(tables) {
     this.tables = tables;
@@ -235,9 +235,11 @@ export class MotionDecoder {
     const still = (value, i) => this.scene.has(i) ? 0 : value;
     [this.values, this.older] = [this.values.map(still), this.older.map(still)];
   }
-  /** Frames of a motion packet, oldest first: { symbols, flat }. Throws BitstreamError and keeps its state otherwise. */
-  decode(packet) {
+  /** Frames of a motion packet, oldest first: { symbols, flat, state after it }. Goes on from ``from``, a state given
+   *  earlier, or from where the last packet left it. Throws BitstreamError, and then keeps its state. */
+  decode(packet, from = null) {
     const kept = [this.values, this.older, this.activity];
+    if (from) [this.values, this.older, this.activity] = from;
     if (packet.intra) this.reset();
     else if (packet.reference !== undefined) this.newReference();
     try {
@@ -245,7 +247,7 @@ export class MotionDecoder {
       for (let i = 0; i < packet.frames; i++) {
         const intra = packet.intra && i === 0, symbols = this.symbols(coder, packet, intra);
         this.advance(symbols, packet.level, intra);
-        frames.push({ symbols, flat: this.flat() });
+        frames.push({ symbols, flat: this.flat(), state: [this.values, this.older, this.activity] });
       }
       return frames;
     } catch (error) {

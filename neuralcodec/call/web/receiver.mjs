@@ -2,19 +2,19 @@
 //
 // In: { open: true } once, { data: ArrayBuffer } for each datagram, { view: { yaw, pitch, roll } }.
 // Out: { ready }, { picture, size, pts, ms }, { ask: "reference" | "intra" }, { problem: sentence }.
-import { BitstreamError, MotionDecoder, hex, parsePacket, place, pose } from "./bitstream.mjs";
+import { BitstreamError, hex, parsePacket } from "./bitstream.mjs";
+import { Networks } from "./networks.mjs";
 import { Chain, concat, decodeStill } from "./reference.mjs";
+import { MotionStream } from "./stream.mjs";
 
 const PICTURE = 1, KEY = 3, SIGNED = 0x80, SIGNATURE = 64, HELD = 8, ARRIVING = 4, BYTES_MAX = 1 << 20;
 const JUMP = 0.15; // from one frame to the next, coded-picture units or of log scale: more is another crop, not the head
-const FIRST_BOX = [0, -0.126, 0.7]; // where a face usually is; the looks below find where it really is
-const LOOKS = 5; // of the motion network at a reference; measured within 0.1 px of where Python's detector leads it
 const ASK_AGAIN = 500; // ms
 
-let ort, motionNet, referenceNet, renderNet, size, packId, neck, motion, header = null;
+let networks, size, packId, neck, motion, header = null;
 let view = { yaw: 0, pitch: 0, roll: 0 };
 const held = new Map(), arriving = new Map(), early = new Map(), asked = { reference: -1e9, intra: -1e9 };
-let shows = null, named = null, lacks = true, broken = true, sequence = null, pts = 0, newest = null, chain = null;
+let shows = null, lacks = true, newest = null, chain = null;
 let moved = null; // the scene of the frame shown last, to be added while the picture named since then is not here
 let queue = [], awake = null;
 
@@ -26,16 +26,13 @@ self.onmessage = ({ data }) => {
 };
 
 async function open() {
-  ort = await import("/ort/ort.wasm.min.mjs");
+  const ort = await import("/ort/ort.wasm.min.mjs");
   ort.env.wasm.wasmPaths = "/ort/";
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
-  const load = async (name) => ort.InferenceSession.create(new Uint8Array(await (await got(`/pack/${name}.onnx`)).arrayBuffer()), { executionProviders: ["wasm"] });
   const pack = await (await got("/pack/pack.json")).json();
   [size, packId, neck] = [pack.size, pack.id, pack.neck];
-  motion = new MotionDecoder(await (await got("/pack/tables.json")).json());
-  motionNet = await load("motion");
-  referenceNet = await load("reference");
-  renderNet = await load("render");
+  motion = new MotionStream(await (await got("/pack/tables.json")).json());
+  networks = await Networks.open(ort, async (name) => new Uint8Array(await (await got(`/pack/${name}.onnx`)).arrayBuffer()), size);
   self.postMessage({ ready: true, threads: ort.env.wasm.numThreads });
 }
 
@@ -80,7 +77,7 @@ async function take(packet) {
   else if (packet.kind === "update" && header) await onUpdate(packet);
   else if (packet.kind === "motion" && header) onMotion(packet);
   if (!header || lacks) ask("reference");
-  else if (broken) ask("intra");
+  else if (motion.broken) ask("intra");
 }
 
 function ask(what) {
@@ -141,76 +138,44 @@ async function followUpdates() {
 
 function hold(id, pixels, hash) {
   held.set(id % HELD, { id, hash, pixels, features: null });
-  if (named === null || named === id) lacks = false;
-  if (named === id) [shows, moved] = [held.get(id % HELD), null];
+  if (motion.reference === null || motion.reference === id) lacks = false;
+  if (motion.reference === id) [shows, moved] = [held.get(id % HELD), null];
 }
 
 function onMotion(packet) {
-  if (sequence !== null) {
-    const ahead = (packet.sequence - sequence + 256) % 256;
-    if ((ahead === 0 || ahead >= 192) && !(packet.intra && packet.pts > pts)) return; // late or double
-    if (ahead > 1) broken = true;
+  const before = motion.reference;
+  let frame;
+  try {
+    frame = motion.take(packet, header.duration).at(-1);
+  } finally { // the name holds though the motion may be damaged
+    if (packet.reference !== undefined) look(before);
   }
-  const lost = sequence === null ? 0 : (packet.sequence - sequence - 1 + 256) % 256;
-  sequence = (packet.sequence + packet.frames - 1) % 256;
-  pts = packet.pts ?? pts + lost * header.duration + (packet.step ?? header.duration);
-  pts += (packet.frames - 1) * header.duration;
-  if (packet.reference !== undefined) {
-    if (named !== packet.reference) moved = newest && newest.flat.subarray(motion.sceneAt);
-    named = packet.reference;
-    const picture = held.get(named % HELD);
-    lacks = picture?.id !== named;
-    if (!lacks) [shows, moved] = [picture, null];
+  if (!frame || !shows) return;
+  if (!frame.flat) { // the picture itself, whatever the motion that was lost
+    if (!lacks && straight()) newest = { flat: newest?.flat ?? Float64Array.from(motion.decoder.tables.mean), shows, pts: frame.pts, asIs: true, fresh: true };
+    return;
   }
-  if (broken && !packet.intra) return;
-  broken = true; // until the payload has proved good
-  const flat = motion.decode(packet).at(-1).flat;
-  broken = false;
-  moved?.forEach((value, i) => { flat[motion.sceneAt + i] += value; });
-  if (shows && (!lacks || near(flat))) newest = { flat, shows, pts, asIs: packet.asIs, fresh: true };
+  const { flat, pts } = frame;
+  moved?.forEach((value, i) => { flat[motion.decoder.sceneAt + i] += value; });
+  if (!lacks || near(flat)) newest = { flat, shows, pts, asIs: motion.asIs, fresh: true };
 }
+
+/** Find the picture that motion is relative to; it was cut where the scene is now, should it not be here yet. */
+function look(before) {
+  if (before !== motion.reference) moved = newest && newest.flat.subarray(motion.decoder.sceneAt);
+  const picture = held.get(motion.reference % HELD);
+  lacks = picture?.id !== motion.reference;
+  if (!lacks) [shows, moved] = [picture, null];
+}
+
+const straight = () => !view.yaw && !view.pitch && !view.roll;
 
 /** Whether motion meant for a picture that is not here can be shown on the one that is. */
 function near(flat) {
   return newest !== null && [3, 4, 5, 6].every((i) => Math.abs(flat[i] - newest.flat[i]) < JUMP);
 }
 
-// --- networks -----------------------------------------------------------------------------------------------------
-
-const tensor = (data, ...shape) => new ort.Tensor("float32", data, shape);
-
-async function features(pixels) {
-  const plane = size * size, values = new Float32Array(3 * plane);
-  for (let i = 0; i < plane; i++) for (let c = 0; c < 3; c++) values[c * plane + i] = pixels[4 * i + c] / 255;
-  const image = tensor(values, 1, 3, size, size);
-  let box = FIRST_BOX, seen;
-  for (let look = 0; look < LOOKS; look++) {
-    seen = await motionNet.run(only(motionNet, { image, box: tensor(Float32Array.from(box), 1, 3) }));
-    box = [seen.translation.data[0], seen.translation.data[1], seen.scale.data[0]];
-  }
-  const canonical = seen.canonical.data, turn = seen.rotation.data;
-  const keypoints = place(canonical, seen.delta.data, turn, seen.scale.data[0], seen.translation.data);
-  const feeds = only(renderNet, {
-    image, ...await referenceNet.run({ image }),
-    source_keypoints: tensor(keypoints, 1, keypoints.length / 3, 3), source_rotation: tensor(Float32Array.from(turn), 1, 3, 3),
-  });
-  return { feeds, canonical };
-}
-
-const only = (net, values) => Object.fromEntries(Object.entries(values).filter(([name]) => net.inputNames.includes(name)));
-
 async function render({ flat, shows, asIs }) {
-  if (asIs && !view.yaw && !view.pitch && !view.roll) return shows.pixels.slice();
-  const { feeds, canonical } = shows.features ??= await features(shows.pixels);
-  const { rotation, keypoints, scene } = pose(flat, canonical, view, neck);
-  const out = await renderNet.run({ ...feeds, ...only(renderNet, {
-    driving_keypoints: tensor(keypoints, 1, keypoints.length / 3, 3), driving_rotation: tensor(rotation, 1, 3, 3),
-    driving_scene: tensor(scene, 1, scene.length / 2, 2),
-  }) });
-  const values = out.picture.data, plane = size * size, picture = new Uint8ClampedArray(4 * plane);
-  for (let i = 0; i < plane; i++) {
-    for (let c = 0; c < 3; c++) picture[4 * i + c] = values[c * plane + i] * 255;
-    picture[4 * i + 3] = 255;
-  }
-  return picture;
+  if (asIs && straight()) return shows.pixels.slice();
+  return networks.picture(shows.features ??= await networks.features(shows.pixels), flat, view, neck);
 }

@@ -1,0 +1,115 @@
+"""The page's JavaScript finds the face of a reference as Python does: in node, networks with onnxruntime-web."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_call_bitstream_js import node
+
+from neuralcodec.face import Face, Square, crop, decode_faces, resize
+from neuralcodec.inference import Inference
+from neuralcodec.motion import Array
+from neuralcodec.pack import load_pack
+from neuralcodec.reference import decode_reference, encode_reference
+
+ORT = Path(os.environ.get("NEURALCODEC_ORT_WEB") or ROOT / "node_modules" / "onnxruntime-web" / "dist")
+CANONICAL = 1e-3  # coded-picture units: an eighth of a pixel of 256
+
+pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+
+
+def hexed(picture: Array) -> str:
+    return np.concatenate([picture, np.full((*picture.shape[:2], 1), 255, np.uint8)], axis=2).tobytes().hex()
+
+
+@pytest.mark.parametrize(
+    ("square", "size"),
+    [
+        (Square(0, 0, 256), 160),  # the first look
+        (Square(40, 30, 160), 160),
+        (Square(70, 60, 97), 160),  # a closer one
+        (Square(-60, 130, 200), 160),  # over the edge
+        (Square(-140, -100, 420), 160),  # area means
+        (Square(-40, 300, 64), 32),  # outside
+    ],
+)
+def test_squares_are_cut_as_in_python(portrait_clip: list[Array], square: Square, size: int) -> None:
+    found = node(
+        "const pixels = Uint8ClampedArray.from(unhex(given.picture));"
+        "result = bitstream.hex(face.crop(pixels, 256, given, given.out));",
+        {"picture": hexed(portrait_clip[3]), "x": square.x, "y": square.y, "side": square.side, "out": size},
+    )
+    cut = np.frombuffer(bytes.fromhex(found), np.uint8).reshape(size, size, 4)[..., :3].astype(int)
+    difference = np.abs(cut - crop(portrait_clip[3], square, size))
+    assert difference.max() <= 2 and difference.mean() < 0.5
+
+
+def test_faces_are_read_from_a_heat_map_as_in_python() -> None:
+    dice = np.random.default_rng(4)
+    cases, expected = [], []
+    for number in range(60):
+        heat = dice.random((20, 20)).astype(np.float32) ** 2
+        if number % 2:
+            heat = np.round(heat, 1).astype(np.float32)  # with equals
+        box = dice.normal(0, [[[0.5]], [[0.5]], [[1.0]]], (3, 20, 20)).astype(np.float32)
+        cases.append({"heat": heat.ravel().tolist(), "box": box.ravel().tolist()})
+        expected.append(decode_faces(heat, box, 0.6))
+    found = node(
+        "result = given.map(({ heat, box }) => "
+        "face.decodeFaces(Float32Array.from(heat), Float32Array.from(box), 20, 0.6));",
+        cases,
+    )
+    assert sum(map(len, expected)) > 100
+    for ours, theirs in zip(expected, found, strict=True):
+        np.testing.assert_allclose(np.reshape(theirs, (-1, 4)), ours, atol=1e-5)
+    squares = [(10.5, 11.5, 7.0), (-3.25, 4.5, 31.5), (0.5, -0.5, 32.5), (100.0, 90.0, 12.49)]
+    around = [Square.around(*square) for square in squares]
+    assert node("result = given.map((square) => face.around(...square));", squares) == [
+        {"x": s.x, "y": s.y, "side": s.side} for s in around
+    ]
+
+
+def pictures(clip: list[Array]) -> list[Array]:
+    """The portrait near, far, aside and small, coded coarsely as a stream would; and one with nobody in it."""
+    wide = np.pad(clip[0], ((120, 120), (120, 120), (0, 0)), mode="edge")
+    squares = [
+        Square(120, 120, 256), Square(140, 100, 230), Square(60, 60, 380), Square(150, 160, 210), Square(20, 90, 330),
+        Square(0, 0, 496), Square(90, 140, 256),
+    ]  # fmt: skip
+    views = [crop(wide, square, 256) for square in squares] + [clip[-1], resize(clip[7][:, 40:220], 256, 256)]
+    views.append(np.linspace(0, 255, 256 * 256 * 3).reshape(256, 256, 3).astype(np.uint8))
+    return [decode_reference(encode_reference(view, max_bytes=1500), 256) for view in views]
+
+
+@pytest.mark.skipif(not (ORT / "ort.node.min.mjs").is_file(), reason="npm install onnxruntime-web was not run")
+def test_canonical_keypoints_of_a_reference_are_those_of_python(portrait_clip: list[Array]) -> None:
+    pack = load_pack()
+    networks, references = Inference(pack, device="cpu", threads=1), pictures(portrait_clip)
+    given = {"ort": (ORT / "ort.node.min.mjs").as_uri(), "pack": str(pack.folder)}
+    found: list[dict[str, Any]] = node(
+        """
+        const ort = await import(given.ort);
+        [ort.env.wasm.numThreads, ort.env.logLevel] = [1, "error"];
+        const load = async (name) => new Uint8Array(fs.readFileSync(`${given.pack}/${name}.onnx`));
+        const networks = await Networks.open(ort, load, 256);
+        result = [];
+        for (const picture of given.pictures) {
+          const { canonical, box } = await networks.estimate(Uint8ClampedArray.from(unhex(picture)));
+          result.push({ canonical: Array.from(canonical), box });
+        }
+        """,
+        given | {"pictures": list(map(hexed, references))},
+    )
+    whole, boxes = Square(0, 0, 256), []
+    for picture, theirs in zip(references, found, strict=True):
+        ours = networks.estimate(picture)
+        np.testing.assert_allclose(theirs["canonical"], ours.canonical.ravel(), atol=CANONICAL)
+        np.testing.assert_allclose(theirs["box"], ours.box, atol=CANONICAL)
+        boxes.append(Face.from_box(whole, ours.box).half_side)
+    assert max(boxes) > 1.5 * min(boxes), "faces of several sizes were looked for"
