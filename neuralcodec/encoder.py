@@ -28,6 +28,7 @@ from .packet import (
     ReferencePart,
     StreamHeader,
     Update,
+    bundled,
     parse_packet,
 )
 from .protection import HEARD_SECONDS, Aggregator, Protection, believed, protection
@@ -37,6 +38,7 @@ from .sender import OFTEN_SECONDS, OVERDUE, PictureSender, Shot, squared_error
 from .signing import private_key
 from .stats import EncoderStats, timed
 
+DATAGRAM_BYTES = 1200  # that what belongs together shares
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
 SURE = 0.5  # confidence below which the motion network does not see a face
 CHECK_SECONDS = 0.5  # how often the encoder renders a frame itself to see whether the receiver had better not
@@ -61,8 +63,8 @@ class Encoder:
     signing_context: what both ends know of this call (at most 255 bytes), so that a picture signed in another call
         is not accepted in this one.
     frames_per_packet: motion frames that share a packet, 1 to 16. Each saves up to 3 bytes and waits for the last one.
-    packet_overhead: bytes that the transport puts around each packet (IPv4 and UDP: 28, with RTP 40), to be counted in
-        target_kbps; one packet every ``frames_per_packet`` frames is reckoned with.
+    packet_overhead: bytes that the transport puts around each datagram (IPv4 and UDP: 28, with RTP 40), counted in
+        target_kbps; the packets that one call of encode gives are taken to share datagrams, as `packet.bundled` does.
     updates: code references after the first as updates of it; False: each on its own, several times as large, for
     channels that lose so much that chains break all the time.
     focus: soften what lies around the head before pictures are coded, the more the lower the rate; see focus.py.
@@ -105,8 +107,8 @@ class Encoder:
         self._avatar = AvatarDriver(avatar, self._networks) if avatar is not None else None
         self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", Square(*crop))
         packets_per_second = 1 / (frames_per_packet * frame_duration * float(self.time_base))
-        self._headers = packet_overhead * packets_per_second / 125  # kbit/s
-        self._rate = RateControl(target_kbps, self._headers)
+        self._packet_overhead = packet_overhead
+        self._rate = RateControl(target_kbps, packet_overhead * packets_per_second / 125)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._pictures = PictureSender(
             self.pack, self._networks, self.stats, self._rate, updates=updates,
@@ -206,7 +208,7 @@ class Encoder:
 
     @target_kbps.setter
     def target_kbps(self, value: float) -> None:
-        self._rate = self._pictures.rate = RateControl(value, self._headers)
+        self._rate = self._pictures.rate = RateControl(value, self._rate.headers_kbps)
 
     def send_reference(self) -> None:
         """Send a new reference picture with the next frame, for example because a receiver asked for one."""
@@ -367,6 +369,8 @@ class Encoder:
             self.stats.bytes_reference += pictures
             self.stats.bytes_overhead += size - motion - pictures
             self._rate.spend(size)
+        if self._packet_overhead:
+            self._rate.spend_headers(self._packet_overhead * len(bundled(packets, DATAGRAM_BYTES)))
         self.stats.packets += len(packets)
         self.stats.provider = self._networks.provider if self._pictures.held else ""
         return packets

@@ -59,6 +59,7 @@ LADDER = ((6.0, 0), (3.0, 1), (1.8, 2), (0.0, 4))  # from this many kbit/s on, t
 MOTION_SHARE, MOTION_ERROR = (0.25, 0.47), 0.28
 MOTION_SECONDS, MOTION_FRAMES = 0.5, 12  # over which share and error are measured
 COARSER_SECONDS, FINER_SECONDS = 0.24, 1.0  # from one step of its quality to the next
+HEADER_SECONDS = 1.0  # over which the headers of a transport are measured
 PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
 
 # Width in pixels of the boxes that blur what is not the head (focus.py), from keys of so many bytes on. Eight training
@@ -84,17 +85,17 @@ def distance(a: Array, b: Array) -> float:
 class RateControl:
     """A purse filled at the target rate and emptied by every byte sent.
 
-    headers_kbps: of the target, what a transport's headers take, which nobody reports as spent.
+    headers_kbps: of the target, what a transport's headers are expected to take until `spend_headers` has told.
     """
 
     def __init__(self, target_kbps: float, headers_kbps: float = 0.0) -> None:
         if not LOWEST_KBPS <= target_kbps <= 1000:
             raise ValueError(f"target_kbps is {target_kbps}; expected {LOWEST_KBPS} to 1000 kbit/s.")
         self.target_kbps = target_kbps
-        target_kbps = max(LOWEST_KBPS, target_kbps - headers_kbps)
-        self.bytes_per_second = target_kbps * 125
-        self.preset = picture_preset(target_kbps)
-        self._finest = self._coarseness = QUALITIES.index(motion_quality(target_kbps))
+        self._headers = headers_kbps * 125  # bytes a second of them, lately
+        self._leave_headers()
+        self.preset = picture_preset(self.bytes_per_second / 125)
+        self._coarseness = self._finest
         self._motion = 0.0  # bytes a second that motion takes, lately
         self._motion_error = MOTION_ERROR  # pixels of 256 that its keypoints are off, lately
         self._changed = 0.0  # seconds, when the quality of motion changed
@@ -109,6 +110,9 @@ class RateControl:
     def advance(self, seconds: float) -> None:
         """Time has come to ``seconds``."""
         if self._seconds is not None:
+            if self._headers:
+                self._headers *= math.exp(-max(0.0, seconds - self._seconds) / HEADER_SECONDS)
+                self._leave_headers()
             self._motion *= math.exp(-max(0.0, seconds - self._seconds) / MOTION_SECONDS)
             self._purse += max(0.0, seconds - self._seconds) * self.bytes_per_second
         self._seconds = seconds
@@ -123,6 +127,10 @@ class RateControl:
     def spend(self, count: int) -> None:
         self._purse -= count
 
+    def spend_headers(self, count: int) -> None:
+        """A transport puts so many bytes around what goes out now."""
+        self._headers += count / HEADER_SECONDS
+
     def spend_motion(self, count: int) -> None:
         """So many bytes of what is spent were motion; where it takes too much of the rate it is coded more coarsely."""
         self._motion += count / MOTION_SECONDS
@@ -130,6 +138,17 @@ class RateControl:
     def note_motion(self, error: float) -> None:
         """Keypoints of a frame are so many pixels of 256 off, root mean square."""
         self._motion_error += (error - self._motion_error) / MOTION_FRAMES
+
+    def _leave_headers(self) -> None:
+        """What the transport's headers leave of the target is what there is to spend."""
+        kbps = max(LOWEST_KBPS, self.target_kbps - self.headers_kbps)
+        self.bytes_per_second = kbps * 125
+        self._finest = QUALITIES.index(motion_quality(kbps))
+
+    @property
+    def headers_kbps(self) -> float:
+        """What the transport's headers take, lately."""
+        return self._headers / 125
 
     @property
     def softness(self) -> int:

@@ -7,6 +7,7 @@ from neuralcodec.rate import (
     EVIDENCE,
     FAR,
     IDLE_EVIDENCE,
+    LOWEST_KBPS,
     MOTION_ERROR,
     MOTION_SHARE,
     PIXEL,
@@ -185,3 +186,17 @@ def test_picture_sizes_stay_in_bounds_and_rise_with_the_rate() -> None:
     for sizes in ([r.first_bytes for r in rates], [r.still_bytes for r in rates]):
         assert sizes == sorted(sizes) and REFERENCE_BYTES[0] <= sizes[0] and sizes[-1] <= REFERENCE_BYTES[1]
     assert [r.preset for r in rates] == sorted(r.preset for r in rates)
+
+
+def test_headers_take_of_the_rate_what_they_really_take() -> None:
+    for datagrams in (25, 10):  # a second, of the 25 that were expected
+        rate = RateControl(8, 28 * 25 / 125)
+        assert rate.bytes_per_second == pytest.approx(300)
+        for frame in range(250):
+            rate.advance(frame / 25)
+            if frame * datagrams // 25 != (frame - 1) * datagrams // 25:
+                rate.spend_headers(28)
+        assert rate.bytes_per_second == pytest.approx(1000 - 28 * datagrams, rel=0.05)
+        assert rate.headers_kbps == pytest.approx(28 * datagrams / 125, rel=0.1)
+    rate = RateControl(1, 5)  # the least there is
+    assert rate.bytes_per_second == LOWEST_KBPS * 125
