@@ -6,8 +6,10 @@ first frame as it is for a reference, motion as the network gives it.
 
 The freeze baseline repeats the first decoded reference (with --render-only: the first frame). Easy and hard halves: the
 clips above and below the median of its PSNR. Pictures: original | ours | freeze | difference of the first two, one row
-per chosen frame. Face figures (landmarks, mouth, blinks, jitter on every frame, identity once a second) come with the
-extra ``faces``.
+per chosen frame; and worst-FIGURE.png, the worst frames by a figure, no two of one clip: first reference | original |
+ours | difference. Face figures (landmarks, mouth, blinks, jitter on every frame, identity once a second) come with the
+extra ``faces``, and so do those of open mouths, closed eyes and far cheeks. Frames with hands are labelled by eye
+(benchmarks/groups.py, which also splits all figures by group).
 """
 
 from __future__ import annotations
@@ -16,24 +18,59 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import clips, faces, metrics, ours, report
+from benchmarks import clips, faces, groups, metrics, ours, regions, report
 from neuralcodec.errors import NeuralCodecError
+from neuralcodec.quality import psnr
 
 IDENTITY_EVERY = clips.FPS  # frames
 ROWS = 4  # frames of a contact sheet, evenly spaced, the last one included
+WORST = 6  # clips on a sheet of failures
 PEOPLE = 5  # that a mean face needs
 TEN_SECONDS = 10 * clips.FPS
+SPOTS = {
+    "mouth": "inside open mouths",
+    "eyes": "around closed eyes",
+    "far cheek": f"far cheek, yaw over {regions.TURNED:.0f} degrees",
+    "hands": "whole picture while a hand shows",
+}
 
 Row = tuple[str, str, str, str]  # figure, bar, measured, verdict
 
 
-def measure(clip: clips.Clip, options: argparse.Namespace, pictures: Path | None, meter: Any) -> dict[str, Any]:
+class Pictures:
+    """A folder of PNGs: a contact sheet per clip, and for each figure the worst frame of the ``WORST`` worst clips."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.worst: dict[str, list[tuple[float, tuple[Any, ...]]]] = {}
+
+    def sheet(self, clip: clips.Clip, frames: Sequence[Any], freeze: Any) -> None:
+        chosen = np.linspace(0, len(frames) - 1, min(ROWS, len(frames))).round().astype(int)
+        rows = [(clip.frames[i], frames[i], freeze, _difference(clip.frames[i], frames[i])) for i in chosen]
+        report.sheet(self.folder / f"{clip.name}.png", rows)
+
+    def failures(
+        self, clip: clips.Clip, frames: Sequence[Any], freeze: Any, scores: Mapping[str, tuple[Any, Sequence[int]]]
+    ) -> None:
+        """scores: of each figure its values, more is better, and the frames that have one."""
+        for figure, (values, indices) in scores.items():
+            at = int(np.argmin(values))
+            before, after = clip.frames[indices[at]], frames[indices[at]]
+            rows = [*self.worst.get(figure, []), (values[at], (freeze, before, after, _difference(before, after)))]
+            self.worst[figure] = sorted(rows, key=lambda row: row[0])[:WORST]
+
+    def save_failures(self) -> None:
+        for figure, rows in self.worst.items():
+            report.sheet(self.folder / f"worst-{figure.replace(' ', '-')}.png", [row for _, row in rows])
+
+
+def measure(clip: clips.Clip, options: argparse.Namespace, pictures: Pictures | None, meter: Any) -> dict[str, Any]:
     """One clip through encoder and decoder."""
     sent = ours.send(clip, kbps=options.kbps, pack=options.pack, device=options.device, threads=options.cores)
     freeze = ours.first_reference(sent.file, clip.size[0])
@@ -63,18 +100,18 @@ def measure(clip: clips.Clip, options: argparse.Namespace, pictures: Path | None
     }
 
 
-def measure_render(clip: clips.Clip, options: argparse.Namespace, pictures: Path | None, meter: Any) -> dict[str, Any]:
+def measure_render(
+    clip: clips.Clip, options: argparse.Namespace, pictures: Pictures | None, meter: Any
+) -> dict[str, Any]:
     """One clip through the networks alone."""
     frames = ours.render(clip, pack=options.pack, device=options.device, threads=options.cores)
     return _quality(clip, frames, clip.frames[0], pictures, meter)
 
 
-def _quality(clip: clips.Clip, frames: Sequence[Any], freeze: Any, pictures: Path | None, meter: Any) -> dict[str, Any]:
+def _quality(
+    clip: clips.Clip, frames: Sequence[Any], freeze: Any, pictures: Pictures | None, meter: Any
+) -> dict[str, Any]:
     still = [freeze] * len(frames)
-    if pictures is not None:
-        chosen = np.linspace(0, len(frames) - 1, min(ROWS, len(frames))).round().astype(int)
-        rows = [(clip.frames[i], frames[i], freeze, _difference(clip.frames[i], frames[i])) for i in chosen]
-        report.sheet(pictures / f"{clip.name}.png", rows)
     result: dict[str, Any] = {
         "clip": clip.name,
         "sha256": clip.sha256,
@@ -91,9 +128,26 @@ def _quality(clip: clips.Clip, frames: Sequence[Any], freeze: Any, pictures: Pat
 
         result["head"] = landmarks.distances(*meter.look(clip.frames, frames))
     tracks = None if faces.unavailable() else faces.tracks(clip, frames)
+    track = None if tracks is None else tracks[0]
+    found = regions.spots(clip.frames, frames, freeze, track, groups.labels().hands.get(clip.name, ()))
+    result["spots"] = {name: spot.figures() for name, spot in found.items()}
+    result["still"] = regions.still(clip.frames, frames, track)
     if tracks is not None:
+        result["look"] = regions.look(clip.frames, tracks[0])
         result["face"] = {**faces.distances(*tracks), **faces.tremble(*tracks)}
         result["identities"] = faces.identities(clip, frames, every=IDENTITY_EVERY)
+    if pictures is not None:
+        every, apart = range(len(frames)), np.linalg.norm
+        scores: dict[str, tuple[Any, Sequence[int]]] = {
+            "picture": (list(map(psnr, clip.frames, frames)), every),
+            **{name: (spot.psnr, spot.frames) for name, spot in found.items()},
+        }
+        if tracks is not None:
+            scores["landmarks"] = (-apart(tracks[0].landmarks - tracks[1].landmarks, axis=2).mean(axis=1), every)
+        if result.get("identities") is not None:
+            scores["identity"] = (-apart(np.subtract(*result["identities"]), axis=1), every[::IDENTITY_EVERY])
+        pictures.sheet(clip, frames, freeze)
+        pictures.failures(clip, frames, freeze, scores)
     return result
 
 
@@ -150,6 +204,7 @@ def table(results: Sequence[dict[str, Any]], whole: dict[str, Any]) -> list[Row]
             level, above = (float(np.mean([r[key] for r in half])) for key in ("psnr", "gain"))
             row(f"  {name} half ({len(half)} clips): PSNR; gain", "", f"{level:.2f}; {above:+.2f}")
     rows += face_rows([r["face"] for r in results if "face" in r])
+    rows += spot_rows(results)
     row("picture jitter over the original's", "", f"{mean('jitter'):.2f}")
     heads = [r["head"] for r in results if "head" in r]
     if heads:
@@ -196,6 +251,23 @@ def face_rows(found: Sequence[dict[str, Any]]) -> list[Row]:
     if pairs:
         own, ours_ = np.mean(pairs, axis=0)
         row("landmark jitter of a still head, px; the original's", "<= its", f"{ours_:.2f}; {own:.2f}", ours_ <= own)
+    return rows
+
+
+def spot_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
+    """The places where talking heads go wrong, over the clips that show them; no bar was set for them."""
+    rows: list[Row] = []
+    for name, label in SPOTS.items():
+        found = [r["spots"][name] for r in results if name in r.get("spots", {})]
+        if found:
+            ours_, frozen = (np.mean([f[key] for f in found]) for key in ("psnr", "freeze_psnr"))
+            shown = f"{len(found)} clips, {sum(f['frames'] for f in found)} frames"
+            rows.append((f"{label}, dB; freeze ({shown})", "", f"{ours_:.2f}; {frozen:.2f}", ""))
+    found = [r["still"] for r in results if r.get("still")]
+    for key, label in (("change", "median"), ("jump", "99th percentile")) if found else ():
+        ours_, own = (np.mean([f[k] for f in found]) for k in (key, f"{key}_original"))
+        figure = f"still surroundings, change a frame, 8-bit steps ({label}); the original's"
+        rows.append((figure, "", f"{ours_:.2f}; {own:.2f}", ""))
     return rows
 
 
@@ -279,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--render-only", action="store_true", help="no bits: uncoded reference, unquantized motion")
     parser.add_argument("--landmarks", type=Path, metavar="WEIGHTS", help="3DDFA_V2 mb05 network: adds head turns")
     parser.add_argument("--json", type=Path, help="write every figure here")
-    parser.add_argument("--pictures", type=Path, help="write a contact sheet per clip into this folder")
+    parser.add_argument("--pictures", type=Path, help="write a contact sheet per clip, and of failures, here")
     options = parser.parse_args(arguments)
     report.pin(options.cores)
     machine = report.machine()
@@ -291,13 +363,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = load(options)
     results: list[dict[str, Any]] = []
     failures: dict[str, str] = {}
+    pictures = None if options.pictures is None else Pictures(options.pictures)
     with report.progress() as bar:
         task = bar.add_task("clips", total=len(chosen))
         for clip in chosen:
             bar.update(task, description=clip.name)
             step = measure_render if options.render_only else measure
             try:
-                results.append(step(clip, options, options.pictures, meter))
+                results.append(step(clip, options, pictures, meter))
             except NeuralCodecError as problem:  # one bad clip is a result, not the end of the run
                 failures[clip.name] = f"{type(problem).__name__}: {problem}"
             bar.advance(task)
@@ -319,6 +392,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         whole["decode_mb"] = float(_in_process("memory", sent.file, options.pack))
     rows = table(results, whole)
     rows.append(("clips that failed", "0", str(len(failures)), "FAIL" if failures else "pass"))
+    if pictures is not None:
+        pictures.save_failures()
     if options.json is not None:
         report.save(options.json, {**whole, "table": rows, "clips": results})
     source = "render only: no bits" if options.render_only else f"target {options.kbps:g} kbit/s"
