@@ -144,7 +144,7 @@ def feed(pipeline: Pipeline, clip: list[Array], collected: Collected, count: int
     """Push pictures at about the camera's pace until ``count`` more have come out."""
     goal, end, index = len(collected.shown) + count, time.monotonic() + PATIENCE, 0
     while len(collected.shown) < goal and time.monotonic() < end and not pipeline.problem:
-        pipeline.push(clip[index % len(clip)], np.full((2, 2, 3), index % 256, np.uint8))
+        pipeline.push(np.concatenate([np.full((2, 256, 3), index % 256, np.uint8), clip[index % len(clip)]]), 2)
         index += 1
         with collected.news:
             collected.news.wait(0.04)
@@ -168,7 +168,7 @@ def test_pictures_come_out_beside_their_originals(portrait_clip: list[Array]) ->
         last = collected.shown[-1]
         assert last.original.shape == last.ours.shape == last.h264.shape == (256, 256, 3)
         assert psnr(last.original, last.ours) > 17
-        assert last.mark is not None and last.mark.shape == (2, 2, 3)
+        assert last.mark is not None and last.mark.shape == (2, 256, 3)
         assert last.captured <= last.encoded <= last.arrived <= last.shown
         until(lambda: pipeline.stats()["bytes"] == sum(map(len, collected.datagrams)))  # no loss: all that was sent
         stats = pipeline.stats()

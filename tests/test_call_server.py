@@ -19,9 +19,11 @@ pytest.importorskip("aiortc", reason="the extra [webrtc] is not installed")
 
 import av
 from aiohttp import ClientSession, web
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription, VideoStreamTrack
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription, VideoStreamTrack, rtcrtpreceiver
+from aiortc.rtp import RtpPacket
 from conftest import ROOT
 
+from neuralcodec.call.prompt import hurry
 from neuralcodec.call.server import HEADERS, MARK_ROWS, OFFER_MAX, CallServer, ServerOptions
 from neuralcodec.cli import main
 from neuralcodec.motion import Array
@@ -236,3 +238,21 @@ def test_frames_keep_their_time() -> None:
         assert (frame.pts, frame.time_base) == (2 * CLOCK, Fraction(1, CLOCK))
 
     asyncio.run(call())
+
+
+def test_a_picture_leaves_the_jitter_buffer_with_its_last_packet() -> None:
+    def packet(number: int, picture: int, *, last: bool) -> RtpPacket:
+        made = RtpPacket(sequence_number=number & 0xFFFF, timestamp=picture * 3000, marker=int(last))
+        made._data = bytes([picture, number & 255])
+        return made
+
+    hurry()
+    buffer = rtcrtpreceiver.JitterBuffer(capacity=16, is_video=True)
+    got, late = [], [(2, 2, True), (1, 2, False), (5, 4, True), (4, 4, False), (3, 3, True)]
+    for number, picture, last in [(-2, 0, False), (-1, 0, True), (0, 1, True), *late]:
+        _, frame = buffer.add(packet(number, picture, last=last))
+        got.append(frame and (frame.timestamp // 3000, frame.data))
+    assert got == [None, (0, b"\x00\xfe\x00\xff"), (1, b"\x01\x00"), None, (2, b"\x02\x01\x02\x02"), None, None,
+                   (3, b"\x03\x03")]  # fmt: skip
+    _, frame = buffer.add(packet(6, 5, last=True))
+    assert frame is not None and frame.data == b"\x04\x04\x04\x05"  # what a lost packet held up follows at the next

@@ -3,8 +3,7 @@
     push -> [sender thread: encode] -> link -> [receiver thread: decode, compare] -> show
                      ^---------- requests over a link back ----------'
 
-Latency is bounded by leaving pictures out: a thread always takes the newest, and the sender pauses while the receiver
-has more to show than it can.
+Nothing queues: the sender takes the camera's newest picture at such a time that its packets find the receiver free.
 """
 
 from __future__ import annotations
@@ -33,8 +32,9 @@ from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, 
 
 FPS = 25  # of the stream: a camera's jittery times are moved to this grid, so that no time costs bits
 PAYLOAD_BYTES = 1200  # of a datagram: what belongs to one frame shares one
+PRESET = 8  # of SVT-AV1: a picture takes 8 ms of processor time instead of 26, and nobody waits for it
 WINDOW = 3.0  # seconds that the figures on the page are means of
-LATE = 0.08  # seconds a datagram may lie at the receiver before the sender leaves a picture out
+RECENT = 0.1  # weight of the last frame in how long one takes at either end
 ORIGINALS = 64  # pictures kept until their reconstruction comes, for the comparison
 REPORT_SECONDS = 0.2  # beyond a round trip, between two reports of the receiver
 FACE_MISSING = 1.0  # seconds without a face before the page says so
@@ -42,12 +42,13 @@ FACE_MISSING = 1.0  # seconds without a face before the page says so
 
 @dataclass(frozen=True)
 class Comparison:
-    """One frame to show. Pictures are uint8 RGB (S, S, 3); captured, encoded, arrived, shown: seconds of one clock."""
+    """One frame to show. Pictures are uint8 RGB (S, S, 3); captured, encoded, arrived, shown: seconds of one clock.
+    mark: the camera picture's top rows that ``push`` named, untouched."""
 
     original: Array
     ours: Array
     h264: Array
-    mark: Array | None  # what came with push, untouched
+    mark: Array | None
     captured: float
     encoded: float
     arrived: float
@@ -59,8 +60,9 @@ class _Picture:
     """One camera picture on its way; stages: seconds by name."""
 
     image: Any
-    mark: Array | None
+    mark_rows: int
     captured: float
+    mark: Array | None = None
     encoded: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -81,7 +83,7 @@ class Pipeline:
         # took a frame through the codec in 254 ms instead of 663.
         threads = threads or max(1, (os.cpu_count() or 2) // 2)
         self._encoder = Encoder(self.settings.kbps, pack=pack, device=device, threads=threads,
-                                time_base=Fraction(1, FPS), packet_overhead=HEADERS)  # fmt: skip
+                                time_base=Fraction(1, FPS), packet_overhead=HEADERS, preset=PRESET)  # fmt: skip
         self._decoder = Decoder(pack=pack, device=device, threads=threads)
         self._h264 = SameBytes(pack.size, self.settings.kbps)
         self._there, self._back = Link(seed=1), Link(seed=2)
@@ -98,6 +100,8 @@ class Pipeline:
         self._start: float | None = None
         self._faceless_since: float | None = None
         self._left_out = self._bad = 0
+        self._busy_since: float | None = None  # when the receiver took what it works on
+        self._pace = [0.0, 0.0]  # seconds that a frame takes the sender, the receiver
         self._sent: deque[tuple[float, int, int]] = deque()  # time, bytes, bytes with IP and UDP headers
         self._frames: deque[tuple[float, int]] = deque()  # time, bytes of motion packets
         self._shown: deque[tuple[float, dict[str, float]]] = deque()  # time, stages in seconds
@@ -111,11 +115,12 @@ class Pipeline:
 
     # --- called from outside ---
 
-    def push(self, image: Any, mark: Array | None = None) -> None:
-        """A camera picture, uint8 RGB (H, W, 3) or an av.VideoFrame, taken now."""
+    def push(self, image: Any, mark_rows: int = 0) -> None:
+        """A camera picture, uint8 RGB (H, W, 3) or an av.VideoFrame, taken now. Its top ``mark_rows`` are not coded but
+        come out as ``Comparison.mark``."""
         with self._lock:
             self._left_out += self._next is not None
-            self._next = _Picture(image, mark, self._clock())
+            self._next = _Picture(image, mark_rows, self._clock())
             self._lock.notify_all()
 
     def change(self, settings: Settings) -> None:
@@ -179,22 +184,26 @@ class Pipeline:
         last = -1
         while True:
             with self._lock:
-                self._lock.wait_for(lambda: self._closed or self._next is not None)
+                begin = self._clock()
                 if self._closed:
                     return
+                if (pause := self._pause(begin)) != 0:
+                    self._lock.wait(pause)
+                    continue
                 picture, self._next = self._next, None
                 assert picture is not None
-                now = self._clock()
                 self._start = picture.captured if self._start is None else self._start
                 pts = round((picture.captured - self._start) * FPS)
-                due = self._there.next_arrival()
-                if pts <= last or (due is not None and now - due > LATE):  # between two ticks, or receiver too slow
+                if pts <= last:  # between two ticks
                     self._left_out += 1
                     continue
-                reports = self._back.receive(now)
+                reports = self._back.receive(begin)
             last = pts
-            picture.stages["wait"] = now - picture.captured
-            picture.image = as_picture(picture.image)
+            picture.stages["wait"] = begin - picture.captured
+            whole = as_picture(picture.image)
+            if picture.mark_rows:
+                picture.mark, whole = whole[: picture.mark_rows], whole[picture.mark_rows :]
+            picture.image = whole
             stats = self._encoder.stats
             lost_before, spent_before = stats.face_lost_frames, dict(stats.stage_seconds)
             for report in reports:
@@ -207,6 +216,7 @@ class Pipeline:
                 elif self._faceless_since is None:
                     self._faceless_since = now
                 picture.encoded = now
+                self._took(0, now - begin)
                 picture.stages |= _since(spent_before, stats.stage_seconds, "send")
                 self._originals[pts] = picture
                 while len(self._originals) > ORIGINALS:
@@ -221,6 +231,19 @@ class Pipeline:
                         self._note(part, pts)
                     self._frames += [(now, len(bytes(part))) for part in inside if isinstance(part, Motion)]
                 self._lock.notify_all()
+
+    def _pause(self, now: float) -> float | None:
+        """Seconds until the camera's newest picture should be taken, None: until something happens. Its packets are to
+        reach the receiver when that is done with what it works on."""
+        due = self._there.next_arrival()
+        if self._next is None or (due is not None and due <= now):
+            return None
+        if self._busy_since is None:
+            return 0.0
+        return max(0.0, self._busy_since + self._pace[1] - self._pace[0] - now)
+
+    def _took(self, end: int, seconds: float) -> None:
+        self._pace[end] += RECENT * (seconds - self._pace[end])
 
     def _note(self, packet: Packet, pts: int) -> None:
         """Remember what the comparison needs of a packet that was sent: where pictures were cut, when frames were."""
@@ -240,12 +263,18 @@ class Pipeline:
         while True:
             with self._lock:
                 now, due = self._clock(), self._there.next_arrival()
+                if self._busy_since is not None:
+                    self._took(1, now - self._busy_since)
+                    self._busy_since = None
+                    self._lock.notify_all()
                 if self._closed:
                     return
                 if due is None or due > now:
                     self._lock.wait(None if due is None else due - now)
                     continue
                 arrived, browser = self._there.receive(now), self.settings.browser
+                self._busy_since = now
+                self._lock.notify_all()
             for index, data in enumerate(arrived):
                 newest = index == len(arrived) - 1  # when several have come, the earlier ones are too late to be seen
                 if self._forward is not None:

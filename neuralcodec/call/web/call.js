@@ -2,7 +2,7 @@
 //
 // ?measure marks every camera picture with its capture time, in a strip that the server passes through untouched, so
 // that capture-to-display latency is read from the very pixels that are shown.
-import { drawMark, readMark, MARK_ROWS } from "/web/mark.js";
+import { markedTrack, readMark } from "/web/mark.js";
 
 const $ = (id) => document.getElementById(id);
 const RATES = [1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32, 64]; // kbit/s, of the first slider
@@ -73,7 +73,7 @@ async function start(film = null) {
   }
   say("Connecting…");
   try {
-    await connect(MEASURE ? markedStream() : state.stream);
+    await connect(MEASURE ? new MediaStream([markedTrack(state.stream.getVideoTracks()[0])]) : state.stream);
   } catch (error) {
     problem(error instanceof TypeError ? "The server does not answer. Is `neuralcodec call` still running? Start it, then press Start camera." : error.message);
     return stop();
@@ -180,25 +180,6 @@ function onComparison(now, metadata) {
   if (state.recorder) drawRecording();
 }
 comparison.requestVideoFrameCallback?.(onComparison);
-
-function markedStream() {
-  const canvas = document.createElement("canvas");
-  const track = canvas.captureStream(30).getVideoTracks()[0];
-  const draw = (now, metadata) => {
-    if (!state.stream) return;
-    canvas.width = camera.videoWidth;
-    canvas.height = camera.videoHeight + MARK_ROWS;
-    const context = canvas.getContext("2d");
-    context.drawImage(camera, 0, MARK_ROWS);
-    drawMark(context, canvas.width, metadata.captureTime ?? now);
-    camera.requestVideoFrameCallback(draw);
-  };
-  canvas.width = camera.videoWidth || 640;
-  canvas.height = (camera.videoHeight || 480) + MARK_ROWS;
-  canvas.getContext("2d");
-  camera.requestVideoFrameCallback(draw);
-  return new MediaStream([track]);
-}
 
 // --- figures ------------------------------------------------------------------------------------------------------
 
