@@ -25,9 +25,7 @@ def needed(footage: Footage, cache: Cache, codec: str, metric: str, score: float
     Starts from the points that the cache holds for the codec's ladder, LookupError where it lacks some, and keeps every
     setting it tries there.
     """
-    variants = [
-        _ladder(footage, cache, codec, metric, scale, hold, steps) for scale, hold, steps in CODECS[codec].variants
-    ]
+    variants = [_ladder(footage, cache, codec, metric, *variant) for variant in CODECS[codec].variants]
     if not all(variants):
         raise LookupError(f"The cache lacks points of {codec} with {metric} on {footage.path.stem}.")
     guesses = [_rate(tried, metric, score) for tried in variants]
@@ -40,8 +38,10 @@ def needed(footage: Footage, cache: Cache, codec: str, metric: str, score: float
     return curves.rate_at([p for tried in variants for p in _curve(tried, metric)], score)
 
 
-def _ladder(footage: Footage, cache: Cache, codec: str, metric: str, scale: float, hold: int, steps: int) -> Tried:
-    settings = [Baseline(footage, codec, quality, scale, hold) for quality in CODECS[codec].ladder[:steps]]
+def _ladder(
+    footage: Footage, cache: Cache, codec: str, metric: str, scale: float, hold: int, qualities: Sequence[int]
+) -> Tried:
+    settings = [Baseline(footage, codec, quality, scale, hold) for quality in qualities]
     group = (METRICS[metric].group,)
     if not all(points.known(setting, cache, group) for setting in settings):
         return []

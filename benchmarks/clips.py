@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
+
+from neuralcodec.quality import LUMA
 
 Array = NDArray[Any]
 
@@ -32,9 +37,33 @@ class Clip:
         height, width = self.frames[0].shape[:2]
         return width, height
 
+    @cached_property
+    def luma(self) -> list[Array]:
+        """Of every frame, kept: every setting of every codec is compared with it."""
+        return [luma(frame) for frame in self.frames]
+
+    @cached_property
+    def raw(self) -> Any:
+        """A temporary file of all frames, rgb24, that goes when the clip goes; its ``name`` is the path."""
+        file = tempfile.NamedTemporaryFile(suffix=".rgb")
+        write_raw(Path(file.name), self.frames)
+        return file
+
     @property
     def seconds(self) -> float:
         return len(self.frames) / FPS
+
+
+def luma(frame: Array) -> Array:
+    """float32 (H, W), not rounded, of uint8 RGB (H, W, 3)."""
+    return np.asarray(frame @ LUMA)
+
+
+def write_raw(path: Path, frames: Sequence[Array]) -> None:
+    """uint8 RGB frames one after the other, as ffmpeg's rgb24."""
+    with path.open("wb") as file:
+        for frame in frames:
+            file.write(np.ascontiguousarray(frame).data)
 
 
 def find(folder: Path) -> list[Path]:

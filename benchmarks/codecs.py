@@ -17,12 +17,14 @@ ladders start at its own end and take wide steps; small pictures and half the fr
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -39,10 +41,7 @@ from neuralcodec.reference import scheduling_kept
 
 Array = NDArray[Any]
 
-Variant = tuple[float, int, int]  # scale, hold, steps: see Codec
-ANCHOR_VARIANTS: tuple[Variant, ...] = ((1.0, 1, 4), (0.5, 1, 3), (1.0, 2, 2), (0.5, 2, 2))
-CALL_VARIANTS: tuple[Variant, ...] = ((1.0, 1, 2), (0.5, 1, 2), (0.5, 2, 1))
-BEST_VARIANTS: tuple[Variant, ...] = ((1.0, 1, 2), (0.5, 1, 1))
+Variant = tuple[float, int, tuple[int, ...]]  # scale, hold, qualities: see Codec
 
 os.environ.setdefault("SVT_LOG", "-1")  # SVT-AV1 writes a banner to stderr, past every log hook
 
@@ -51,20 +50,19 @@ os.environ.setdefault("SVT_LOG", "-1")  # SVT-AV1 writes a banner to stderr, pas
 class Codec:
     """One encoder in one way of running it.
 
-    quality: the option that sets the quality ("a:b" is parameter b inside option a); ladder: its useful values,
-    coarsest first. variants: (scale, hold, how many steps of the ladder from its coarse end). binary: run through the
-    ffmpeg program of imageio-ffmpeg, because PyAV's wheels lack the encoder or cannot do two passes.
+    quality: the option that sets the quality ("a:b" is parameter b inside option a). variants: (scale, hold, values of
+    that option, coarsest first), full size and frame rate first. binary: run through the ffmpeg program of
+    imageio-ffmpeg, because PyAV's wheels lack the encoder or cannot do two passes.
     """
 
     name: str
     encoder: str
     decoder: str
     quality: str
-    ladder: tuple[int, ...]
     options: Mapping[str, str]
+    variants: tuple[Variant, ...]
     binary: bool = False
     passes: int = 1
-    variants: tuple[Variant, ...] = CALL_VARIANTS
 
     def exact(self, quality: float) -> dict[str, str]:
         """Every option, the quality in its place."""
@@ -101,48 +99,52 @@ class Coded:
         return self.bytes * 8 * FPS / len(self.frames) / 1000
 
 
-X264_LADDER = (51, 46, 41, 35)
-X265_LADDER = (51, 43)
-AV1_LADDER = (63, 55)
 SVT_QUALITY = "svtav1-params:crf"  # its own parameter goes to 70, FFmpeg's -crf only to 63
-SVT_LADDER = (70, 60)
 X265_COMMON = "keyint=-1:scenecut=0:pools=none:frame-threads=1:log-level=error"
 X265_LOW_DELAY = "bframes=0:rc-lookahead=0:lookahead-slices=0:cutree=0"
+FINER = 6  # steps of any codec's quality: about half as many bits again
 VPX_COMMON = {"b": "0", "g": "9999"}
 
 CODECS: dict[str, Codec] = {
     codec.name: codec
     for codec in (
         # Slower x264 presets than "slow" gain nothing without B-frames (tried on two clips).
-        Codec("x264-call", "libx264", "h264", "crf", X264_LADDER,
+        Codec("x264-call", "libx264", "h264", "crf",
               {"preset": "slow", "tune": "psnr,zerolatency", "x264-params": "keyint=infinite:scenecut=0"},
-              variants=ANCHOR_VARIANTS),
-        Codec("svt-av1-best", "libsvtav1", "libdav1d", SVT_QUALITY, SVT_LADDER,
-              {"preset": "4", "svtav1-params": "keyint=-1:scd=0:tune=1:lp=1"}, variants=BEST_VARIANTS),
-        Codec("svt-av1-call", "libsvtav1", "libdav1d", SVT_QUALITY, SVT_LADDER,
-              {"preset": "7", "svtav1-params": "pred-struct=1:rtc=1:keyint=-1:scd=0:lp=1"}),
-        Codec("x264-best", "libx264", "h264", "crf", X264_LADDER,
-              {"preset": "veryslow", "tune": "psnr",
-               "x264-params": "keyint=infinite:scenecut=0:rc-lookahead=250:bframes=8"}, variants=CALL_VARIANTS),
-        Codec("x265-call", "libx265", "hevc", "crf", X265_LADDER,
-              {"preset": "medium", "tune": "psnr", "x265-params": f"{X265_COMMON}:{X265_LOW_DELAY}"}),
-        # cpu-used 5 is what WebRTC takes for pictures this small.
-        Codec("vp9-call", "libvpx-vp9", "vp9", "crf", AV1_LADDER,
-              {"deadline": "realtime", "cpu-used": "5", "lag-in-frames": "0", "auto-alt-ref": "0", **VPX_COMMON}),
-        Codec("aom-av1-call", "libaom-av1", "libdav1d", "crf", AV1_LADDER,
-              {"usage": "realtime", "cpu-used": "7", "lag-in-frames": "0", **VPX_COMMON}, binary=True),
-        Codec("vp9-best", "libvpx-vp9", "vp9", "crf", AV1_LADDER,
-              {"deadline": "good", "cpu-used": "1", "lag-in-frames": "25", "auto-alt-ref": "6", **VPX_COMMON},
-              binary=True, passes=2, variants=BEST_VARIANTS),
-        Codec("x265-best", "libx265", "hevc", "crf", X265_LADDER,
+              ((1.0, 1, (46, 41, 35)), (0.5, 1, (41, 36)), (1.0, 2, (46, 41)), (0.5, 2, (51, 46, 41, 36)),
+               (0.375, 2, (51, 46)))),
+        Codec("svt-av1-best", "libsvtav1", "libdav1d", SVT_QUALITY,
+              {"preset": "4", "svtav1-params": "keyint=-1:scd=0:tune=1:lp=1"},
+              ((1.0, 1, (70, 65, 60)), (1.0, 2, (70, 65)), (0.5, 2, (70, 65, 60)), (0.25, 2, (70,)))),
+        Codec("x265-best", "libx265", "hevc", "crf",
               {"preset": "slow", "tune": "psnr", "x265-params": f"{X265_COMMON}:rc-lookahead=250"},
-              variants=BEST_VARIANTS),
-        Codec("vvc-best", "libvvenc", "vvc", "qp", (55, 47),
-              {"preset": "fast", "qpa": "0", "vvenc-params": "intraperiod=9984:decodingrefreshtype=cra"}, binary=True,
-              variants=((1.0, 1, 2), (0.5, 1, 1))),
-        Codec("aom-av1-best", "libaom-av1", "libdav1d", "crf", AV1_LADDER,
-              {"usage": "good", "cpu-used": "4", "lag-in-frames": "48", **VPX_COMMON}, binary=True, passes=2,
-              variants=BEST_VARIANTS),
+              ((1.0, 1, (46, 41)), (1.0, 2, (51, 46)), (0.5, 2, (51, 46)))),
+        Codec("svt-av1-call", "libsvtav1", "libdav1d", SVT_QUALITY,
+              {"preset": "7", "svtav1-params": "pred-struct=1:rtc=1:keyint=-1:scd=0:lp=1"},
+              ((1.0, 1, (65, 60)), (1.0, 2, (65,)), (0.5, 2, (70, 65)))),
+        Codec("vp9-best", "libvpx-vp9", "vp9", "crf",
+              {"deadline": "good", "cpu-used": "1", "lag-in-frames": "25", "auto-alt-ref": "6", **VPX_COMMON},
+              ((1.0, 1, (63,)), (0.5, 2, (63, 58)), (0.25, 2, (63,))), binary=True, passes=2),
+        Codec("vvc-best", "libvvenc", "vvc", "qp",
+              {"preset": "fast", "qpa": "0", "vvenc-params": "intraperiod=9984:decodingrefreshtype=cra"},
+              ((1.0, 1, (40,)), (1.0, 2, (55, 49, 43))), binary=True),
+        Codec("aom-av1-best", "libaom-av1", "libdav1d", "crf",
+              {"usage": "good", "cpu-used": "4", "lag-in-frames": "48", **VPX_COMMON},
+              ((1.0, 1, (63,)), (1.0, 2, (63,)), (0.5, 2, (63,)), (0.25, 2, (63,))), binary=True, passes=2),
+        Codec("x265-call", "libx265", "hevc", "crf",
+              {"preset": "medium", "tune": "psnr", "x265-params": f"{X265_COMMON}:{X265_LOW_DELAY}"},
+              ((1.0, 1, (46, 41)), (1.0, 2, (51,)), (0.5, 2, (46,)))),
+        Codec("aom-av1-call", "libaom-av1", "libdav1d", "crf",
+              {"usage": "realtime", "cpu-used": "7", "lag-in-frames": "0", **VPX_COMMON},
+              ((1.0, 1, (58,)), (1.0, 2, (63,)), (0.5, 2, (58,)), (0.25, 2, (63,))), binary=True),
+        # cpu-used 5 is what WebRTC takes for pictures this small.
+        Codec("vp9-call", "libvpx-vp9", "vp9", "crf",
+              {"deadline": "realtime", "cpu-used": "5", "lag-in-frames": "0", "auto-alt-ref": "0", **VPX_COMMON},
+              ((1.0, 1, (63,)), (0.5, 2, (63, 58)), (0.25, 2, (63,)))),
+        Codec("x264-best", "libx264", "h264", "crf",
+              {"preset": "veryslow", "tune": "psnr",
+               "x264-params": "keyint=infinite:scenecut=0:rc-lookahead=250:bframes=8"},
+              ((1.0, 1, (41,)), (0.5, 1, (36,)), (0.5, 2, (51, 46, 41)))),
     )
 }  # fmt: skip
 
@@ -159,17 +161,26 @@ def unavailable(codec: Codec) -> str:
     return ""
 
 
-def code(codec: Codec, frames: Sequence[Array], quality: float, *, scale: float = 1.0, hold: int = 1) -> Coded:
+def code(
+    codec: Codec,
+    frames: Sequence[Array],
+    quality: float,
+    *,
+    scale: float = 1.0,
+    hold: int = 1,
+    planes: Sequence[av.VideoFrame] | None = None,
+) -> Coded:
     """Encode and decode uint8 RGB frames (H, W, 3) at 25 fps.
 
     scale: code a smaller picture (Lanczos down and up again). hold: code every hold-th frame and show it hold times.
+    planes: what :func:`planes` gives for the same frames, scale and hold, where several encodes share it.
     """
     height, width = frames[0].shape[:2]
     size = coded_size((width, height), scale)
     options = codec.exact(quality)
-    kept = frames[::hold]
+    pictures = iter(planes) if planes is not None else (_planes(frame, size) for frame in frames[::hold])
     route = _encode_binary if codec.binary else _encode_pyav
-    packets, encode_ms, delay = route(codec, kept, size, options, Fraction(FPS, hold))
+    packets, encode_ms, delay = route(codec, pictures, size, options, Fraction(FPS, hold))
     shown, decode_ms = decode(codec, packets, (width, height), count=len(frames), hold=hold)
     return Coded(
         codec=codec.name,
@@ -182,6 +193,12 @@ def code(codec: Codec, frames: Sequence[Array], quality: float, *, scale: float 
         encode_ms=encode_ms,
         decode_ms=decode_ms,
     )
+
+
+def planes(frames: Sequence[Array], *, scale: float = 1.0, hold: int = 1) -> list[av.VideoFrame]:
+    """The pictures that an encoder gets for uint8 RGB frames (H, W, 3): see :func:`code`."""
+    height, width = frames[0].shape[:2]
+    return [_planes(frame, coded_size((width, height), scale)) for frame in frames[::hold]]
 
 
 def coded_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -231,7 +248,7 @@ def _planes(frame: Array, size: tuple[int, ...]) -> av.VideoFrame:
 
 
 def _encode_pyav(
-    codec: Codec, frames: Sequence[Array], size: tuple[int, ...], options: Mapping[str, str], fps: Fraction
+    codec: Codec, pictures: Iterator[av.VideoFrame], size: tuple[int, ...], options: Mapping[str, str], fps: Fraction
 ) -> tuple[list[bytes], tuple[float, ...], int | None]:
     context: Any = av.CodecContext.create(codec.encoder, "w")
     context.width, context.height, context.pix_fmt = *size, "yuv420p"
@@ -243,24 +260,25 @@ def _encode_pyav(
     packets: list[bytes] = []
     spent: list[float] = []
     delay: int | None = None
-    for index, frame in enumerate([*frames, None]):
+    for index in itertools.count():
         start = time.perf_counter()
-        planes = None
-        if frame is not None:
-            planes = _planes(frame, size)
-            planes.pts, planes.time_base = index, 1 / fps
-        made = [bytes(packet) for packet in context.encode(planes)]
+        picture = next(pictures, None)
+        if picture is not None:
+            picture.pts, picture.time_base = index, 1 / fps
+        made = [bytes(packet) for packet in context.encode(picture)]
         spent.append((time.perf_counter() - start) * 1000)
         if made and not packets:
-            delay = index if index < len(frames) else None
+            delay = index if picture is not None else None
         packets += made
+        if picture is None:
+            break
     return packets, tuple(spent), delay
 
 
 def _encode_binary(
-    codec: Codec, frames: Sequence[Array], size: tuple[int, ...], options: Mapping[str, str], fps: Fraction
+    codec: Codec, pictures: Iterator[av.VideoFrame], size: tuple[int, ...], options: Mapping[str, str], fps: Fraction
 ) -> tuple[list[bytes], tuple[float, ...], int | None]:
-    raw = b"".join(_planes(frame, size).to_ndarray().tobytes() for frame in frames)
+    raw = [picture.to_ndarray().tobytes() for picture in pictures]
     suffix = "vvc" if codec.encoder == "libvvenc" else "ivf"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, f"coded.{suffix}")
@@ -273,13 +291,13 @@ def _encode_binary(
         for number in range(1, codec.passes + 1):
             twice = ["-pass", str(number), "-passlogfile", str(Path(folder, "log"))] if codec.passes > 1 else []
             target = ["-f", "null", "-"] if number < codec.passes else [str(out)]
-            run = subprocess.run([*command, *twice, *target], input=raw, capture_output=True, check=False)
+            run = subprocess.run([*command, *twice, *target], input=b"".join(raw), capture_output=True, check=False)
             if run.returncode:
                 raise RuntimeError(f"ffmpeg could not run {codec.name}: {run.stderr.decode(errors='replace').strip()}")
-        each = (time.perf_counter() - start) * 1000 / len(frames)
+        each = (time.perf_counter() - start) * 1000 / len(raw)
         with av.open(str(out)) as container:
             packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
-    return packets, (each,) * len(frames), 0 if options.get("lag-in-frames") == "0" else None
+    return packets, (each,) * len(raw), 0 if options.get("lag-in-frames") == "0" else None
 
 
 def _decode(codec: Codec, packets: Sequence[bytes], size: tuple[int, int]) -> tuple[list[Array], tuple[float, ...]]:
@@ -301,6 +319,31 @@ def _library(codec: Codec, packets: Sequence[bytes]) -> str:
     told = re.search(rb"x264 - core \d+(?: r\d+)?|x265 \(build \d+\) - [\w.+-]+", packets[0])
     own = told.group().decode() if told else codec.encoder
     return f"{own}, {codec.library}"
+
+
+# One black picture through an encoder of PyAV, everything it says on stderr.
+TELL = """
+import logging, sys, av, av.logging
+from fractions import Fraction
+logging.basicConfig(level=logging.NOTSET)
+av.logging.set_level(av.logging.VERBOSE)
+context = av.CodecContext.create(sys.argv[1], "w")
+context.width, context.height, context.pix_fmt, context.time_base = 64, 64, "yuv420p", Fraction(1, 25)
+context.encode(av.VideoFrame(64, 64, "yuv420p"))
+"""
+TOLD = re.compile(r"(?:Encoder Lib v|encoder version |vvenc version: |\[lib(?:aom-av1|vpx-vp9) [^]]*\] v)(\d[\w.+-]*)")
+
+
+def version(codec: Codec) -> str:
+    """Encoder and version, as it tells when it starts in a process of its own; the name alone where it does not."""
+    source = ["-f", "lavfi", "-i", "color=black:s=64x64:d=0.04:r=25", "-pix_fmt", "yuv420p"]
+    command = [ffmpeg(), "-hide_banner", "-v", "verbose", *source, "-c:v", codec.encoder, "-f", "null", "-"]
+    if not codec.binary:
+        command = [sys.executable, "-c", TELL, codec.encoder]
+    environment = {**os.environ, "SVT_LOG": "3"}
+    run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
+    told = TOLD.search(run.stderr)
+    return f"{codec.encoder} {told.group(1)}" if told else codec.encoder
 
 
 @cache

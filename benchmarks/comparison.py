@@ -96,10 +96,11 @@ def compare(points: Points, metric: str, *, test: str, anchor: str) -> dict[str,
     logs: dict[str, float] = {}
     bd: list[float] = []
     overlaps: list[float] = []
-    low = high = exact = 0
+    low = high = exact = missing = 0
     for clip in clips_of(points, test, metric):
         a, b = (curve(points, clip, codec, metric) for codec in (anchor, test))
         if not a:
+            missing += 1
             continue
         of_clip = []
         for point in curves.front(b):
@@ -115,7 +116,8 @@ def compare(points: Points, metric: str, *, test: str, anchor: str) -> dict[str,
         if difference is not None:
             bd.append(float(np.log1p(difference.percent / 100)))
             overlaps.append(difference.overlap)
-    counts = {"points": exact + low, "anchor_cannot_go_so_low": int(low), "anchor_never_gets_there": int(high)}
+    counts = {"points": exact + low, "anchor_cannot_go_so_low": int(low), "anchor_never_gets_there": int(high),
+              "clips_not_measured": missing}  # fmt: skip
     return {
         "metric": metric,
         "test": test,
@@ -130,21 +132,65 @@ def compare(points: Points, metric: str, *, test: str, anchor: str) -> dict[str,
 def headline(targets: Points, needed: Mapping[tuple[str, str], curves.RateAt], metric: str) -> dict[str, Any]:
     """One point of ours a clip against the rate the anchor needs for its score.
 
-    needed: by (clip hash, metric), found by bisection. The same stand-ins as in :func:`compare`.
+    needed: by (clip hash, metric), found by bisection; a clip that is not in it counts under ``not_measured``. The same
+    stand-ins as in :func:`compare`. per_clip_bounds: clips whose ratio is a bound and no figure: ">=" where the
+    anchor's cheapest stream already scores higher, "<" where even its dearest does not get there (such a clip is not in
+    the mean, and ``per_clip`` has our rate over that of the dearest).
     """
     logs: dict[str, float] = {}
-    low = high = 0
+    beyond: dict[str, float] = {}
+    low = missing = 0
+    bounds: dict[str, str] = {}
     for point in targets:
         rate = needed.get((point["sha256"], metric))
         if rate is None:
+            missing += 1
             continue
         low += rate.bound == "<="
-        high += rate.bound == ">"
-        if rate.bound != ">":
-            logs[point["sha256"]] = float(np.log(point["kbps"] / rate.rate))
+        if rate.bound:
+            bounds[point["sha256"]] = {"<=": ">=", ">": "<"}[rate.bound]
+        (beyond if rate.bound == ">" else logs)[point["sha256"]] = float(np.log(point["kbps"] / rate.rate))
+    counts = {"anchor_cannot_go_so_low": int(low), "anchor_never_gets_there": len(beyond), "not_measured": missing}
+    found = ratio(logs, counts)
+    found["per_clip"].update({name: float(np.exp(value)) for name, value in beyond.items()})
+    return {"metric": metric, **found, "per_clip_bounds": bounds}
+
+
+def equal_rate(points: Points, codec: str, *, test: str, target: float) -> dict[str, Any]:
+    """What ``codec`` shows for the very bits that ``test`` spends at ``target`` kbit/s, clip by clip, metric by metric.
+
+    Qualities are read off the front of the codec's points; where its cheapest stream costs more than ours it stands in
+    all the same (``dearer`` counts those clips), and where its dearest costs less (``cheaper``) the figure could be
+    better than the one here. better: clips where it beats ours; figures: [its mean, ours] over the clips of both.
+    """
+    figures: dict[str, list[float]] = {}
+    better: dict[str, int] = {}
+    dearer: set[str] = set()
+    cheaper: set[str] = set()
+    shared = set(clips_of(points, codec))
+    targets = [point for point in at_target(points, test, target) if point["sha256"] in shared]
+    for metric, measure in METRICS.items():
+        pairs = []
+        for point in targets:
+            own = curve(points, point["sha256"], codec, metric)
+            if not own or metric not in point:
+                continue
+            found = curves.quality_at(own, point["kbps"])
+            if found.bound:
+                (dearer if found.bound == ">=" else cheaper).add(point["sha256"])
+            pairs.append((measure.sign * found.quality, float(point[metric])))
+        if pairs:
+            figures[metric] = [float(value) for value in np.mean(pairs, axis=0)]
+            better[metric] = sum(measure.sign * (theirs - ours) > ROUNDING for theirs, ours in pairs)
     return {
-        "metric": metric,
-        **ratio(logs, {"anchor_cannot_go_so_low": int(low), "anchor_never_gets_there": int(high)}),
+        "codec": codec,
+        "target": target,
+        "kbps": float(np.mean([point["kbps"] for point in targets])) if targets else None,
+        "clips": len(targets),
+        "dearer": len(dearer),
+        "cheaper": len(cheaper),
+        "figures": figures,
+        "better": better,
     }
 
 
@@ -173,11 +219,18 @@ def nearest(points: Points, codec: str, clip: str, rate: float) -> Mapping[str, 
     return min(own, key=lambda p: p["kbps"], default=None)
 
 
-def at_target(points: Points, codec: str, target: float) -> list[Mapping[str, Any]]:
-    """A codec's point on each clip: of its target where it has one (ours), else the one nearest in rate."""
+def at_target(points: Points, codec: str, target: float, metric: str | None = None) -> list[Mapping[str, Any]]:
+    """A codec's point on each clip: of its target where it has one (ours), else the one nearest in rate.
+
+    metric: of the points without a target only those on the front of this metric; no sender would choose another.
+    """
     result = []
     for clip in clips_of(points, codec):
-        own = [p for p in points if p["codec"] == codec and p["sha256"] == clip]
+        own = [p for p in points if p["sha256"] == clip and p["codec"] == codec]
+        if metric is not None and "target_kbps" not in own[0]["setting"]:
+            best = curves.front(curve(points, clip, codec, metric))
+            quality = METRICS[metric].quality
+            own = [p for p in own if metric in p and curves.Point(p["kbps"], quality(p, metric)) in best] or own
         result.append(min(own, key=lambda p: abs(np.log(p["setting"].get("target_kbps", p["kbps"]) / target))))
     return result
 

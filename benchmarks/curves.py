@@ -31,6 +31,15 @@ class RateAt:
 
 
 @dataclass(frozen=True)
+class QualityAt:
+    """Quality a curve gives for a rate. bound: "" exact, ">=" only a higher rate was measured (and its quality stands
+    here), "<=" only a lower one."""
+
+    quality: float
+    bound: str = ""
+
+
+@dataclass(frozen=True)
 class Bjontegaard:
     """Mean rate difference at equal quality, percent (-50 means half the bits), over the qualities both curves reach.
 
@@ -61,6 +70,18 @@ def rate_at(points: Sequence[Point], quality: float) -> RateAt:
         return RateAt(curve[-1].rate, ">")
     rate = np.interp(quality, [p.quality for p in curve], [np.log(p.rate) for p in curve])
     return RateAt(float(np.exp(rate)))
+
+
+def quality_at(points: Sequence[Point], rate: float) -> QualityAt:
+    """:func:`rate_at` read the other way, on the same lines."""
+    curve = front(points)
+    if rate < curve[0].rate:
+        return QualityAt(curve[0].quality, ">=")
+    if rate > curve[-1].rate:
+        dearest = max(point.rate for point in points)  # more bits than the front's end bought nothing better
+        return QualityAt(curve[-1].quality, "<=" if rate > dearest else "")
+    quality = np.interp(np.log(rate), [np.log(p.rate) for p in curve], [p.quality for p in curve])
+    return QualityAt(float(quality))
 
 
 def bjontegaard(anchor: Sequence[Point], test: Sequence[Point]) -> Bjontegaard | None:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.clips import FPS
+from benchmarks.clips import FPS, luma, write_raw
 from benchmarks.codecs import ffmpeg
-from neuralcodec.quality import LUMA, ms_ssim, psnr
+from neuralcodec.quality import ms_ssim, psnr
 
 Array = NDArray[Any]
 
@@ -30,20 +30,22 @@ def mean_ms_ssim(before: Sequence[Array], after: Sequence[Array]) -> float:
     return float(np.mean([ms_ssim(a, b) for a, b in zip(before, after, strict=True)]))
 
 
-def vmaf(before: Sequence[Array], after: Sequence[Array], *, every: int = 1) -> float:
-    """Mean VMAF of every ``every``-th frame (motion is taken from all).
+def vmaf(before: Sequence[Array], after: Sequence[Array], *, every: int = 1, raw: Path | None = None) -> float:
+    """Mean VMAF of every ``every``-th frame (motion is taken from all). raw: a file that holds ``before`` as rgb24.
 
     Model v0.6.1, made for 1080p at three heights: at 256x256 read it as a ranking.
     """
     height, width = before[0].shape[:2]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "vmaf.json")
+        if raw is None:
+            raw = Path(folder, "before.rgb")
+            write_raw(raw, before)
+        write_raw(Path(folder, "after.rgb"), after)
         inputs: list[str] = []
-        for name, frames in (("after", after), ("before", before)):  # the filter takes the distorted one first
-            path = Path(folder, f"{name}.rgb")
-            path.write_bytes(b"".join(np.ascontiguousarray(frame).tobytes() for frame in frames))
+        for path in ("after.rgb", str(raw)):  # the filter takes the distorted one first
             inputs += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
-            inputs += ["-framerate", str(FPS), "-i", str(path)]
+            inputs += ["-framerate", str(FPS), "-i", path]
         graph = (
             "[0]format=yuv420p[a];[1]format=yuv420p[b];[a][b]libvmaf=log_fmt=json:n_threads=1:log_path=vmaf.json"
             f":n_subsample={every}"
@@ -69,28 +71,26 @@ def has_vmaf() -> bool:
     return " libvmaf " in filters.stdout
 
 
-def temporal(before: Sequence[Array], after: Sequence[Array]) -> dict[str, float]:
+def temporal(
+    before: Sequence[Array], after: Sequence[Array], *, luma_before: Sequence[Array] | None = None
+) -> dict[str, float]:
     """How a clip trembles, from second differences in time of luma: x[t-1] - 2 x[t] + x[t+1] is 0 for what stands still
     or changes evenly, and large for flicker, swimming and stutter.
 
     jitter: its root mean square in ``after`` over that in ``before``; 1 trembles as the camera did, under 1 less (a
     frozen picture: 0). temporal_error: root mean square of the difference of the two, in steps of 8-bit luma; 0 when
-    every frame moved as the original did.
+    every frame moved as the original did. luma_before: :func:`luma` of every frame of ``before``, if it is there.
     """
     sums = np.zeros(3)
     window: list[tuple[Array, Array]] = []
-    for a, b in zip(before, after, strict=True):
-        window = [*window[-2:], (_luma(a), _luma(b))]
+    for a, b in zip(luma_before or map(luma, before), map(luma, after), strict=True):
+        window = [*window[-2:], (a, b)]
         if len(window) == 3:
             x, y = (window[0][i] - 2 * window[1][i] + window[2][i] for i in (0, 1))
-            sums += [np.mean(np.square(plane)) for plane in (x, y, y - x)]
+            sums += [np.vdot(plane, plane) / plane.size for plane in (x, y, y - x)]
     count = max(len(before) - 2, 1)
     own, ours, apart = np.sqrt(sums / count)
     return {"jitter": float(ours / own) if own else float(ours > 0), "temporal_error": float(apart)}
-
-
-def _luma(frame: Array) -> Array:
-    return np.asarray(frame @ LUMA)
 
 
 def picture(before: Sequence[Array], after: Sequence[Array], *, every: int = 1) -> dict[str, float]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import comparison, report
+from benchmarks import comparison, report, resources
+from benchmarks.clips import FPS
 from benchmarks.comparison import METRICS
 
 Result = Mapping[str, Any]
@@ -33,15 +34,35 @@ def sentence(result: Result) -> str:
         if line["ratio"] is not None
     ]
     never = [line for line in result["headline"] if line["ratio"] is None]
-    parts += [f"no clip where it comes down to our {METRICS[line['metric']].label}" for line in never]
+    parts += [f"no clip where it reaches our {METRICS[line['metric']].label}" for line in never]
     start = f"Bits of {result['test']} at {result['target']:g} kbit/s / bits that {result['anchor']} needs"
     return f"{start}: {'; '.join(parts)}." if parts else "Nothing to compare yet."
+
+
+def rivals(result: Result) -> str:
+    """The best of the other codecs for the very same bits, metric by metric; empty when none was measured."""
+    at_target = [line for line in result["equal_rate"] if line["target"] == result["target"]]
+    parts = []
+    for metric in comparison.HEADLINE:
+        sign, digits = METRICS[metric].sign, METRICS[metric].digits
+        rows = [line for line in at_target if metric in line["figures"]]
+        rows = [line for line in rows if line["clips"] == max(row["clips"] for row in rows)]
+        if not rows:
+            continue
+        best = max(rows, key=lambda line: sign * line["figures"][metric][0])
+        theirs, ours = best["figures"][metric]
+        than = "better" if sign * (theirs - ours) > 0 else "worse"
+        parts.append(
+            f"{METRICS[metric].label} {theirs:.{digits}f} ({best['codec']}), {than} than ours, {ours:.{digits}f}"
+        )
+    start = f"The best that any other codec shows for the same bits as ours at {result['target']:g} kbit/s"
+    return f"{start}: {'; '.join(parts)}." if parts else ""
 
 
 def to_markdown(result: Result) -> str:
     used, planned = result["measurements"]["used"], result["measurements"]["planned"]
     frames = sum(clip["frames"] for clip in result["clips"].values())
-    lines = ["# Rate and distortion", "", f"**{sentence(result)}**", ""]
+    lines = ["# Rate and distortion", "", f"**{sentence(result)}**", "", rivals(result), ""]
     lines += [f"{len(result['clips'])} clips, {frames} frames, taken as 25 a second; {used} of {planned} measurements."]
     lines += [*result["left_out"], ""]
     for title, (head, rows), note in tables(result):
@@ -66,14 +87,20 @@ def tables(result: Result) -> list[tuple[str, Table, str]]:
             _headline(result),
             "our bits / theirs: geometric mean over clips, in brackets its 95 % interval. Where their cheapest stream"
             " already scores higher, at any picture size or frame rate we try, its rate stands in; clips where they"
-            " never come to our score are left out.",
+            " never come to our score, or that were not measured, are counted and left out of the mean.",
         ),
         (
             "Against each codec, over all of our points",
             _against(result),
             "BD-rate only over the scores that both curves reach; the share of the narrower one in brackets.",
         ),
-        ("What each rate buys", _rates(result), "Means over clips, at the point nearest to each rate."),
+        (
+            "What the same bits buy",
+            _equal_rate(result),
+            f"On each clip the others get the rate that {result['test']} took for its target, read off the front of"
+            " their own points for each score; means over clips. Where their cheapest stream costs more, its score"
+            " stands in and the clip is counted; where their dearest costs less they could do better than told.",
+        ),
         (
             f"What is counted: the point nearest to {result['target']:g} kbit/s, kbit/s",
             _counted(result),
@@ -81,7 +108,14 @@ def tables(result: Result) -> list[tuple[str, Table, str]]:
             " a frame, or whatever falls into 200 ms in one packet.",
         ),
         (f"Clip by clip, worst first, at {result['target']:g} kbit/s", _clips(result), ""),
-        ("What it costs", _costs(result), "On one core, no GPU; the delay that is structure, not speed."),
+        (
+            "What it costs",
+            _costs(result),
+            f"{resources.FRAMES} frames of the first clip at full size on one core, in a process of its own. Processor:"
+            " encoder and decoder, conversion of colours included. Memory: what coding adds, ours with its networks; an"
+            " encoder in a program of its own with all of that program. Latency: frames held back, at 25 a second, plus"
+            " coding and decoding one.",
+        ),
         ("How the codecs were run", _settings(result), ""),
     ]
 
@@ -91,8 +125,11 @@ def _headline(result: Result) -> Table:
     for line in result["headline"]:
         value = "n/a" if line["ratio"] is None else f"{line['ratio']:.2f}{_band(line['band'])}"
         rows.append((METRICS[line["metric"]].label, value, f"{line['clips_lost']} of {line['clips']}",
-                     str(line["anchor_cannot_go_so_low"]), str(line["anchor_never_gets_there"])))  # fmt: skip
-    return ("at equal", "our bits / theirs", "clips lost", "they cannot go so low", "they never get there"), rows
+                     str(line["anchor_cannot_go_so_low"]), str(line["anchor_never_gets_there"]),
+                     str(line["not_measured"])))  # fmt: skip
+    return (
+        "at equal", "our bits / theirs", "clips lost", "they cannot go so low", "they never get there", "not measured",
+    ), rows  # fmt: skip
 
 
 def _against(result: Result) -> Table:
@@ -109,16 +146,25 @@ def _against(result: Result) -> Table:
     ), rows  # fmt: skip
 
 
-def _rates(result: Result) -> Table:
+def _equal_rate(result: Result) -> Table:
     rows: list[tuple[str, ...]] = []
-    for codec in _codecs(result):
-        for target in sorted({result["target"] / 2, result["target"], result["target"] * 2}):
-            chosen = comparison.at_target(result["points"], codec, target)
-            found = comparison.means(chosen, ["kbps", *METRICS])
-            row = [METRICS[m].digits for m in METRICS]
-            cells = [f"{found[m]:.{d}f}" if m in found else "" for m, d in zip(METRICS, row, strict=True)]
-            rows.append((codec, f"{target:g}", f"{found['kbps']:.1f}", *cells))
-    return ("codec", "wanted", "kbit/s", *(metric.label for metric in METRICS.values())), rows
+    for target in sorted({line["target"] for line in result["equal_rate"]}):
+        own = comparison.at_target(result["points"], result["test"], target)
+        found = comparison.means(own, ["kbps", *METRICS])
+        rows.append((f"{target:g}", result["test"], f"{found['kbps']:.1f}", str(len(own)), "", "", *_figures(found)))
+        for line in result["equal_rate"]:
+            if line["target"] == target and line["clips"]:
+                means = {metric: theirs for metric, (theirs, _) in line["figures"].items()}
+                rows.append((f"{target:g}", line["codec"], f"{line['kbps']:.1f}", str(line["clips"]),
+                             str(line["dearer"]), str(line["cheaper"]), *_figures(means)))  # fmt: skip
+    return (
+        "wanted, kbit/s", "codec", "kbit/s", "clips", "clips: cheapest costs more", "clips: dearest costs less",
+        *(metric.label for metric in METRICS.values()),
+    ), rows  # fmt: skip
+
+
+def _figures(found: Mapping[str, float]) -> list[str]:
+    return [f"{found[m]:.{metric.digits}f}" if m in found else "" for m, metric in METRICS.items()]
 
 
 def _counted(result: Result) -> Table:
@@ -132,14 +178,14 @@ def _counted(result: Result) -> Table:
 
 
 def _clips(result: Result) -> Table:
-    lines = {line["metric"]: line["per_clip"] for line in result["headline"]}
+    lines = {line["metric"]: line for line in result["headline"]}
     points = {p["sha256"]: p for p in comparison.at_target(result["points"], result["test"], result["target"])}
     shown = [m for m in METRICS if any(m in p for p in points.values())]
     rows: list[tuple[str, ...]] = []
     for sha in worst_first(result):
         p = points[sha]
-        ratios = [f"{line[sha]:.2f}" if sha in line else "n/a" for line in lines.values()]
         figures = [f"{p[m]:.{METRICS[m].digits}f}" if m in p else "" for m in shown]
+        ratios = [_bounded(line, sha) for line in lines.values()]
         rows.append((p["clip"], str(p["frames"]), f"{p['kbps']:.1f}", *ratios, *figures))
     return (
         "clip", "frames", "kbit/s", *(f"bits at equal {METRICS[m].label}" for m in lines),
@@ -147,25 +193,40 @@ def _clips(result: Result) -> Table:
     ), rows  # fmt: skip
 
 
+def _bounded(line: Mapping[str, Any], sha: str) -> str:
+    """A clip's ratio, with "at least" or "less than" where it is a bound."""
+    if sha not in line["per_clip"]:
+        return "not measured"
+    words = {">=": "at least ", "<": "less than "}.get(line["per_clip_bounds"].get(sha, ""), "")
+    return f"{words}{line['per_clip'][sha]:.2f}"
+
+
 def _costs(result: Result) -> Table:
     rows: list[tuple[str, ...]] = []
     for r in result["resources"]:
-        memory = "n/a" if r["peak_mb"] is None else f"{r['peak_mb']:.0f}"
-        delay = "whole clip" if r["delay_frames"] is None else str(r["delay_frames"])
+        whole = r["delay_frames"] is None
+        latency = "whole clip" if whole else f"{r['delay_frames'] * 1000 / FPS + r['encode_ms'] + r['decode_ms']:.0f}"
         rows.append((r["codec"] + " (machine busy)" * r["busy"], f"{r['encode_ms']:.1f}", f"{r['decode_ms']:.1f}",
-                     f"{r['cpu_ms']:.1f}", memory, delay, "yes" if r["needs_gpu"] else "no"))  # fmt: skip
-    return ("codec", "encode, ms a frame", "decode, ms a frame", "processor, ms a frame", "memory, MB", "delay, frames",
-            "needs a GPU"), rows  # fmt: skip
+                     f"{r['cpu_ms']:.1f}", f"{r['cpu_ms'] * FPS / 1000:.2f}", f"{r['peak_mb']:.0f}",
+                     "whole clip" if whole else str(r["delay_frames"]), latency,
+                     "yes" if r["needs_gpu"] else "no"))  # fmt: skip
+    return (
+        "codec", "encode, ms a frame", "decode, ms a frame", "processor, ms a frame", "processor, s a second of film",
+        "memory, MB", "frames held back", "latency, ms", "needs a GPU",
+    ), rows  # fmt: skip
 
 
 def _settings(result: Result) -> Table:
     rows: list[tuple[str, ...]] = []
     for codec in _codecs(result):
-        point = next(p for p in result["points"] if p["codec"] == codec)
-        options = " ".join(f"{k}={v}" for k, v in point["setting"].items() if not isinstance(v, Mapping))
-        count = len({p["name"] for p in result["points"] if p["codec"] == codec})
-        rows.append((codec, str(count), options, point["library"]))
-    return ("codec", "settings", "first of them", "library"), rows
+        own = [p for p in result["points"] if p["codec"] == codec]
+        names = list(dict.fromkeys(p["name"] for p in own))
+        options = " ".join(
+            f"{k}={v}" for k, v in own[0]["setting"].items() if not isinstance(v, Mapping) and k != "references"
+        )
+        version = result["encoders"].get(codec, "")
+        rows.append((codec, ", ".join(names), options, "; ".join(filter(None, (version, own[0]["library"])))))
+    return ("codec", "settings (q: quality; scale; fps/2: every other frame)", "options of the first", "library"), rows
 
 
 def worst_first(result: Result) -> list[str]:
@@ -228,7 +289,7 @@ def plot(points: comparison.Points, metric: str) -> bytes:
 def to_html(result: Result, stills: Sequence[tuple[str, bytes]], film: bytes) -> str:
     """The whole page in one file. stills: (caption, PNG), worst clip first. film: MP4, may be empty."""
     body = [f"<h1>Rate and distortion</h1><p class=head>{html.escape(sentence(result))}</p>"]
-    body += [f"<p>{html.escape(reason)}</p>" for reason in result["left_out"]]
+    body += [f"<p>{html.escape(text)}</p>" for text in (rivals(result), *result["left_out"]) if text]
     described = tables(result)
     body += [_section(*described[0])]
     body += ["<h2>Curves</h2>"]

@@ -75,10 +75,10 @@ GROUPS = {
         Group(
             "vmaf",
             "1",
-            lambda c, f, n: {"vmaf": metrics.vmaf(c.frames, f, every=n)},
+            lambda c, f, n: {"vmaf": metrics.vmaf(c.frames, f, every=n, raw=Path(c.raw.name))},
             lambda: "" if metrics.has_vmaf() else "VMAF needs an ffmpeg program: pip install 'neuralcodec[bench]'.",
         ),
-        Group("temporal", "1", lambda c, f, n: metrics.temporal(c.frames, f), lambda: ""),
+        Group("temporal", "1", lambda c, f, n: metrics.temporal(c.frames, f, luma_before=c.luma), lambda: ""),
         Group("landmarks", "1", lambda c, f, n: faces.landmark_figures(c, f, every=n), faces.unavailable),
         Group("identity", "1", lambda c, f, n: faces.identity_figures(c, f, every=n), faces.unavailable),
         Group("perceptual", "1", lambda c, f, n: perceptual.figures(c, f), perceptual.unavailable),
@@ -116,7 +116,10 @@ class Baseline:
     def code(self, cache: Cache, entry: Entry) -> list[Any]:
         clip = self.footage.read()
         cpu = cpu_seconds()
-        coded = codecs.code(codecs.CODECS[self.codec], clip.frames, self.quality, scale=self.scale, hold=self.hold)
+        coded = codecs.code(
+            codecs.CODECS[self.codec], clip.frames, self.quality, scale=self.scale, hold=self.hold,
+            planes=_planes(self.footage, self.scale, self.hold),
+        )  # fmt: skip
         cpu = cpu_seconds() - cpu
         sent: list[list[int]] = [[] for _ in clip.frames]
         for index, size in enumerate(coded.sizes):
@@ -279,6 +282,11 @@ def _clip_key(footage: Footage) -> dict[str, Any]:
 def _facts(footage: Footage) -> Facts:
     clip = footage.read()
     return Facts(clip.name, clip.sha256, len(clip.frames), clip.size)
+
+
+@lru_cache(maxsize=4)
+def _planes(footage: Footage, scale: float, hold: int) -> list[Any]:
+    return codecs.planes(footage.read().frames, scale=scale, hold=hold)
 
 
 @lru_cache(maxsize=2)

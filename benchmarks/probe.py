@@ -27,9 +27,9 @@ def memory(file: Path, pack: Path) -> str:
     return f"{peak_mb():.1f}"
 
 
-def peak_mb() -> float:
-    """Peak resident memory of this process. Not ru_maxrss where it can be helped: that keeps the parent's peak."""
-    status = Path("/proc/self/status")
+def peak_mb(process: str = "self") -> float:
+    """Peak resident memory of a process. Not ru_maxrss where it can be helped: that keeps the parent's peak."""
+    status = Path(f"/proc/{process}/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024

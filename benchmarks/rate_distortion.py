@@ -9,9 +9,12 @@ what has changed, and after a change of the codec or its pack ``--only ours`` me
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ OUR_TARGETS = (TARGET, 2.0, 8.0)  # in the order they are measured
 ANCHOR = "x264-call"
 OURS = "neuralcodec"
 SHOWN = ("svt-av1-best",)  # beside ours and the anchor in stills and film
+REACH = 1.25  # times our highest rate: how far every codec's curve goes on every clip
+FINER_TRIES = 3
 QUICK_CODECS = (ANCHOR, "svt-av1-call")
 QUICK_FRAMES, QUICK_CLIPS = 50, 6
 SLOW = ("identity", "perceptual")  # groups of figures for ours, the anchor and SHOWN only
@@ -45,13 +50,33 @@ def plan(options: argparse.Namespace, groups: Sequence[str]) -> list[running.Job
         settings = [
             Baseline(clip, name, quality, scale, hold)
             for clip in footage
-            for scale, hold, steps in codec.variants
-            for quality in codec.ladder[:steps]
+            for scale, hold, qualities in codec.variants
+            for quality in qualities
         ]
         jobs += [(setting, usual) for setting in settings]
         if name in (ANCHOR, *SHOWN):
             jobs += [(setting, tuple(groups)) for setting in settings]
     return jobs
+
+
+def finer(jobs: Sequence[running.Job], cache: Cache, reach: float) -> list[running.Job]:
+    """One finer setting wherever the dearest of a codec on a clip stays under ``reach`` kbit/s: ladders are made for
+    all clips, and on a calm head they would end before our own rates do."""
+    groups: dict[Baseline, tuple[str, ...]] = {}
+    for setting, chosen in jobs:
+        if isinstance(setting, Baseline):
+            groups[setting] = tuple(dict.fromkeys((*groups.get(setting, ()), *chosen)))
+    rates: dict[tuple[str, Footage], dict[Baseline, float]] = {}
+    for setting in groups:
+        kilobits = cache.load(setting.what()).coded.get("bytes", math.inf) * 8 / 1000  # not yet coded: as if dear
+        rate = kilobits * clips.FPS / setting.footage.facts.frames
+        rates.setdefault((setting.codec, setting.footage), {})[setting] = rate
+    added: list[running.Job] = []
+    for found in rates.values():
+        dearest = max(found, key=lambda setting: found[setting])
+        if found[dearest] < reach:
+            added.append((replace(dearest, quality=dearest.quality - codecs.FINER), groups[dearest]))
+    return added
 
 
 def whole_curves(measured: Sequence[dict[str, Any]], planned: Sequence[points.Setting]) -> list[dict[str, Any]]:
@@ -78,12 +103,14 @@ def headlines(
     measured: Sequence[Mapping[str, Any]], footage: Mapping[str, Footage], options: argparse.Namespace, cache: Cache
 ) -> list[dict[str, Any]]:
     """Ours at the target against the anchor's rate for our score, metric by metric."""
-    targets = comparison.at_target(measured, options.test, TARGET)
+    targets = {
+        metric: [p for p in comparison.at_target(measured, options.test, TARGET, metric) if metric in p]
+        for metric in comparison.HEADLINE
+    }
     wanted = [
         (point["sha256"], metric, comparison.METRICS[metric].quality(point, metric))
-        for point in targets
-        for metric in comparison.HEADLINE
-        if metric in point
+        for metric, chosen in targets.items()
+        for point in chosen
     ]
     if options.no_bisection:
         found = [_interpolated(measured, clip, metric, score) for clip, metric, score in wanted]
@@ -91,7 +118,7 @@ def headlines(
         jobs = [(footage[clip], cache, ANCHOR, metric, score) for clip, metric, score in wanted]
         found = running.each(search, jobs, options.jobs, "bisection")
     needed = {(clip, metric): rate for (clip, metric, _), rate in zip(wanted, found, strict=True) if rate is not None}
-    lines = [comparison.headline(targets, needed, metric) for metric in comparison.HEADLINE]
+    lines = [comparison.headline(chosen, needed, metric) for metric, chosen in targets.items()]
     return [line for line in lines if line["clips"] or line["anchor_never_gets_there"]]
 
 
@@ -115,6 +142,12 @@ def summarise(
         "anchor": ANCHOR,
         "clips": {p["sha256"]: {"name": p["clip"], "frames": p["frames"]} for p in measured},
         "headline": list(lines),
+        "equal_rate": [
+            comparison.equal_rate(measured, codec, test=test, target=target)
+            for target in sorted(options.kbps)
+            for codec in names
+            if codec != test and test in names
+        ],
         "comparisons": [
             comparison.compare(measured, metric, test=test, anchor=anchor)
             for metric in metrics
@@ -162,7 +195,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     jobs = plan(options, groups)
     ours = [job for job in jobs if isinstance(job[0], Ours)]
+    start = time.monotonic()
     missing = running.run(ours if options.only == "ours" else jobs, cache, options.jobs, minutes=options.minutes)
+    for _ in range(FINER_TRIES):
+        more = finer(jobs, cache, REACH * max(options.kbps))
+        jobs += more
+        if options.only != "ours":
+            left = options.minutes and max(0.0, options.minutes - (time.monotonic() - start) / 60)
+            missing += running.run(more, cache, options.jobs, minutes=left)
     wanted_groups = {setting: chosen for setting, chosen in jobs}  # the last, and fullest, of a setting
     measured = whole_curves(running.collect(list(wanted_groups.items()), cache), list(wanted_groups))
     if not any(p["codec"] == options.test for p in measured) or not any(p["codec"] == ANCHOR for p in measured):
@@ -174,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **summarise(measured, lines, options),
         "left_out": left_out,
         "measurements": {"planned": len(wanted_groups), "used": len(measured)},
+        "encoders": {name: codecs.version(codecs.CODECS[name]) for name in options.codecs},
         "resources": resources.of(options.codecs, jobs, cache),
     }
     report.save(options.out / "rate_distortion.json", result, lines=("points",))

@@ -28,9 +28,12 @@ from benchmarks import (
     comparison,
     curves,
     metrics,
+    page,
     points,
     rate_distortion,
     report,
+    resources,
+    running,
     validation,
 )
 from benchmarks.cache import Cache
@@ -70,6 +73,15 @@ def test_curves_that_do_not_overlap_give_no_figure() -> None:
 
 def test_front_drops_points_that_cost_more_and_show_less() -> None:
     assert curves.front([Point(9, 30.0), *CURVE, Point(4, 27.0)]) == CURVE
+
+
+def test_quality_at_equal_rate_is_the_same_line_read_the_other_way() -> None:
+    for quality in (28.5, 31.0, 34.2):
+        rate = curves.rate_at(CURVE, quality).rate
+        assert curves.quality_at(CURVE, rate) == curves.QualityAt(pytest.approx(quality))
+    assert curves.quality_at(CURVE, 3.9) == curves.QualityAt(28.0, ">=")
+    assert curves.quality_at(CURVE, 33.0) == curves.QualityAt(35.0, "<=")
+    assert curves.quality_at([*CURVE, Point(40, 34.0)], 33.0) == curves.QualityAt(35.0)  # more bits bought nothing
 
 
 def test_rate_at_equal_quality_and_beyond_the_ends() -> None:
@@ -119,12 +131,32 @@ def test_less_is_better_where_it_is() -> None:
 
 
 def test_the_headline_keeps_clips_apart_that_the_anchor_cannot_match() -> None:
-    targets = [{"sha256": name, "kbps": 4.0} for name in "abcd"]
+    targets = [{"sha256": name, "kbps": 4.0} for name in "abcde"]
     rates = {"a": curves.RateAt(8.0), "b": curves.RateAt(2.0), "c": curves.RateAt(1, ">"), "d": curves.RateAt(4, "<=")}
     needed = {(name, "vmaf"): rate for name, rate in rates.items()}
     found = comparison.headline(targets, needed, "vmaf")
     assert found["ratio"] == pytest.approx(1.0) and found["clips"] == 3 and found["clips_lost"] == 1
     assert found["anchor_never_gets_there"] == 1 and found["anchor_cannot_go_so_low"] == 1
+    assert found["not_measured"] == 1 and "e" not in found["per_clip"]
+    assert found["per_clip_bounds"] == {"c": "<", "d": ">="}
+    assert found["per_clip"] == pytest.approx({"a": 0.5, "b": 2.0, "c": 4.0, "d": 1.0})
+    shown = [page._bounded(found, name) for name in "acde"]
+    assert shown == ["0.50", "less than 4.00", "at least 1.00", "not measured"]
+
+
+def test_at_equal_rate_each_metric_has_its_own_front_and_ends_are_counted() -> None:
+    names = ("a", "b", "c")
+    points = [p for clip in names for p in measured("x", [4, 8, 16, 32], clip)]
+    ours = [
+        {"clip": clip, "sha256": clip, "codec": "neuralcodec", "kbps": rate, "psnr": psnr,
+         "setting": {"target_kbps": 4.0}}
+        for clip, rate, psnr in (("a", 8.0, 30.0), ("b", 2.0, 30.0), ("c", 64.0, 36.0), ("d", 4.0, 99.0))
+    ]  # fmt: skip
+    found = comparison.equal_rate(points + ours, "x", test="neuralcodec", target=4.0)
+    assert found["clips"] == 3 and found["dearer"] == 1 and found["cheaper"] == 1  # nobody measured x on d
+    assert found["kbps"] == pytest.approx((8 + 2 + 64) / 3)
+    assert found["figures"] == {"psnr": [pytest.approx((31.0 + 28.0 + 35.0) / 3), pytest.approx(32.0)]}
+    assert found["better"] == {"psnr": 1}
 
 
 def test_what_a_viewer_compares_with_is_affordable_or_the_cheapest() -> None:
@@ -132,6 +164,9 @@ def test_what_a_viewer_compares_with_is_affordable_or_the_cheapest() -> None:
     assert comparison.nearest(points, "x", "a", 9)["kbps"] == 8  # type: ignore[index]
     assert comparison.nearest(points, "x", "a", 3)["kbps"] == 4  # type: ignore[index]
     assert [p["kbps"] for p in comparison.at_target(points, "x", 10)] == [8]
+    wasteful = [*points, {**points[0], "kbps": 10}]  # what 4 kbit/s show already
+    assert [p["kbps"] for p in comparison.at_target(wasteful, "x", 10)] == [10]
+    assert [p["kbps"] for p in comparison.at_target(wasteful, "x", 10, "psnr")] == [8]
 
 
 def test_a_mean_curve_is_over_the_same_clips_throughout() -> None:
@@ -166,12 +201,13 @@ def test_rates_count_headers_first_pictures_and_shared_packets() -> None:
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """Arguments of a run over two x264 variants on one tiny film, and the folder it works in."""
+    """Arguments of a run over all x264 variants on one tiny film, and the folder it works in."""
     folder = tmp_path_factory.mktemp("run")
     write_film(folder / "film" / "clip.mp4")
     return [
         "--clips", str(folder / "film"), "--out", str(folder / "out"), "--cache", str(folder / "cache"), "--only",
         "baselines", "--codecs", "x264-call", "--frames", "8", "--jobs", "1", "--test", "x264-call",
+        "--no-bisection",
     ], folder  # fmt: skip
 
 
@@ -191,11 +227,10 @@ def test_x264_in_our_place_needs_its_own_bits_and_a_second_run_measures_nothing(
     monkeypatch.setattr(rate_distortion, "TARGET", 40.0)
     assert rate_distortion.main(arguments) == 0
     result = json.loads((folder / "out" / "rate_distortion.json").read_text())
-    assert result["measurements"] == {"planned": 11, "used": 11}
+    assert result["measurements"] == {"planned": 13, "used": 13}
     assert [line["metric"] for line in result["headline"]] == ["vmaf", "ms_ssim", "psnr"]
     for line in result["headline"]:
-        assert line["ratio"] == pytest.approx(1.0, abs=1e-9) or line["ratio"] > 1.0  # a smaller picture may do for less
-        assert line["clips"] == 1
+        assert line["ratio"] == pytest.approx(1.0, abs=1e-9) and line["clips"] == 1 and line["clips_lost"] == 0
     itself = comparison.compare(
         [*result["points"], *({**p, "codec": "neuralcodec"} for p in result["points"])], "psnr",
         test="neuralcodec", anchor="x264-call",
@@ -213,13 +248,25 @@ def test_x264_in_our_place_needs_its_own_bits_and_a_second_run_measures_nothing(
     assert capsys.readouterr().out.startswith("# Rate and distortion")
 
 
-def test_two_runs_agree_to_the_byte(small_run: tuple[list[str], Path], tmp_path: Path) -> None:
-    footage = points.Footage(Path(small_run[0][1]) / "clip.mp4", limit=8)
-    setting = points.Baseline(footage, "x264-call", 41)
-    first, second = (points.measure(setting, Cache(tmp_path / name), ("picture", "temporal")) for name in "ab")
-    assert first["bytes"] == second["bytes"] and Cache(tmp_path / "a").stream(setting.what())
-    for figure in ("psnr", "ms_ssim", "jitter", "temporal_error"):
-        assert first[figure] == pytest.approx(second[figure], abs=1e-3)
+def test_two_runs_agree_to_the_byte_and_to_a_thousandth(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    pytest.importorskip("scipy")
+    footage = points.Footage(clips.demo(tmp_path), limit=12)
+    names = [name for name in ("x264-call", "svt-av1-call", "vp9-best") if not codecs.unavailable(codecs.CODECS[name])]
+    settings: list[points.Setting] = [points.Baseline(footage, name, 50, 0.5, 2) for name in names]
+    settings.append(points.Ours(footage, 4.0))
+    groups = ("picture", "temporal", *(["vmaf"] if metrics.has_vmaf() else []))
+    here, elsewhere = Cache(tmp_path / "here"), Cache(tmp_path / "elsewhere")
+    assert running.run([(setting, groups) for setting in settings], elsewhere, 1) == 0  # in a fresh process
+    for setting in settings:
+        first, second = (
+            points.measure(setting, here, groups),
+            points.point(setting, elsewhere.load(setting.what()), groups),
+        )
+        assert first["bytes"] == second["bytes"] > 0
+        assert here.stream(setting.what()) == elsewhere.stream(setting.what())
+        for figure in ("psnr", "ms_ssim", "jitter", "temporal_error", *groups[2:]):
+            assert first[figure] == pytest.approx(second[figure], abs=1e-3)
 
 
 def test_a_metric_added_later_costs_a_decode_and_no_encode(
@@ -256,6 +303,18 @@ def test_a_codec_given_no_time_measures_nothing_and_says_so(
     assert "run this again" in capsys.readouterr().out
 
 
+def test_a_curve_that_ends_below_our_rates_gets_finer_settings(
+    small_run: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    footage, cache = points.Footage(Path(small_run[0][1]) / "clip.mp4", limit=8), Cache(tmp_path)
+    jobs: list[running.Job] = [(points.Baseline(footage, "x264-call", q), ("picture",)) for q in (51, 46)]
+    assert rate_distortion.finer(jobs, cache, 1e9) == []  # before anything is coded nobody knows
+    rates = [points.measure(setting, cache, groups)["kbps"] for setting, groups in jobs]
+    assert rate_distortion.finer(jobs, cache, max(rates)) == []
+    added = rate_distortion.finer(jobs, cache, max(rates) * 1.01)
+    assert added == [(points.Baseline(footage, "x264-call", 46 - codecs.FINER), ("picture",))]
+
+
 def test_half_a_curve_is_no_curve(small_run: tuple[list[str], Path]) -> None:
     footage = points.Footage(Path(small_run[0][1]) / "clip.mp4", limit=8)
     planned = [points.Baseline(footage, "x264-call", q) for q in (51, 46)]
@@ -268,7 +327,7 @@ def test_bisection_finds_the_rate_between_two_steps_of_the_ladder(
     small_run: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     footage, cache = points.Footage(Path(small_run[0][1]) / "clip.mp4", limit=8), Cache(tmp_path)
-    variants = ((1.0, 1, 3),)
+    variants = ((1.0, 1, (51, 46, 41)),)
     monkeypatch.setitem(codecs.CODECS, "x264-call", replace(codecs.CODECS["x264-call"], variants=variants))
     with pytest.raises(LookupError, match="lacks points of x264-call"):
         bisection.needed(footage, cache, "x264-call", "psnr", 30.0)
@@ -383,6 +442,14 @@ def test_what_a_codec_costs_is_measured_in_a_process_of_its_own(tmp_path: Path) 
     found = json.loads(run.stdout)
     assert found["delay_frames"] == 0 and found["needs_gpu"] is False
     assert found["cpu_ms"] > 0 and 0 < found["peak_mb"] < 400 and found["encode_ms"] > 0 and found["decode_ms"] > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="programs are watched through /proc")
+def test_the_memory_of_another_program_is_its_own() -> None:
+    ours = np.ones(1 << 25)  # 256 MB, which getrusage would give the child too
+    with resources.programs() as largest:
+        subprocess.run(["sleep", "0.3"], check=True)
+    assert 0 < largest[0] < 64 < ours.nbytes >> 20
 
 
 # --- validation ---
