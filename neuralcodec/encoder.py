@@ -41,7 +41,10 @@ from .stats import EncoderStats, timed
 DATAGRAM_BYTES = 1200  # that what belongs together shares
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
 SURE = 0.5  # confidence below which the motion network does not see a face
-CHECK_SECONDS = 0.5  # how often the encoder renders a frame itself to see whether the receiver had better not
+# How often the encoder renders a frame itself to see whether the receiver had better not; at low frame rates, which
+# are often those of a machine that has too much to do, seldom enough to cost little.
+CHECK_SECONDS, CHECK_FRAMES = 0.5, 8
+OFTEN_FRAMES = 1.5  # pictures that come with nearly every frame are shown as they are, however slowly
 WORSE, BETTER = 1.12, 0.95  # rendered error over held error past which frames are shown as they are, and moved again
 
 
@@ -133,7 +136,7 @@ class Encoder:
         self._named = -1  # reference that motion packets named last
         self._as_is = False  # rendering does worse than showing the reference
         self._ratio = 1.0  # rendered error over held error, over the last checks
-        self._check_at = 0.0
+        self._check_at, self._checked = 0.0, 0  # seconds and frames at the last check
         self._wants_intra = False
         self._sequence = 0
         self._pts: int | None = None
@@ -152,7 +155,7 @@ class Encoder:
         picture = as_picture(image)
         self._check_pts(pts)
         seconds = float(pts * self.time_base)
-        self._now = seconds
+        elapsed, self._now = seconds - self._now, seconds
         self._rate.advance(seconds)
         self.stats.frames += 1
         self._pictures.protection = self._protection
@@ -191,7 +194,7 @@ class Encoder:
                     del self._waiting[:-WAITING_LIVE]
                 self._pts = pts
                 return self._sent(packets)
-        often = self._rate.since_picture < OFTEN_SECONDS
+        often = self._rate.since_picture < max(OFTEN_SECONDS, OFTEN_FRAMES * elapsed)
         pictures = self._refresh(Shot(picture, tile, square, estimate), seconds)
         if pictures:
             packets += [*self._aggregator.close(self._protection.again), *pictures]
@@ -346,9 +349,10 @@ class Encoder:
     def _check(self, tile: Array, square: Square, estimate: MotionEstimate, scene: Array, seconds: float) -> None:
         """Now and then: does rendering this frame beat showing the reference as it is?"""
         held = self._pictures.current
-        if seconds - self._check_at < CHECK_SECONDS or held.crop != square:
+        since = self.stats.frames - self._checked
+        if seconds - self._check_at < CHECK_SECONDS or since < CHECK_FRAMES or held.crop != square:
             return
-        self._check_at = seconds
+        self._check_at, self._checked = seconds, self.stats.frames
         with self._timed("check"):
             motion = replace(estimate.relative_to(held.features.canonical), scene=scene)
             rendered = squared_error(tile, self._networks.render(held.features, motion))
