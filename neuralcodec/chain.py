@@ -39,7 +39,7 @@ Array = NDArray[Any]
 HASH_BYTES = 4  # of a digest that an update carries
 CRF_WORST, CRF_BEST = 70, 20  # of SVT-AV1: its coarsest; and one past which renders gain nothing
 PROBE_PRESET = 8  # finds the quality for a byte budget; keys of slower presets are a tenth smaller
-PROBE_RATIO = 0.9
+PROBE_RATIO = 0.88
 # hierarchical-levels 2: every fourth picture is finer. Bytes at equal PSNR as with SVT-AV1's own choice of 5 (within
 # 3 %), but the largest update is 3 times the mean one and not 6, and a rate is kept the better for it.
 _PARAMETERS = "pred-struct=1:keyint=-1:scd=0:tune=1:lp=1:hierarchical-levels=2"
@@ -127,7 +127,7 @@ class ChainEncoder:
 
 
 def start_chain(image: Array, *, max_bytes: int, preset: int) -> tuple[ChainEncoder, bytes, Array]:
-    """A chain whose key takes about ``max_bytes``; with it the key's bytes and what the receiver sees.
+    """A chain whose key takes ``max_bytes`` or a little less; with it the key's bytes and what the receiver sees.
 
     The key's budget sets the quality of the whole chain: updates of a talking head take about a tenth of its bytes.
     """
@@ -137,8 +137,12 @@ def start_chain(image: Array, *, max_bytes: int, preset: int) -> tuple[ChainEnco
         middle = (low + high) // 2
         length = len(_coded(_svt(size, middle, PROBE_PRESET), planes, 0)[1])
         low, high = (low, middle) if length * PROBE_RATIO <= max_bytes else (middle + 1, high)
-    chain = ChainEncoder(size, low, preset)
-    return chain, *chain.code(image)
+    while True:  # slower presets mostly save PROBE_RATIO, but not on every picture
+        chain = ChainEncoder(size, low, preset)
+        coded, shown = chain.code(image)
+        if len(coded) <= max_bytes or low == CRF_WORST:
+            return chain, coded, shown
+        low += 1
 
 
 def chain_digest(before: bytes, coded: bytes) -> bytes:

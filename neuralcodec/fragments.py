@@ -40,10 +40,14 @@ def split(
 
 
 def split_update(
-    coded: bytes, *, reference: int, hash: bytes, crop: tuple[int, int, int] | None = None, signed: bool = False
+    coded: bytes, *, reference: int, hash: bytes, crop: tuple[int, int, int] | None = None, signed: bool = False,
+    part_bytes: int = PART_BYTES,
 ) -> list[Update]:
-    """Packets of a coded update of at most UPDATE_MAX bytes, the signature in front of it included."""
-    pieces = _pieces(coded)
+    """Packets of a coded update of at most UPDATE_MAX bytes, the signature in front of it included.
+
+    part_bytes: of a fragment at most, where UPDATE_FRAGMENTS_MAX of them are enough.
+    """
+    pieces = _pieces(coded, min(PART_BYTES, max(part_bytes, -(-len(coded) // UPDATE_FRAGMENTS_MAX))))
     return [Update(reference, i, len(pieces), hash, piece, crop, signed) for i, piece in enumerate(pieces)]
 
 

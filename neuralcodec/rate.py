@@ -2,15 +2,16 @@
 
 Knows no bytes of packets and no networks; time is an argument. The first picture sets the quality of its chain
 (chain.py); from then on whatever motion leaves of the rate is saved up for the next picture, which goes out when it is
-paid for and the head has moved away from all pictures that are held. Motion that takes too much is coded coarser. Where
-most of what a receiver sees wrong is the coding of the pictures, and not what has moved since, a finer chain begins.
-The constants of pictures were chosen on validation clips before 2026-11-25, those of finer chains and of motion's share
-on ten training clips since.
+paid for, no two seconds get too full with it, and the head has moved away from all pictures that are held. Motion that
+takes too much is coded coarser. Where most of what a receiver sees wrong is the coding of the pictures, and not what has
+moved since, a finer chain begins, and where hardly anything is, a coarser one. The constants of pictures were chosen on
+validation clips before 2026-11-25, all others on ten training clips since.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,19 +26,28 @@ REFERENCES_HELD = 8  # a decoder keeps this many; the oldest is replaced
 # bytes give 24.0 dB and 25.3 in the face, 1050 give 23.8 and 25.5 (more where the head is calm), 1400 23.0 and 24.8.
 FIRST_BYTES, FIRST_POWER = 850, 0.25
 STILL_SECONDS = 1.6  # a still that follows others, where there is no chain
-REFERENCE_BYTES = (400, 12000)  # of both; never smaller (nothing to recognise), never larger (nothing to gain at 256)
+REFERENCE_BYTES = (300, 12000)  # of both; never smaller (nothing to recognise), never larger (nothing to gain at 256)
 # Of the squared error that a receiver sees, the share that was in the picture in use when it was coded. What checks
 # find above CODING_SHARE is added up, what they find below taken off; at EVIDENCE a key of FINER times the bytes is
 # worth its rate, or of KEY_SECONDS of the rate if that is more. Four training clips of 30 seconds: 28.3 to 29.0 dB,
 # 29.5 to 30.1 in the face, and 4 % of frames shown as they are instead of 20 %. Ten seconds gain nothing from it.
 CODING_SHARE, EVIDENCE, FINER, KEY_SECONDS = 0.65, 2.0, 1.6, 1.0
+# Where hardly anything of the error is coding, updates of a coarser chain are worth more. Its key takes the place of an
+# update that would have taken as much.
+PLENTY_SHARE, PLENTY = 0.2, 0.5
 IDLE_EVIDENCE = 0.1  # of a frame in which rate finds no other use
 PART_SECONDS, PART_BYTES_MIN = 0.1, 150  # of the rate in a part of a key that goes out little by little
 PART_HEADER = 22  # bytes around a part, at most: kind, id, index, count, codec, hash, crop
 UPDATE_SHARE = 0.12  # of its key's bytes that an update takes, until updates have been seen
-MEMORY = 0.25, 0.5  # weight of the last update in what the next is expected to cost, when it was cheap and when dear
+# What updates take, by their place in a run of four, in terms of the mean: how SVT-AV1 spends on a chain (chain.py).
+TURNS = (0.6, 0.85, 0.6, 1.95)
+MOST_ROOM = 0.5  # of what motion leaves of a window: that a picture waits for at most, whatever it is expected to cost
+MEMORY = 0.3  # weight of the last update in what the next is expected to cost
 CLOSE, FAR = 0.3, 1.5  # pixels: drift below CLOSE asks for no picture; at FAR one goes as soon as it can be paid
 SAVINGS_SECONDS = 0.2  # unspent rate that is kept, or two pictures if they cost more
+# Any WINDOW_SECONDS of a stream take at most so much more than the target; pictures wait or come in parts for it.
+WINDOW_SECONDS, WINDOW_EXCESS = 2.0, 0.09
+START_BYTES, START_MOTION = 60, 0.2  # of the first window: headers of stream and key, and the share of motion
 SWITCH = 0.7  # another held reference is taken when its distance is below this share of the present one's
 PERIOD = 2.0  # seconds between intra frames: how long a late joiner waits, and how long a lost packet is felt
 
@@ -59,12 +69,13 @@ LADDER = ((6.0, 0), (3.0, 1), (1.8, 2), (0.0, 4))  # from this many kbit/s on, t
 MOTION_SHARE, MOTION_ERROR = (0.25, 0.47), 0.28
 MOTION_SECONDS, MOTION_FRAMES = 0.5, 12  # over which share and error are measured
 COARSER_SECONDS, FINER_SECONDS = 0.24, 1.0  # from one step of its quality to the next
+PINCH_MAX = 3  # steps that it gets coarser, besides, while a window is full
 HEADER_SECONDS = 1.0  # over which the headers of a transport are measured
 PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
 
 # Width in pixels of the boxes that blur what is not the head (focus.py), from keys of so many bytes on. Eight training
 # clips at 4 kbit/s: width 1 gives 24.8 dB and 25.2 in the face, 3 gives 24.7 and 25.5, 5 gives 24.2 and 25.6.
-SOFTNESS = ((2000, 1), (800, 3), (0, 5))
+SOFTNESS = ((2000, 1), (700, 3), (0, 5))
 SHARP_KBPS = 24.0  # from here on nothing is blurred
 
 
@@ -96,14 +107,19 @@ class RateControl:
         self._leave_headers()
         self.preset = picture_preset(self.bytes_per_second / 125)
         self._coarseness = self._finest
-        self._motion = 0.0  # bytes a second that motion takes, lately
+        self._motion = START_MOTION * self.bytes_per_second  # bytes a second that motion takes, lately
+        self._pinch = 0  # steps coarser while a window is full
+        self._pinched: float | None = None  # seconds, when that was looked at
         self._motion_error = MOTION_ERROR  # pixels of 256 that its keypoints are off, lately
         self._changed = 0.0  # seconds, when the quality of motion changed
         self.picture_bytes = float(self.still_bytes)  # what the next picture is expected to cost
         self.key_bytes = self.first_bytes
         self._purse = 0.0
+        self._sent: deque[tuple[float, int]] = deque()  # seconds and bytes of what was sent within WINDOW_SECONDS
         self._share = 0.0  # of coding in the error that the last check found
         self._evidence = 0.0  # that this chain is too coarse
+        self._plenty = 0.0  # and that it is too fine
+        self._turn = 0  # of the next update
         self._seconds: float | None = None
         self._picture_at = 0.0
 
@@ -122,10 +138,19 @@ class RateControl:
             self._coarseness, self._changed = self._coarseness + 1, seconds
         elif share < MOTION_SHARE[0] and since >= FINER_SECONDS and self._coarseness > self._finest:
             self._coarseness, self._changed = self._coarseness - 1, seconds
-        self._purse = min(self._purse, self._full)  # unspent rate does not pile up into a burst
+        # unspent rate does not pile up into a burst, nor is it lost while pictures wait for their window
+        self._purse = min(self._purse, self._full if self._has_room else self._window_bytes)
+        while self._sent and self._sent[0][0] <= seconds - WINDOW_SECONDS + 1e-6:
+            self._sent.popleft()
+        if self._pinched is None:
+            self._pinched = seconds + MOTION_SECONDS  # when motion has been measured
+        elif seconds - self._pinched >= COARSER_SECONDS:
+            step = 1 if self.room < 0 else -1
+            self._pinch, self._pinched = int(np.clip(self._pinch + step, 0, PINCH_MAX)), seconds
 
     def spend(self, count: int) -> None:
         self._purse -= count
+        self._sent.append((self._seconds or 0.0, count))
 
     def spend_headers(self, count: int) -> None:
         """A transport puts so many bytes around what goes out now."""
@@ -160,11 +185,11 @@ class RateControl:
     @property
     def quality(self) -> MotionQuality:
         """How the next motion frame is to be quantized."""
-        return QUALITIES[self._coarseness]
+        return QUALITIES[min(self._coarseness + self._pinch, len(QUALITIES) - 1)]
 
     def sent_key(self, count: int, extra: int = 0) -> None:
         """A chain was begun with so many bytes. extra: bytes that each update takes besides its picture."""
-        self.picture_bytes, self._evidence = UPDATE_SHARE * count + extra, 0.0
+        self.picture_bytes, self._evidence, self._plenty, self._turn = UPDATE_SHARE * count + extra, 0.0, 0.0, 0
         self._picture_at = self._seconds or 0.0
 
     def ended_chain(self) -> None:
@@ -172,13 +197,16 @@ class RateControl:
         self.picture_bytes = float(self.key_bytes)
 
     def sent_update(self, count: int) -> None:
-        self.picture_bytes += MEMORY[count > self.picture_bytes] * (count - self.picture_bytes)
+        mean = count / TURNS[self._turn]
+        self.picture_bytes += MEMORY * (mean - self.picture_bytes)
+        self._turn = (self._turn + 1) % len(TURNS)
         self._picture_at = self._seconds or 0.0
 
     def note_error(self, coding: float, shown: float) -> None:
         """What a check found: mean squared errors of the picture in use when it was coded, and of what is shown now."""
         self._share = min(1.0, coding / max(shown, 1e-6))
         self._evidence = max(0.0, self._evidence + self._share - CODING_SHARE)
+        self._plenty = max(0.0, self._plenty + PLENTY_SHARE - self._share)
 
     def wants_finer(self) -> bool:
         """Whether a finer chain is worth more than updates of this one; ``key_bytes`` then says how fine."""
@@ -188,10 +216,53 @@ class RateControl:
         self.key_bytes, self._evidence = finer, 0.0
         return True
 
+    def wants_coarser(self) -> bool:
+        """Whether the key of a coarser chain should go out in place of the next update; ``key_bytes`` then says how
+        coarse."""
+        if not self._coarser_due:
+            return False
+        self.key_bytes = self._coarser
+        return True
+
+    @property
+    def _coarser(self) -> int:
+        return max(int(self.key_bytes / FINER), REFERENCE_BYTES[0])
+
+    @property
+    def _coarser_due(self) -> bool:
+        costs = TURNS[self._turn] * self.picture_bytes  # of the update in its place
+        return self._plenty > PLENTY and self._coarser < min(self.key_bytes, costs)
+
+    @property
+    def next_bytes(self) -> float:
+        """What the next picture is expected to take."""
+        return self._coarser if self._coarser_due else TURNS[self._turn] * self.picture_bytes
+
     @property
     def purse(self) -> float:
         """Bytes that can be spent now."""
         return self._purse
+
+    @property
+    def room(self) -> float:
+        """Bytes that a picture may take now so that no WINDOW_SECONDS, past or to come, exceed the target by more than
+        WINDOW_EXCESS: what has been sent leaves the window little by little while motion goes on."""
+        now = self._seconds or 0.0
+        inside = fullest = float(sum(count for _, count in self._sent))
+        for at, count in self._sent:
+            fullest = max(fullest, inside + self._motion * max(0.0, at + WINDOW_SECONDS - now))
+            inside -= count
+        return self._window_bytes - fullest
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether the next picture fits; one that is expected to be very large comes in parts instead of never."""
+        most = MOST_ROOM * (self._window_bytes - WINDOW_SECONDS * self._motion)
+        return self.room >= min(self.next_bytes, most)
+
+    @property
+    def _window_bytes(self) -> float:
+        return (1 + WINDOW_EXCESS) * WINDOW_SECONDS * self.bytes_per_second
 
     @property
     def part_bytes(self) -> int:
@@ -205,7 +276,9 @@ class RateControl:
 
     @property
     def first_bytes(self) -> int:
-        return int(np.clip(FIRST_BYTES * (self.bytes_per_second / 500) ** FIRST_POWER, *REFERENCE_BYTES))
+        wanted = FIRST_BYTES * (self.bytes_per_second / 500) ** FIRST_POWER
+        most = self._window_bytes - START_BYTES - START_MOTION * WINDOW_SECONDS * self.bytes_per_second
+        return int(np.clip(min(wanted, most), *REFERENCE_BYTES))
 
     @property
     def still_bytes(self) -> int:
@@ -216,6 +289,8 @@ class RateControl:
 
         waiting: a finer key is on its way and takes what is left over; only a head that is far gets a picture.
         """
+        if not self._has_room:
+            return False
         if waiting:
             return drift >= FAR and self._purse >= self.picture_bytes
         if self._purse >= self._full:  # more would be lost

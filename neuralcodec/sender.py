@@ -1,7 +1,8 @@
 """The reference pictures a sender gives out: which one a frame refers to, when another is due, how it is coded and cut.
 
 The other end of pictures.py. A picture that stands on its own goes out at once where nothing can be shown without it; a
-finer key that only makes use of rate left over goes out in small parts, between frames, while the old chain is in use.
+finer key that only makes use of rate left over goes out in small parts, between frames, while the old chain is in use,
+and so does an update that turned out larger than the rate's window has room for.
 Knows packets, chains and the rate; no motion packets and no clock: time is an argument.
 """
 
@@ -17,11 +18,11 @@ import numpy as np
 from .chain import HASH_BYTES, ChainEncoder, start_chain
 from .face import Square, resize
 from .focus import soften
-from .fragments import UPDATE_MAX, split, split_update
+from .fragments import PART_BYTES, UPDATE_MAX, split, split_update
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .motion import Array
 from .pack import Pack
-from .packet import SIGNED, Feedback, Packet, Parity, ReferencePart, StreamHeader
+from .packet import SIGNED, Feedback, Packet, Parity, ReferencePart, StreamHeader, Update
 from .protection import Protection, protection
 from .rate import FAR, REFERENCES_HELD, SWITCH, RateControl, distance
 from .reference import BACKDROP, KEY, PICTURE, UPDATE, decode_reference, encode_reference
@@ -31,6 +32,7 @@ from .stats import EncoderStats, timed
 OVERDUE = 0.2  # seconds after which an update that a receiver in trouble does not hold is taken for lost
 ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
 OFTEN_SECONDS = 0.14  # pictures that follow each other faster than this are shown as they are
+UPDATE_HEADER, UPDATE_PART = 24, 80  # bytes around an update, at most; of one part of it where it has to wait
 GREY_PER_PIXEL = 4.0  # rms grey levels of change that count as one pixel of drift where no face can be measured
 
 
@@ -62,14 +64,23 @@ class Held:
 
 @dataclass
 class _Coming:
-    """A key on its way in small parts."""
+    """A picture on its way in small parts; nothing refers to it until the last of them has gone out."""
 
     id: int
     chain: ChainEncoder
     shot: Shot
     shown: Array
     size: int
-    parts: list[ReferencePart | Parity] = field(default_factory=list)
+    parts: list[ReferencePart | Parity | Update] = field(default_factory=list)
+    sent: list[ReferencePart | Parity | Update] = field(default_factory=list)
+
+    def next(self, left: float) -> list[Packet]:
+        """What ``left`` bytes pay of it."""
+        count = len(self.sent)
+        while self.parts and (size := len(bytes(self.parts[0]))) <= left:
+            left -= size
+            self.sent.append(self.parts.pop(0))
+        return [*self.sent[count:]]
 
 
 class PictureSender:
@@ -108,7 +119,8 @@ class PictureSender:
         self._full_frame, self._repeat_header, self._focus = full_frame, repeat_header, focus
         self._backdrop_due = full_frame
         self._chain: ChainEncoder | None = None
-        self._coming: _Coming | None = None
+        self._coming: _Coming | None = None  # a finer key
+        self._late: _Coming | None = None  # an update too large for the rate's present window
         self._newest = -1  # id of the one sent last
         self._now, self._sequence = 0.0, 0
         self._asked_at = float("-inf")  # seconds, of the last reference sent because a receiver asked
@@ -129,13 +141,16 @@ class PictureSender:
             self._begin_finer(shot)
         if self.wanted or not self.held or (self._full_frame and moved):
             return self._send_reference(shot, surroundings=self._full_frame and moved)
+        if self._late is not None:
+            self.active = best
+            return self._send_late(self._late)
         if self._chain is None:
             if moved or self.rate.affords_picture(drift):
                 return self._send_reference(shot)
         elif moved or (not self._crowded and self.rate.affords_picture(drift, waiting=self._coming is not None)):
-            return self._send_update(shot)
+            return self._send_reference(shot) if self.rate.wants_coarser() else self._send_update(shot)
         self.active = best
-        return self._send_parts() if self._coming is not None and (drift < FAR or self._crowded) else []
+        return self._send_parts(self._coming) if self._coming and (drift < FAR or self._crowded) else []
 
     @property
     def _crowded(self) -> bool:
@@ -210,7 +225,7 @@ class PictureSender:
             return
         self._asked_at, self.held = self._asked_at if kept else self._now, kept
         if id(self._chain) in broken:
-            self._chain = self._coming = None
+            self._chain = self._coming = self._late = None
             self.rate.ended_chain()
         here = [key for key, sent in self.held.items() if not sent.lost]
         if here and self.active not in here:
@@ -227,7 +242,7 @@ class PictureSender:
             packets += self._unprotected(self._parts(backdrop, BACKDROP, shot.square, self.next_id))
             self._backdrop_due = False
         budget -= SIGNATURE_BYTES if self._key else 0
-        self._coming = None
+        self._coming = self._late = None
         with self._timed():
             if self._updates:
                 self._chain, coded, shown = start_chain(self._focused(shot), max_bytes=budget, preset=self.rate.preset)
@@ -250,24 +265,27 @@ class PictureSender:
         self._coming = _Coming(self._take_id(), chain, shot, shown, len(coded))
         self._coming.parts = self._parts(coded, KEY, shot.square, self._coming.id, self.rate.part_bytes)
 
-    def _send_parts(self) -> list[Packet]:
+    def _send_parts(self, coming: _Coming) -> list[Packet]:
         """What can be paid of the key that is on its way; the last part makes it the picture in use."""
-        coming = self._coming
-        assert coming is not None
         if (self.next_id - coming.id - 1) % 256 >= REFERENCES_HELD:  # its place at the receiver has been taken
             self._coming = None
             return []
-        packets: list[Packet] = []
-        left = self.rate.purse
-        while coming.parts and (size := len(bytes(coming.parts[0]))) <= left:
-            left -= size
-            packets.append(coming.parts.pop(0))
+        packets = coming.next(min(self.rate.purse, self.rate.room))
         if not coming.parts:
             self._coming, self._chain = None, coming.chain
             self.rate.sent_key(coming.size, SIGNATURE_BYTES if self._key else 0)
             self._hold(coming.id, coming.shot, coming.shown)
             self.began = True
             self._stats.references += 1
+        return packets
+
+    def _send_late(self, coming: _Coming) -> list[Packet]:
+        """What the rate's window has room for of the update that is on its way."""
+        packets = coming.next(self.rate.room / (1 + bool(self.protection.parity)))
+        if not coming.parts:
+            self._late = None
+            self._hold(coming.id, coming.shot, coming.shown, coming.sent)
+            self.again += coming.sent if self.protection.parity else []
         return packets
 
     def _send_update(self, shot: Shot) -> list[Packet]:
@@ -281,17 +299,20 @@ class PictureSender:
         if len(signature) + len(coded) > UPDATE_MAX:  # as after a cut; a chain cannot leave out a picture
             self.wanted = True
             return []
+        twice, room = 1 + bool(self.protection.parity), self.rate.room
+        whole = twice * (len(signature) + len(coded) + UPDATE_HEADER) <= room
         packets = split_update(
             signature + coded, reference=self.next_id, hash=self._chain.digest[:HASH_BYTES],
             crop=None if square == self.held[self._newest].crop else place, signed=bool(signature),
+            part_bytes=PART_BYTES if whole else UPDATE_PART,
         )  # fmt: skip
-        twice = bool(self.protection.parity)
-        self.rate.sent_update((1 + twice) * sum(len(bytes(packet)) for packet in packets))
-        self.again += packets if twice else []
-        self._hold(self._take_id(), shot, shown, packets)
-        self.fresh = True
+        size = sum(len(bytes(packet)) for packet in packets)
+        self.rate.sent_update(twice * size)
+        self._late = _Coming(self._take_id(), self._chain, shot, shown, size, [*packets])
         self._stats.updates += 1
-        return [*packets]
+        sent = self._send_late(self._late)
+        self.fresh = self._late is None
+        return sent
 
     def _focused(self, shot: Shot) -> Array:
         """The tile, softened around the head."""

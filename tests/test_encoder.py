@@ -173,7 +173,7 @@ def test_without_updates_every_picture_stands_on_its_own(portrait_clip: list[np.
 
 
 def test_frames_share_packets(portrait_clip: list[np.ndarray]) -> None:
-    alone, shared = (nc.Encoder(2, device="cpu", threads=1, frames_per_packet=n) for n in (1, 4))
+    alone, shared = (nc.Encoder(8, device="cpu", threads=1, frames_per_packet=n) for n in (1, 4))
     streams = []
     for encoder in (alone, shared):
         packets = [p for pts, image in enumerate(portrait_clip[:10]) for p in encoder.encode(image, pts)]
@@ -315,6 +315,27 @@ def test_a_head_at_rest_brings_a_finer_key_in_parts_while_the_old_picture_is_in_
     assert encoder.stats.references == 2 and len(coming) > 2 and not decoder.wants_reference
     assert max(parts[1:]) <= 2 * kbps * 125 * 0.1 and max(sizes[1:]) <= 2 * (kbps * 125 * 0.1 + PART_HEADER)
     assert errors[-1] < errors[coming[0]] and decoder.stats.references == 2
+
+
+def test_an_update_too_large_for_its_window_comes_in_parts_and_is_named_after_the_last(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RateControl, "room", property(lambda self: 100.0))
+    monkeypatch.setattr(RateControl, "next_bytes", 50.0)
+    encoder, decoder = nc.Encoder(32, device="cpu", threads=1), nc.Decoder(device="cpu", threads=1)
+    frames_with: dict[int, list[int]] = {}
+    for pts, image in enumerate(portrait_clip * 2):
+        for packet in encoder.encode(image, pts):
+            frames = decoder.decode(bytes(packet), wanted=lambda _: False)
+            if isinstance(packet, Update):
+                assert len(bytes(packet)) <= 100
+                frames_with.setdefault(packet.reference, []).append(pts)
+            elif isinstance(packet, Motion):
+                assert [f.pts for f in frames] == [pts] and frames[0].state is Concealment.RECEIVED
+                named = packet.reference
+                assert not named or frames_with[named][-1] <= pts and named in encoder._pictures.held
+    late = [pts for pts in frames_with.values() if pts[-1] > pts[0]]
+    assert late and decoder.stats.updates >= len(frames_with) - 1 and not decoder.wants_reference
 
 
 def test_headers_of_the_transport_are_part_of_the_rate(portrait_clip: list[np.ndarray]) -> None:

@@ -11,7 +11,13 @@ from neuralcodec.rate import (
     MOTION_ERROR,
     MOTION_SHARE,
     PIXEL,
+    PLENTY,
+    PLENTY_SHARE,
     REFERENCE_BYTES,
+    START_BYTES,
+    TURNS,
+    WINDOW_EXCESS,
+    WINDOW_SECONDS,
     RateControl,
     distance,
     motion_quality,
@@ -177,6 +183,7 @@ def test_long_run_rate_is_the_target(kbps: float) -> None:
             rate.sent_update(update)
             cost += update
         rate.spend(cost)
+        rate.spend_motion(6)
         sent += cost
     assert sent * 8 / 60_000 == pytest.approx(kbps, rel=0.05)
 
@@ -200,3 +207,65 @@ def test_headers_take_of_the_rate_what_they_really_take() -> None:
         assert rate.headers_kbps == pytest.approx(28 * datagrams / 125, rel=0.1)
     rate = RateControl(1, 5)  # the least there is
     assert rate.bytes_per_second == LOWEST_KBPS * 125
+
+
+@pytest.mark.parametrize("kbps", [2, 4, 8, 16, 32])
+def test_no_window_takes_more_than_the_target_allows(kbps: float) -> None:
+    """A key, motion, and pictures of any size as soon as there is room for them."""
+    rate, dice, sent = RateControl(kbps), np.random.default_rng(3), []
+    motion = 0.2 * rate.bytes_per_second / 25
+    for frame in range(500):
+        rate.advance(frame / 25)
+        picture = int(dice.integers(1, rate.bytes_per_second))
+        size = rate.first_bytes + START_BYTES if frame == 0 else picture if picture <= rate.room else 0
+        for count in (size, int(motion)):
+            rate.spend(count)
+        rate.spend_motion(int(motion))
+        sent.append(size + int(motion))
+    until = np.cumsum([0, *sent])
+    frames = round(25 * WINDOW_SECONDS)
+    windows = (until[frames:] - until[:-frames]) / (WINDOW_SECONDS * rate.bytes_per_second)
+    assert 1.0 < windows.max() <= 1 + WINDOW_EXCESS + 0.01  # motion came a little late to be reckoned with
+
+
+def test_a_full_window_makes_motion_coarser_for_as_long_as_it_is_full() -> None:
+    rate = RateControl(4)
+    rate.advance(0.0)
+    finest = rate.quality
+    rate.spend(int(WINDOW_SECONDS * rate.bytes_per_second * (1 + WINDOW_EXCESS)) + 1)
+    for frame in range(1, 50):
+        rate.advance(frame / 25)
+    assert rate.room < 0 and rate.quality.level > finest.level
+    for frame in range(50, 150):
+        rate.advance(frame / 25)
+    assert rate.room > 0 and rate.quality == finest
+
+
+def test_no_picture_is_begun_that_its_window_has_no_room_for() -> None:
+    rate = RateControl(4)
+    rate.advance(0.0)
+    rate.sent_key(1000)
+    rate.spend(int((1 + WINDOW_EXCESS) * WINDOW_SECONDS * rate.bytes_per_second - 0.5 * rate.next_bytes))
+    rate._purse = 1000.0
+    assert not rate.affords_picture(FAR)
+    rate.advance(WINDOW_SECONDS)
+    assert rate.affords_picture(FAR)
+
+
+def test_the_key_of_a_coarser_chain_takes_the_place_of_a_dear_update() -> None:
+    """Where hardly anything of the error is coding, and not before; and only an update that costs as much."""
+    rate = RateControl(4)
+    rate.advance(0.0)
+    rate.sent_key(rate.key_bytes)
+    before = rate.key_bytes
+    for turn in range(len(TURNS)):
+        assert not rate.wants_coarser()
+        rate.sent_update(int(0.5 * before * TURNS[turn]))
+    for _ in range(int(PLENTY / PLENTY_SHARE) + 1):
+        rate.note_error(0.0, 100.0)
+    for turn in range(len(TURNS) - 1):
+        assert not rate.wants_coarser()
+        rate.sent_update(int(0.5 * before * TURNS[turn]))
+    assert rate.wants_coarser() and 0.5 * before < rate.key_bytes < before
+    rate.sent_key(rate.key_bytes)
+    assert not rate.wants_coarser()

@@ -242,13 +242,14 @@ def judged(critic: Discriminator, picture: Tensor, real: Tensor, keypoints: Tens
 
 
 def face_weight(points: Tensor, size: int) -> Tensor:
-    """Per-pixel weight (B, 1, S, S): 1, rising to 7 at the eyes and at the mouth of keypoints (B, 30, 3)."""
+    """Per-pixel weight (B, 1, S, S): 1, rising to 5 at the eyes and 7 at the mouth of keypoints (B, 30, 3)."""
     axis = torch.linspace(-1, 1, 64, device=points.device)
     plane = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
     centres = torch.stack([points[:, 0:4].mean(1), points[:, 4:8].mean(1), points[:, MOUTH].mean(1)], 1)[..., :2]
     reach = (points[:, 0, :2] - points[:, 4, :2]).norm(dim=1).clamp_min(0.1)[:, None, None, None] * 0.3
     bells = torch.exp(-((plane - centres[:, :, None, None]) ** 2).sum(-1) / (2 * reach**2))
-    return 1 + 6 * F.interpolate(bells.amax(1, keepdim=True), size=(size, size), mode="bilinear")
+    bells = bells * torch.tensor([4.0, 4.0, 6.0], device=points.device)[:, None, None]
+    return 1 + F.interpolate(bells.amax(1, keepdim=True), size=(size, size), mode="bilinear")
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
