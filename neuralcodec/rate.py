@@ -3,9 +3,9 @@
 Knows no bytes of packets and no networks; time is an argument. The first picture sets the quality of its chain
 (chain.py); from then on whatever motion leaves of the rate is saved up for the next picture, which goes out when it is
 paid for, no two seconds get too full with it, and the head has moved away from all pictures that are held. Motion that
-takes too much is coded coarser. Where most of what a receiver sees wrong is the coding of the pictures, and not what has
-moved since, a finer chain begins, and where hardly anything is, a coarser one. The constants of pictures were chosen on
-validation clips before 2026-11-25, all others on ten training clips since.
+takes too much is coded coarser. Where most of what a receiver sees wrong is the coding of the pictures, and not what
+has moved since, a finer chain begins, and where hardly anything is, a coarser one. The constants of pictures were
+chosen on validation clips before 2026-11-25, all others on ten training clips since.
 """
 
 from __future__ import annotations

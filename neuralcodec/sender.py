@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,16 +71,20 @@ class _Coming:
     shot: Shot
     shown: Array
     size: int
-    parts: list[ReferencePart | Parity | Update] = field(default_factory=list)
-    sent: list[ReferencePart | Parity | Update] = field(default_factory=list)
+    parts: Sequence[Packet] = ()
+    sent: int = 0  # of the parts
+
+    @property
+    def complete(self) -> bool:
+        return self.sent == len(self.parts)
 
     def next(self, left: float) -> list[Packet]:
-        """What ``left`` bytes pay of it."""
-        count = len(self.sent)
-        while self.parts and (size := len(bytes(self.parts[0]))) <= left:
+        """The parts that ``left`` bytes pay."""
+        before = self.sent
+        while not self.complete and (size := len(bytes(self.parts[self.sent]))) <= left:
             left -= size
-            self.sent.append(self.parts.pop(0))
-        return [*self.sent[count:]]
+            self.sent += 1
+        return [*self.parts[before : self.sent]]
 
 
 class PictureSender:
@@ -262,8 +266,9 @@ class PictureSender:
         budget = self.rate.key_bytes - (SIGNATURE_BYTES if self._key else 0)
         with self._timed():
             chain, coded, shown = start_chain(self._focused(shot), max_bytes=budget, preset=self.rate.preset)
-        self._coming = _Coming(self._take_id(), chain, shot, shown, len(coded))
-        self._coming.parts = self._parts(coded, KEY, shot.square, self._coming.id, self.rate.part_bytes)
+        key = self._take_id()
+        parts = self._parts(coded, KEY, shot.square, key, self.rate.part_bytes)
+        self._coming = _Coming(key, chain, shot, shown, len(coded), parts)
 
     def _send_parts(self, coming: _Coming) -> list[Packet]:
         """What can be paid of the key that is on its way; the last part makes it the picture in use."""
@@ -271,7 +276,7 @@ class PictureSender:
             self._coming = None
             return []
         packets = coming.next(min(self.rate.purse, self.rate.room))
-        if not coming.parts:
+        if coming.complete:
             self._coming, self._chain = None, coming.chain
             self.rate.sent_key(coming.size, SIGNATURE_BYTES if self._key else 0)
             self._hold(coming.id, coming.shot, coming.shown)
@@ -282,10 +287,10 @@ class PictureSender:
     def _send_late(self, coming: _Coming) -> list[Packet]:
         """What the rate's window has room for of the update that is on its way."""
         packets = coming.next(self.rate.room / (1 + bool(self.protection.parity)))
-        if not coming.parts:
+        if coming.complete:
             self._late = None
-            self._hold(coming.id, coming.shot, coming.shown, coming.sent)
-            self.again += coming.sent if self.protection.parity else []
+            self._hold(coming.id, coming.shot, coming.shown, coming.parts)
+            self.again += coming.parts if self.protection.parity else []
         return packets
 
     def _send_update(self, shot: Shot) -> list[Packet]:
@@ -308,7 +313,7 @@ class PictureSender:
         )  # fmt: skip
         size = sum(len(bytes(packet)) for packet in packets)
         self.rate.sent_update(twice * size)
-        self._late = _Coming(self._take_id(), self._chain, shot, shown, size, [*packets])
+        self._late = _Coming(self._take_id(), self._chain, shot, shown, size, packets)
         self._stats.updates += 1
         sent = self._send_late(self._late)
         self.fresh = self._late is None
