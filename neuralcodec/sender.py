@@ -22,7 +22,7 @@ from .fragments import PART_BYTES, UPDATE_MAX, split, split_update
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .motion import Array
 from .pack import Pack
-from .packet import SIGNED, Feedback, Packet, Parity, ReferencePart, StreamHeader, Update
+from .packet import SIGNED, Feedback, Packet, Parity, ReferencePart, StreamHeader
 from .protection import Protection, protection
 from .rate import FAR, REFERENCES_HELD, SWITCH, RateControl, distance
 from .reference import BACKDROP, KEY, PICTURE, UPDATE, decode_reference, encode_reference
