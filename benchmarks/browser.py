@@ -87,6 +87,24 @@ def chromium(camera: Path | None, *, size: tuple[int, int] = (1280, 1000), flags
             driver.quit()
 
 
+def processor_seconds(pid: int) -> float:
+    """What a process and all that it has started have used so far (Linux)."""
+    used: dict[int, float] = {}
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:  # it has just ended
+            continue
+        used[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        parents[int(stat.parent.name)] = int(fields[1])
+
+    def within(child: int) -> bool:
+        return child == pid or (child in parents and within(parents[child]))
+
+    return sum(seconds for child, seconds in used.items() if within(child))
+
+
 class CallProcess:
     """`neuralcodec call` in a process of its own. Context manager; ``address`` is what it printed."""
 

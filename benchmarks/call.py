@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 import neuralcodec as nc
-from benchmarks.browser import CallProcess, chromium, missing, write_camera
+from benchmarks.browser import CallProcess, chromium, missing, processor_seconds, write_camera
 from neuralcodec.call.h264 import SameBytes
 from neuralcodec.call.pipeline import PAYLOAD_BYTES
 from neuralcodec.demo import moving_portrait
@@ -73,7 +73,7 @@ def measure(film: Path | None, seconds: float, kbps: float, loss: float, ort: Pa
                 page.execute_script("document.getElementById('browser-in').click()")
                 _until(lambda: page.execute_script("return (neuralcodecCall.receiver?.frames ?? 0) > 3"))
                 found["browser"] = _watch_receiver(page, seconds / 3)
-    return found | {"load_average": os.getloadavg()[0], "cores": os.cpu_count()}
+    return found | {"cores": os.cpu_count()}
 
 
 def processor_time(film: Path | None, seconds: float, kbps: float) -> dict[str, float]:
@@ -124,8 +124,10 @@ def _watch(page: Any, call: CallProcess, seconds: float) -> dict[str, Any]:
     before = page.execute_script(
         "neuralcodecCall.latencies.length = neuralcodecCall.displayed.length = 0; return neuralcodecCall.state.stats"
     )
-    memory = call.memory
+    memory, pids = call.memory, (call.process.pid, page.service.process.pid)
+    used = [processor_seconds(pid) for pid in pids]
     time.sleep(seconds)
+    server, browser = (processor_seconds(pid) - begun for pid, begun in zip(pids, used, strict=True))
     after, latencies, displayed = page.execute_script(
         "return [neuralcodecCall.state.stats, neuralcodecCall.latencies, neuralcodecCall.displayed]"
     )
@@ -140,6 +142,9 @@ def _watch(page: Any, call: CallProcess, seconds: float) -> dict[str, Any]:
         "kbps": sent * 8 / 1000 / span,
         "kbps_with_ip_udp": (sent + 28 * packets) * 8 / 1000 / span,
         "lost": after["lost"] - before["lost"],
+        "recovery_ms": after["recovery_ms"],
+        "cores": {"server": server / seconds, "browser": browser / seconds},
+        "load_average": os.getloadavg()[0],
         "stages_ms": after["stages"],
         "memory_mb": [memory / 1e6, call.memory / 1e6],
     }
@@ -154,6 +159,10 @@ def _watch_receiver(page: Any, seconds: float) -> dict[str, Any]:
 
 def _quantile(values: list[float], share: float) -> float:
     return float(np.quantile(values, share)) if values else float("nan")
+
+
+def _pair(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.0f}, {spread['p95']:.0f}" if spread["count"] else "-"
 
 
 def _until(true: Any) -> None:
@@ -171,9 +180,12 @@ def show(found: dict[str, Any], console: Console) -> None:
         ("capture to display, median ms", lambda c: f"{c['capture_to_display_ms']['median']:.0f}"),
         ("capture to display, p95 ms", lambda c: f"{c['capture_to_display_ms']['p95']:.0f}"),
         ("frames a second shown", lambda c: f"{c['fps']:.1f}"),
+        ("until nothing is missing after a loss, median and p95 ms", lambda c: _pair(c["recovery_ms"])),
         ("longest freeze, ms", lambda c: f"{c['longest_freeze_ms']:.0f}"),
         (f"kbit/s, target {found['kbps_target']:g}", lambda c: f"{c['kbps']:.2f}"),
         ("kbit/s with IP and UDP headers", lambda c: f"{c['kbps_with_ip_udp']:.2f}"),
+        ("cores used by server and browser", lambda c: f"{c['cores']['server']:.2f}, {c['cores']['browser']:.2f}"),
+        ("load average of the machine", lambda c: f"{c['load_average']:.1f}"),
         ("server memory before and after, MB", lambda c: "{:.0f}, {:.0f}".format(*c["memory_mb"])),
     ):  # fmt: skip
         table.add_row(name, pick(call), pick(lossy))
@@ -184,10 +196,7 @@ def show(found: dict[str, Any], console: Console) -> None:
         ours, theirs = python["stages_ms"]["receive render"], browser["render_ms"]["median"]
         console.print(f"A turned head, rendered by Python: {python['fps']:.1f} fps, {ours:.0f} ms a picture;")
         console.print(f"in the browser (WebAssembly): {browser['fps']:.1f} fps, {theirs:.0f} ms at the median.")
-    console.print(
-        f"First picture {found['first_picture_s']:.1f} s after the page was opened. Load average "
-        f"{found['load_average']:.1f} on {found['cores']} cores."
-    )
+    console.print(f"First picture {found['first_picture_s']:.1f} s after the page was opened; {found['cores']} cores.")
 
 
 def main() -> None:

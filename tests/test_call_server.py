@@ -137,6 +137,9 @@ def test_a_whole_call_and_its_end(portrait_clip: list[Array]) -> None:
             await until(lambda: peer.stats().get("references"))
             peer.control.send(json.dumps({"loss": 99}))
             await until(lambda: any("loss is 99" in m.get("refused", "") for m in peer.messages))
+            for report, said in (("0x", "hexadecimal"), ("0401", "no End packet")):
+                peer.control.send(json.dumps({"feedback": report}))
+                await until(lambda said=said: any(said in m.get("refused", "") for m in peer.messages))
             peer.control.send(json.dumps({"loss": 50, "yaw": 10}))
             await until(lambda: peer.stats()["lost"] > 0)
             assert peer.datagrams and not peer.stats()["problem"]

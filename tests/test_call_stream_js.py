@@ -16,7 +16,7 @@ import neuralcodec as nc
 from neuralcodec.concealment import Concealment
 from neuralcodec.entropy import EntropyCoder
 from neuralcodec.fragments import split
-from neuralcodec.packet import Motion, StreamHeader
+from neuralcodec.packet import Feedback, Motion, StreamHeader, parse_packet
 from neuralcodec.protection import Aggregator
 from neuralcodec.quantizer import Quantizer
 from neuralcodec.reference import PICTURE, encode_reference
@@ -32,7 +32,7 @@ FOLLOW = """
       const packet = taken(() => bitstream.parsePacket(unhex(data)));
       const packets = packet ? packet.packets ?? [packet] : [];
       const frames = packets.flatMap((one) => taken(() => stream.take(one, 2)) ?? []);
-      return { broken: stream.broken,
+      return { broken: stream.broken, report: bitstream.hex(stream.report([9, 2], false)),
                frames: frames.map(({ pts, flat }) => ({ pts, flat: flat && Array.from(flat) })) };
     });
 """
@@ -82,7 +82,7 @@ def test_frames_are_found_as_python_finds_them(
             decoder.decode(bytes(part))
     came = badly_delivered(packets(scene_pack, np.concatenate([*scene_tracks.values()] * 2), dice), dice)
     came[50] = came[50][:3] + b"\xff" * 30  # one is damaged
-    expected, wants = [], []
+    expected, wants, reports = [], [], []
     for data in came:
         try:
             found = decoder.decode(data, wanted=lambda _: False)
@@ -90,9 +90,13 @@ def test_frames_are_found_as_python_finds_them(
             found = []
         expected.append([frame for frame in found if frame.state is Concealment.RECEIVED])
         wants.append(decoder._broken)
+        reports.append(decoder.feedback())
     given = {"tables": scene_tables, "packets": [data.hex() for data in came]}
     got = node(FOLLOW, given)
     assert [step["broken"] for step in got] == wants
+    for step, wants_intra, theirs in zip(got, wants, reports, strict=True):
+        ours = Feedback(theirs.sequence, theirs.lost, (2, 9), need_intra=wants_intra)
+        assert parse_packet(bytes.fromhex(step["report"])) == ours
     assert [[f["pts"] for f in step["frames"]] for step in got] == [[f.pts for f in frames] for frames in expected]
     for frame, seen in zip(chain(*expected), chain(*(step["frames"] for step in got)), strict=True):
         if seen["flat"]:

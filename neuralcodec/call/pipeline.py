@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -36,7 +36,8 @@ PRESET = 8  # of SVT-AV1: a picture takes 8 ms of processor time instead of 26, 
 WINDOW = 3.0  # seconds that the figures on the page are means of
 RECENT = 0.1  # weight of the last frame in how long one takes at either end
 ORIGINALS = 64  # pictures kept until their reconstruction comes, for the comparison
-REPORT_SECONDS = 0.2  # beyond a round trip, between two reports of the receiver
+REPORT_SECONDS, URGENT_SECONDS = 0.2, 0.04  # beyond a round trip, between two reports; the second when something lacks
+RECOVERIES = 500  # of the last ones, how long they took
 FACE_MISSING = 1.0  # seconds without a face before the page says so
 
 
@@ -96,6 +97,9 @@ class Pipeline:
         self._newest = 0  # its id
         self._earned = 0  # bytes sent since the last comparison: what x264 may spend
         self._reported = 0.0
+        self._missed = False  # something is not here that what has come refers to
+        self._right_at: float | None = None  # when nothing was missing last
+        self._recoveries: deque[float] = deque(maxlen=RECOVERIES)  # seconds from then until nothing was missing again
         self._closed = False
         self._start: float | None = None
         self._faceless_since: float | None = None
@@ -137,9 +141,12 @@ class Pipeline:
             self.settings = settings
             self._lock.notify_all()
 
-    def ask(self, what: str) -> None:
-        """Ask the sender for a "reference" or an "intra" frame: for a page that decodes by itself and lacks one."""
-        self._report(Feedback(need_reference=what == "reference", need_intra=what == "intra"))
+    def feedback(self, data: bytes) -> None:
+        """What a page that decodes by itself reports to the sender. BitstreamError for anything else."""
+        if not isinstance(packet := parse_packet(data), Feedback):
+            raise BitstreamError(f"A page can send feedback, and no {type(packet).__name__} packet.")
+        with self._lock:
+            self._back.send(bytes(packet), self._clock())
 
     def close(self) -> None:
         with self._lock:
@@ -172,6 +179,7 @@ class Pipeline:
                 "lost": self._there.lost, "dropped": self._there.dropped, "bad": self._bad,
                 "frames": encoder.frames, "left_out": self._left_out,
                 "references": encoder.references, "updates": encoder.updates, "concealed": decoder.concealed_frames,
+                "recovery_ms": _spread(self._recoveries),
                 "face": self._faceless_since is None or now - self._faceless_since < FACE_MISSING,
                 "stages": spent, "provider": encoder.provider,
                 "h264": {"side": self._h264.side, "frames": self._h264.frames, "bytes": self._h264.bytes,
@@ -293,7 +301,7 @@ class Pipeline:
                     spent = _since(before, self._decoder.stats.stage_seconds, "receive")
                     before = dict(self._decoder.stats.stage_seconds)
                     self._compare(frame.pts, frame.reference, frame.image, now, spent)
-                self._report(None)
+                self._report()
 
     def _follow(self, data: bytes, arrived: float) -> None:
         """The page decodes: show the other two pictures of a frame that has arrived."""
@@ -302,14 +310,21 @@ class Pipeline:
             size = self._h264.size
             self._compare(pts, self._newest, np.zeros((size, size, 3), np.uint8), arrived, {})
 
-    def _report(self, feedback: Feedback | None) -> None:
-        """Tell the sender what is here and what is not, once a round trip."""
+    def _report(self) -> None:
+        """Tell the sender what is here and what is not, once a round trip; note how long something was missing."""
+        decoder = self._decoder
+        missing = decoder.wants_reference or decoder.wants_intra
         with self._lock:
             now = self._clock()
-            if now - self._reported < 2 * self._back.delay + REPORT_SECONDS:
+            if not missing:
+                if self._right_at is not None and self._missed:
+                    self._recoveries.append(now - self._right_at)
+                self._right_at = now
+            self._missed = missing
+            if now - self._reported < 2 * self._back.delay + (URGENT_SECONDS if missing else REPORT_SECONDS):
                 return
             self._reported = now
-            self._back.send(bytes(self._decoder.feedback() if feedback is None else feedback), now)
+            self._back.send(bytes(decoder.feedback()), now)
 
     def _compare(self, pts: int, reference: int, ours: Array, arrived: float, spent: dict[str, float]) -> None:
         decoded = self._clock()
@@ -343,6 +358,14 @@ class Pipeline:
 
 def _never(_: int) -> bool:
     return False
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Of times: their number, median and 95th percentile, the two in milliseconds."""
+    if not seconds:
+        return {"count": 0}
+    median, p95 = (1000 * float(value) for value in np.quantile(seconds, (0.5, 0.95)))
+    return {"count": len(seconds), "median": median, "p95": p95}
 
 
 def _newest(packet: Motion) -> int:

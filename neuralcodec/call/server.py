@@ -182,10 +182,12 @@ class Session:
     def _on_message(self, text: Any) -> None:
         try:
             message = parse_message(text)
-            if (wanted := message.pop("ask", None)) is not None:
-                if wanted not in ("reference", "intra"):
-                    raise ValueError(f"A page can ask for a reference or an intra frame, not for {wanted!r}.")
-                self.pipeline.ask(wanted)
+            if (report := message.pop("feedback", None)) is not None:
+                try:
+                    data = bytes.fromhex(report)
+                except (TypeError, ValueError):
+                    raise ValueError("Feedback is a packet in hexadecimal digits.") from None
+                self.pipeline.feedback(data)
             if message:
                 self.pipeline.change(self.pipeline.settings.changed(message))
         except ValueError as error:

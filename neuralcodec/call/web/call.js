@@ -368,7 +368,7 @@ async function decodeHere(wanted) {
   worker.onmessage = ({ data }) => {
     if (data.problem) return back(data.problem);
     if (data.ready) { state.decoder = worker; window.neuralcodecCall.receiver = { frames: 0, since: performance.now(), ms: [] }; return sendSettings(); }
-    if (data.ask) return state.control?.readyState === "open" && state.control.send(JSON.stringify({ ask: data.ask }));
+    if (data.feedback) return state.control?.readyState === "open" && state.control.send(JSON.stringify({ feedback: data.feedback }));
     if (data.picture) {
       const pane = panes[1];
       if (pane.canvas.width !== data.size) pane.canvas.width = pane.canvas.height = data.size;

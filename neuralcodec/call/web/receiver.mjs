@@ -1,7 +1,7 @@
 // A receiver with nothing installed: a worker that turns datagrams into pictures with onnxruntime-web (WebAssembly).
 //
 // In: { open: true } once, { data: ArrayBuffer } for each datagram, { view: { yaw, pitch, roll } }.
-// Out: { ready }, { picture, size, pts, ms }, { ask: "reference" | "intra" }, { problem: sentence }.
+// Out: { ready }, { picture, size, pts, ms }, { feedback: hex of a packet for the sender }, { problem: sentence }.
 import { BitstreamError, hex, parsePacket } from "./bitstream.mjs";
 import { Networks } from "./networks.mjs";
 import { Chain, concat, decodeStill } from "./reference.mjs";
@@ -9,14 +9,14 @@ import { MotionStream } from "./stream.mjs";
 
 const PICTURE = 1, KEY = 3, SIGNED = 0x80, SIGNATURE = 64, HELD = 8, ARRIVING = 4, BYTES_MAX = 1 << 20;
 const JUMP = 0.15; // from one frame to the next, coded-picture units or of log scale: more is another crop, not the head
-const ASK_AGAIN = 500; // ms
+const REPORT = 200, URGENT = 50; // ms between two reports: when nothing is missing, and when something is
 
 let networks, size, packId, neck, motion, header = null;
 let view = { yaw: 0, pitch: 0, roll: 0 };
-const held = new Map(), arriving = new Map(), early = new Map(), asked = { reference: -1e9, intra: -1e9 };
+const held = new Map(), arriving = new Map(), early = new Map();
 let shows = null, lacks = true, newest = null, chain = null;
 let moved = null; // the scene of the frame shown last, to be added while the picture named since then is not here
-let queue = [], awake = null;
+let queue = [], awake = null, reported = -1e9;
 
 self.onmessage = ({ data }) => {
   if (data.open) return open().then(run).catch((error) => self.postMessage({ problem: `The receiver in the browser stopped: ${error.message}.` }));
@@ -52,6 +52,7 @@ async function run() {
       } catch (error) {
         if (!(error instanceof BitstreamError)) throw error;
       }
+      report();
     }
     if (newest?.fresh) {
       newest.fresh = false;
@@ -67,7 +68,9 @@ async function run() {
 
 async function take(packet) {
   if (packet.kind === "bundle") {
-    for (const inside of packet.packets) await take(inside);
+    for (const inside of packet.packets) { // one that cannot be used does not cost the others
+      try { await take(inside); } catch (error) { if (!(error instanceof BitstreamError)) throw error; }
+    }
     return;
   }
   if (packet.kind === "header") {
@@ -76,14 +79,14 @@ async function take(packet) {
   } else if (packet.kind === "reference" && header) await onPart(packet);
   else if (packet.kind === "update" && header) await onUpdate(packet);
   else if (packet.kind === "motion" && header) onMotion(packet);
-  if (!header || lacks) ask("reference");
-  else if (motion.broken) ask("intra");
 }
 
-function ask(what) {
-  if (performance.now() - asked[what] < ASK_AGAIN) return;
-  asked[what] = performance.now();
-  self.postMessage({ ask: what });
+/** Tell the sender what is here and what is not. */
+function report() {
+  const needs = !header || lacks, now = performance.now();
+  if (now - reported < (needs || motion.broken ? URGENT : REPORT)) return;
+  reported = now;
+  self.postMessage({ feedback: hex(motion.report([...held.values()].map(({ id }) => id), needs)) });
 }
 
 /** The whole picture that a part completes, null until then. */

@@ -17,6 +17,7 @@ export class MotionStream {
     this.namedAgo = 0; // frames from the one that named the picture to the newest
     this.followed = null; // newest frame whose motion is known exactly
     this.missing = 0; // frames since then
+    this.expected = this.received = 0; // frames since the last report
     this.past = new Map(); // by number: { state, pts } of such frames
     this.ahead = new Map(); // by number: packets that came before the frames they continue
   }
@@ -41,6 +42,8 @@ export class MotionStream {
       this.namedAgo += steps;
       this.asIs = packet.asIs === true;
       this.missing += steps;
+      this.expected += steps;
+      this.received += this.past.has(packet.sequence) ? 1 : fresh;
       if (this.missing - fresh >= FORGET) this.forget();
     }
     this.broken = true; // until the payload has proved good
@@ -68,6 +71,15 @@ export class MotionStream {
     if (!this.broken) this.missing = 0;
     if (!steps && !this.broken) this.pts = this.past.get(this.followed).pts; // the gap was filled: go on from what is known
     return frames.slice(packet.frames - fresh);
+  }
+
+  /** A feedback packet (3.9): what is missing, what came, and the ids of the pictures held. */
+  report(held, lacks) {
+    const flags = (lacks ? 1 : 0) | (this.broken ? 2 : 0);
+    if (this.sequence === null) return Uint8Array.of(8, flags);
+    const lost = this.expected ? Math.max(0, 1 - this.received / this.expected) : 0;
+    this.expected = this.received = 0;
+    return Uint8Array.of(8, flags | 4, this.sequence, Math.min(255, Math.round(256 * lost)), ...[...held].sort((a, b) => a - b));
   }
 
   isAfter(number) {
