@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import neuralcodec as nc
 from neuralcodec.call.h264 import SameBytes
 from neuralcodec.call.link import HEADERS, Link
-from neuralcodec.call.pipeline import Comparison, Pipeline
+from neuralcodec.call.pipeline import PRESET, REPORT_SECONDS, URGENT_SECONDS, Comparison, Pipeline
 from neuralcodec.call.settings import MESSAGE_MAX, RANGES, Settings, parse_message
+from neuralcodec.demo import moving_portrait
 from neuralcodec.motion import Array
 from neuralcodec.pack import load_pack
-from neuralcodec.packet import parse_packet
+from neuralcodec.packet import bundled, parse_packet
 from neuralcodec.quality import psnr
 
 PATIENCE = 180.0  # seconds, for what takes one on a free machine
@@ -114,6 +116,38 @@ def test_h264_spends_what_it_is_given_and_no_more(portrait_clip: list[Array]) ->
     assert psnr(portrait_clip[99 % len(portrait_clip)], shown) > 18
     pane.retarget(64)
     assert pane.side == 256
+
+
+# --- losses ---
+
+
+def test_with_a_tenth_lost_both_ways_the_picture_is_right_again_within_300_ms() -> None:
+    """Both ends as the pipeline drives them, at 20 frames a second of a clock that does not depend on this machine."""
+    fps, delay, seconds = 20, 0.04, 12
+    clip = list(moving_portrait(seconds))
+    encoder = nc.Encoder(8, device="cpu", threads=1, packet_overhead=HEADERS, preset=PRESET)
+    decoder = nc.Decoder(device="cpu", threads=1)
+    there, back = Link(loss=0.1, delay=delay, seed=1), Link(loss=0.1, seed=2)
+    right_at, reported, missed, recoveries = None, 0.0, False, []
+    for number in range(fps * seconds):
+        now = number / fps
+        for report in back.receive(now):
+            encoder.on_feedback(report)
+        pts = int(now * 25)
+        for packet in bundled(encoder.encode(clip[pts], pts), 1200):
+            there.send(bytes(packet), now)
+        now += delay
+        for data in there.receive(now + 1e-9):
+            decoder.decode(data, wanted=lambda _: False)
+            missing = decoder.wants_reference or decoder.wants_intra
+            if missed and not missing and right_at is not None:
+                recoveries.append(now - right_at)
+            right_at, missed = right_at if missing else now, missing
+            if now - reported >= (URGENT_SECONDS if missing else REPORT_SECONDS):
+                reported = now
+                back.send(bytes(decoder.feedback()), now)
+    assert there.lost > 15 and len(recoveries) > 5
+    assert max(recoveries) <= 0.3
 
 
 # --- the two threads ---
