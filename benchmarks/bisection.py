@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import curves, points
 from benchmarks.cache import Cache
 from benchmarks.codecs import CODECS
-from benchmarks.comparison import METRICS
+from benchmarks.comparison import METRICS, between
 from benchmarks.points import Baseline, Footage
 
 STEPS = 2  # encodes a variant: after them a straight line between the two nearest settings is under 2 % off
@@ -30,12 +30,11 @@ def needed(footage: Footage, cache: Cache, codec: str, metric: str, score: float
         raise LookupError(f"The cache lacks points of {codec} with {metric} on {footage.path.stem}.")
     guesses = [_rate(tried, metric, score) for tried in variants]
     best = min((guess.rate for guess in guesses if guess.bound != ">"), default=None)
-    if best is None:
-        return curves.rate_at([p for tried in variants for p in _curve(tried, metric)], score)
     for tried, guess in zip(variants, guesses, strict=True):
-        if not guess.bound and guess.rate <= best * PROMISING:
+        if best is not None and not guess.bound and guess.rate <= best * PROMISING:
             _refine(tried, cache, metric, score)
-    return curves.rate_at([p for tried in variants for p in _curve(tried, metric)], score)
+    settings = [(index, point) for index, tried in enumerate(variants) for point in _curve(tried, metric)]
+    return curves.rate_at(between(settings), score)
 
 
 def _ladder(

@@ -20,6 +20,7 @@ Points = Sequence[Mapping[str, Any]]
 
 ROUNDING = 1e-9  # a ratio of one, computed in floats, is not a loss
 RESAMPLES = 2000
+STEPS = 8  # of the line between two settings
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,41 @@ HEADLINE = ("vmaf", "ms_ssim", "landmark_px", "st_lpips", "psnr")
 
 
 def curve(points: Points, clip: str, codec: str, metric: str) -> list[curves.Point]:
-    """All points of a codec on a clip, quality turned so that more is better."""
-    measure = METRICS[metric]
-    return [
-        curves.Point(p["kbps"], measure.quality(p, metric))
-        for p in points
-        if p["sha256"] == clip and p["codec"] == codec and metric in p
-    ]
+    """What a codec can do on a clip, quality turned so that more is better: its settings and, since an encoder takes
+    qualities in between too, the lines between neighbours of one picture size and frame rate. Without them a codec
+    would be charged for the steps of the ladder where one size takes over from another."""
+    return between([(_variant(p), _point(p, metric)) for p in points if _is(p, codec, metric, clip)])
+
+
+def settings(points: Points, clip: str, codec: str, metric: str) -> list[Mapping[str, Any]]:
+    """The points of a codec on a clip that it has a reason to use: those on the front of :func:`curve`."""
+    best = curves.front(curve(points, clip, codec, metric))
+    return [p for p in points if _is(p, codec, metric, clip) and _point(p, metric) in best]
+
+
+def between(settings: Sequence[tuple[Any, curves.Point]]) -> list[curves.Point]:
+    """(variant, point) of every setting: the points, and ``STEPS`` more between neighbours in rate of one variant."""
+    found = [point for _, point in settings]
+    for variant in {variant for variant, _ in settings}:
+        own = sorted((point for other, point in settings if other == variant), key=lambda point: point.rate)
+        for a, b in zip(own, own[1:], strict=False):
+            for share in np.arange(1, STEPS) / STEPS:
+                rate = float(np.exp((1 - share) * np.log(a.rate) + share * np.log(b.rate)))
+                found.append(curves.Point(rate, float((1 - share) * a.quality + share * b.quality)))
+    return found
+
+
+def _is(point: Mapping[str, Any], codec: str, metric: str, clip: str) -> bool:
+    return point["sha256"] == clip and point["codec"] == codec and metric in point
+
+
+def _variant(point: Mapping[str, Any]) -> tuple[Any, Any]:
+    setting = point.get("setting", {})
+    return setting.get("size"), setting.get("fps")
+
+
+def _point(point: Mapping[str, Any], metric: str) -> curves.Point:
+    return curves.Point(point["kbps"], METRICS[metric].quality(point, metric))
 
 
 def clips_of(points: Points, codec: str, metric: str | None = None) -> list[str]:
@@ -103,7 +132,8 @@ def compare(points: Points, metric: str, *, test: str, anchor: str) -> dict[str,
             missing += 1
             continue
         of_clip = []
-        for point in curves.front(b):
+        for setting in settings(points, clip, test, metric):
+            point = _point(setting, metric)
             needed = curves.rate_at(a, point.quality)
             low += needed.bound == "<="
             high += needed.bound == ">"
@@ -228,9 +258,7 @@ def at_target(points: Points, codec: str, target: float, metric: str | None = No
     for clip in clips_of(points, codec):
         own = [p for p in points if p["sha256"] == clip and p["codec"] == codec]
         if metric is not None and "target_kbps" not in own[0]["setting"]:
-            best = curves.front(curve(points, clip, codec, metric))
-            quality = METRICS[metric].quality
-            own = [p for p in own if metric in p and curves.Point(p["kbps"], quality(p, metric)) in best] or own
+            own = settings(points, clip, codec, metric) or own
         result.append(min(own, key=lambda p: abs(np.log(p["setting"].get("target_kbps", p["kbps"]) / target))))
     return result
 

@@ -255,15 +255,18 @@ def plot(points: comparison.Points, metric: str) -> bytes:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
+    colours: dict[str, str] = {}
     for codec in dict.fromkeys(p["codec"] for p in points):
         line = comparison.mean_curve(points, codec, metric)
         if not line:
             continue
         x, y = [point.rate for point, _ in line], [point.quality * METRICS[metric].sign for point, _ in line]
         ours = codec.startswith("neuralcodec")
+        family = codec.rsplit("-", 1)[0]  # one colour for both ways of running an encoder
         style: dict[str, Any] = dict(
-            ls="--" if codec.endswith("best") else "-", marker="o", ms=6 if ours else 3, lw=3 if ours else 1.2
-        )
+            ls="--" if codec.endswith("best") else "-", marker="o", ms=6 if ours else 3, lw=3 if ours else 1.2,
+            color=colours.setdefault(family, f"C{len(colours)}"),
+        )  # fmt: skip
         (drawn,) = axes.plot(x, y, label=codec, **style)
         edges = [edge for _, edge in line if edge is not None]
         if len(edges) == len(line) > 1:

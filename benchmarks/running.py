@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from benchmarks import points, report
 from benchmarks.cache import Cache
 
 TRIES = 3  # a native encoder that dies takes its process along, and that must not cost the run
+HANG_SECONDS = 900  # one measurement; SVT-AV1's threads once waited for each other for ever
 
 Job = tuple[points.Setting, tuple[str, ...]]  # with the groups of figures it needs
 
@@ -43,7 +45,7 @@ def run(jobs: Sequence[Job], cache: Cache, workers: int, *, minutes: float | Non
             except BrokenProcessPool:
                 if not tries_left:
                     raise
-                print("An encoder crashed its process; trying what is missing again.", file=sys.stderr)
+                print("An encoder crashed or hung; trying what is missing again.", file=sys.stderr)
     return 0
 
 
@@ -64,7 +66,10 @@ def _one(job: Job, cache: Cache, end: float | None) -> bool:
     if end is not None and time.monotonic() > end:
         return False
     setting, groups = job
+    alarm = getattr(signal, "alarm", lambda _: None)  # ends this process, native threads and all; not on Windows
+    alarm(HANG_SECONDS)
     points.measure(setting, cache, groups)
+    alarm(0)
     return True
 
 

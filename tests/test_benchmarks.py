@@ -144,6 +144,17 @@ def test_the_headline_keeps_clips_apart_that_the_anchor_cannot_match() -> None:
     assert shown == ["0.50", "less than 4.00", "at least 1.00", "not measured"]
 
 
+def test_a_codec_may_use_the_qualities_between_two_settings_of_one_size() -> None:
+    small = {"setting": {"size": "128x128", "fps": "25"}}
+    points: list[dict[str, Any]] = [
+        {"sha256": "a", "clip": "a", "codec": "x", "kbps": rate, "psnr": psnr, **size}
+        for rate, psnr, size in ((2, 20.0, small), (8, 30.0, small), (7.9, 24.0, {}), (16, 34.0, {}))
+    ]
+    curve = comparison.curve(points, "a", "x", "psnr")
+    assert curves.rate_at(curve, 25.0).rate == pytest.approx(4.0)  # half way in log rate, not 7.9 up to 8
+    assert [p["kbps"] for p in comparison.settings(points, "a", "x", "psnr")] == [2, 8, 16]
+
+
 def test_at_equal_rate_each_metric_has_its_own_front_and_ends_are_counted() -> None:
     names = ("a", "b", "c")
     points = [p for clip in names for p in measured("x", [4, 8, 16, 32], clip)]
