@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -324,6 +325,17 @@ def test_a_curve_that_ends_below_our_rates_gets_finer_settings(
     assert rate_distortion.finer(jobs, cache, max(rates)) == []
     added = rate_distortion.finer(jobs, cache, max(rates) * 1.01)
     assert added == [(points.Baseline(footage, "x264-call", 46 - codecs.FINER), ("picture",))]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no alarms on this system")
+def test_a_measurement_that_hangs_ends_its_process() -> None:
+    program = (
+        "import threading; from benchmarks import points, running\n"
+        "points.measure, running.HANG_SECONDS = lambda *_: threading.Event().wait(), 1\n"
+        "running._one((None, ()), None, None)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], timeout=60, check=False)
+    assert run.returncode == -signal.SIGALRM
 
 
 def test_half_a_curve_is_no_curve(small_run: tuple[list[str], Path]) -> None:
