@@ -336,17 +336,17 @@ class Decoder:
 
     def _catch_up(self) -> None:
         """Follow the packets that were ahead of a gap which has been filled."""
-        while ready := [p for p in self._ahead.values() if (p.sequence - 1) % 256 in self._past]:
-            for packet in ready:
-                del self._ahead[packet.sequence]
-                state, pts = self._past[(packet.sequence - 1) % 256]
-                end = (packet.sequence + packet.frames - 1) % 256
-                if end not in self._past and (end - (self._followed or 0)) % 256 < 128:
-                    step = self._known_header().frame_duration if packet.pts_step is None else packet.pts_step
-                    with suppress(BitstreamError):
-                        motions = self._follow(packet, state, pts + step)
-                        if not self._lacks_reference:
-                            self._before, self._last = None, motions[-1][0]
+        # one at a time: following a packet can push the frame out that another continues
+        while packet := next((p for p in self._ahead.values() if (p.sequence - 1) % 256 in self._past), None):
+            del self._ahead[packet.sequence]
+            state, pts = self._past[(packet.sequence - 1) % 256]
+            end = (packet.sequence + packet.frames - 1) % 256
+            if end not in self._past and (end - (self._followed or 0)) % 256 < 128:
+                step = self._known_header().frame_duration if packet.pts_step is None else packet.pts_step
+                with suppress(BitstreamError):
+                    motions = self._follow(packet, state, pts + step)
+                    if not self._lacks_reference:
+                        self._before, self._last = None, motions[-1][0]
 
     def _forget(self) -> None:
         """So much is missing that frame numbers say nothing any more: only an intra frame can go on."""

@@ -21,6 +21,7 @@ from neuralcodec.packet import Motion, ReferencePart, StreamHeader
 from neuralcodec.protection import Aggregator
 from neuralcodec.quality import psnr
 from neuralcodec.quantizer import Quantizer
+from neuralcodec.rate import RateControl
 from neuralcodec.reference import encode_reference
 
 Coded = tuple[nc.Encoder, list[list[object]]]
@@ -166,6 +167,28 @@ def test_doubled_and_late_packets_are_ignored(coded: Coded) -> None:
     before = receiver._quantizer.state
     assert [f for d in data[len(data[0:8]) - 3 : 8] for f in receiver.decode(d)] == []
     assert receiver._quantizer.state == before and times == sorted(set(times))
+
+
+def test_a_filled_gap_may_push_out_what_another_late_packet_continues(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same frames in packets of 16 and of 3, mixed: found by the fuzzer as a KeyError."""
+    monkeypatch.setattr(RateControl, "affords_picture", lambda self, drift, waiting=False: False)
+    monkeypatch.setattr(RateControl, "wants_finer", lambda self: False)
+    monkeypatch.setattr("neuralcodec.decoder.REORDER", 16)
+    sent: dict[int, list[Motion]] = {}
+    for share in (16, 3):
+        encoder = nc.Encoder(30, device="cpu", threads=1, frames_per_packet=share)
+        packets = [p for i, image in enumerate((portrait_clip * 2)[:33]) for p in encoder.encode(image, i)]
+        sent[share] = [p for p in [*packets, *encoder.flush()] if isinstance(p, Motion)]
+        first = [p for p in packets if not isinstance(p, Motion)]
+    intra, filling, last = sent[16]
+    small = sent[3][2]
+    assert [p.sequence for p in (intra, filling, last, small)] == [0, 1, 17, 4] and filling.frames == last.frames == 16
+    decoder = nc.Decoder(device="cpu", threads=1)
+    for packet in [*first, intra, last, small, filling]:
+        decoder.decode(bytes(packet), wanted=lambda _: False)
+    assert decoder._followed == 32
 
 
 def test_a_stream_of_another_pack_is_refused(coded: Coded) -> None:
