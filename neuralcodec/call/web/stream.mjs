@@ -100,14 +100,12 @@ export class MotionStream {
 
   /** Follow the packets that were ahead of a gap which has been filled. */
   catchUp(duration) {
-    const ready = () => [...this.ahead.values()].filter((packet) => this.past.has(round(packet.sequence - 1)));
-    for (let packets = ready(); packets.length; packets = ready()) {
-      for (const packet of packets) {
-        this.ahead.delete(packet.sequence);
-        const { state, pts } = this.past.get(round(packet.sequence - 1)), end = round(packet.sequence + packet.frames - 1);
-        if (this.past.has(end) || !this.isAfter(end)) continue;
-        try { this.follow(packet, state, pts + (packet.step ?? duration), duration); } catch { /* damaged: an intra frame is asked for */ }
-      }
+    const next = () => [...this.ahead.values()].find((packet) => this.past.has(round(packet.sequence - 1)));
+    for (let packet = next(); packet; packet = next()) { // one at a time: each can push out the frame that another continues
+      this.ahead.delete(packet.sequence);
+      const { state, pts } = this.past.get(round(packet.sequence - 1)), end = round(packet.sequence + packet.frames - 1);
+      if (this.past.has(end) || !this.isAfter(end)) continue;
+      try { this.follow(packet, state, pts + (packet.step ?? duration), duration); } catch { /* damaged: an intra frame is asked for */ }
     }
   }
 
