@@ -137,7 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = _command(commands, "call", _call, "a page that shows the codec on your own camera, in your browser")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     command.add_argument("--port", type=_port, default=8475, help="0 takes any free one (default: %(default)s)")
-    command.add_argument("--kbps", type=_call_kbps, default=4.0, help="target rate at the start (default: 4)")
+    command.add_argument("--kbps", type=_call_kbps, default=8.0, help="target rate, headers included (default: 8)")
     command.add_argument("--sessions", type=_count, default=4, metavar="N", help="calls at a time (default: 4)")
     command.add_argument(
         "--ort", metavar="DIR", help="onnxruntime-web's dist folder: the page can then decode by itself"

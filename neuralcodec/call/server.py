@@ -68,7 +68,7 @@ class ServerOptions:
 
     host: str = "127.0.0.1"
     port: int = 8475
-    kbps: float = 4.0
+    kbps: float = 8.0  # headers at 25 packets a second take 5.6 of it
     sessions: int = SESSIONS
     pack: str | None = None
     device: str = "auto"

@@ -14,7 +14,7 @@ MESSAGE_MAX = 2048  # bytes of one control message
 class Settings:
     """Everything a page may change during a call."""
 
-    kbps: float = 4.0  # target of the encoder, kbit/s
+    kbps: float = 8.0  # target of the encoder, kbit/s
     loss: float = 0.0  # percent of datagrams
     delay_ms: float = 0.0  # one way
     link_kbps: float = 0.0  # bottleneck of the network, headers included; 0 is unlimited
