@@ -31,7 +31,7 @@ HEAVY = {
 }
 TORCH_SIDE = {"torch", "torchvision", "safetensors", "onnx", "onnxscript"}
 # Needs the extra [webrtc] and is loaded by the command `call` alone.
-ON_DEMAND = {PACKAGE / "call" / "server.py"}
+ON_DEMAND = {PACKAGE / "call" / "server.py", PACKAGE / "call" / "prompt.py"}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).parts[0] not in ISLANDS)
 
 

@@ -33,8 +33,6 @@ try:
     from aiohttp import web
     from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
     from aiortc.mediastreams import MediaStreamError
-
-    from neuralcodec.call.prompt import hurry
 except ImportError as error:
     raise BackendUnavailableError(
         f"A call needs aiortc and aiohttp ({error}); run: pip install 'neuralcodec[webrtc,cpu]'"
@@ -230,6 +228,8 @@ class CallServer:
     """The web application: page, pack files, and one POST that starts a call."""
 
     def __init__(self, options: ServerOptions) -> None:
+        from neuralcodec.call.prompt import hurry  # imports aiortc
+
         self.options = options
         self.pack = load_pack(options.pack)
         self.sessions: set[Session] = set()
