@@ -42,6 +42,7 @@ OFFER_MAX = 1 << 16  # bytes of a session description
 SESSIONS = 4  # calls at a time
 START_SECONDS = 20.0  # a call that has not connected by then is ended
 STATS_SECONDS = 0.25
+KEEPALIVE_SECONDS = 10.0  # of an idle HTTP connection
 MARK_ROWS = 16  # top rows of a marked camera picture, bottom rows of the picture that goes back
 PACKETS_WAITING = 1 << 18  # bytes that a page which decodes may be behind before datagrams are dropped
 CLOCK = 90_000  # of RTP video
@@ -348,7 +349,8 @@ async def _serve(options: ServerOptions, ready: Callable[[str], object]) -> None
             "npm install onnxruntime-web, then give --ort node_modules/onnxruntime-web/dist"
         )
     server = CallServer(options)
-    runner = web.AppRunner(server.app, access_log=None)
+    # a page asks for its files once and then talks over WebRTC: connections kept for an hour would only be open files
+    runner = web.AppRunner(server.app, access_log=None, keepalive_timeout=KEEPALIVE_SECONDS)
     await runner.setup()
     try:
         site = web.TCPSite(runner, options.host, options.port)
