@@ -23,6 +23,7 @@ from neuralcodec.training.data import (  # noqa: E402
     as_decoded,
     decode,
     load_clips,
+    load_stills,
     random_pairs,
     similarity,
 )
@@ -90,6 +91,29 @@ def test_moved_pictures_keep_their_labels(data: Path, tmp_path: Path) -> None:
     composed = moved.scale[:, None, None] * (moved.shape @ moved.rotation)
     composed[..., :2] += moved.translation[:, None]
     assert torch.allclose(composed, moved.keypoints, atol=4e-3)
+
+
+def test_photographs_are_pairs_of_one_moved_picture(data: Path, tmp_path: Path) -> None:
+    """Both sides show the same points in different places, and each side's labels compose to its own."""
+    folder = tmp_path / "stills" / "labels"
+    folder.mkdir(parents=True)
+    (tmp_path / "landmarks.json").write_bytes((data / "landmarks.json").read_bytes())
+    (clip,) = load_clips(data, "train", tmp_path)
+    with av.open(str(folder.parent / "she.jpg"), "w", format="image2") as film:
+        stream = film.add_stream("mjpeg", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 256, 256, "yuvj420p"
+        film.mux(stream.encode(av.VideoFrame.from_ndarray(clip.frames[0], format="rgb24").reformat(format="yuvj420p")))
+        film.mux(stream.encode(None))
+    with np.load(data / "train" / "labels" / "one.npz") as label:
+        np.savez(folder / "she.npz", **{key: label[key][:1] for key in label})
+    stills = load_stills(tmp_path)
+    assert [len(still) for still in stills] == [1]
+    a, b = random_pairs([clip, *stills], 8, torch.Generator().manual_seed(0), still=1.0)
+    assert (a.keypoints - b.keypoints).abs().amax((1, 2)).min() > 0.01
+    for side in (a, b):
+        composed = side.scale[:, None, None] * (side.shape @ side.rotation)
+        composed[..., :2] += side.translation[:, None]
+        assert torch.allclose(composed, side.keypoints, atol=4e-3)
 
 
 def test_mirroring_is_its_own_inverse() -> None:

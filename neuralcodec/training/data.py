@@ -29,6 +29,7 @@ from neuralcodec.scene import pyramid, register
 NEAR_FRAMES = 12
 SCENE_NODES = ModelConfig.preset("portrait").scene  # a side
 CANDIDATES = 12  # driving frames among which a hard pair is chosen
+HELD = 0.6  # share of the coded sources that receivers held, where such pictures are at hand
 
 # MediaPipe face-mesh numbers of the 30 portrait keypoints: right eye (outer, inner, upper, lower), left eye, irises,
 # brows,
@@ -75,8 +76,7 @@ def load_clips(
     All frames are held in memory (33,000 of them take 6.5 GB at 256, 1.6 GB at 128): reading pairs at random from
     disk was measured to be slower than training on them.
     """
-    mesh = json.loads((data / "landmarks.json").read_text())["mesh_index"]
-    pick = [mesh.index(point) for point in PORTRAIT_POINTS]
+    pick = _picked(data)
     folder = cache / split
     folder.mkdir(parents=True, exist_ok=True)
     clips = []
@@ -91,32 +91,52 @@ def load_clips(
         good = np.flatnonzero(label["found"][: len(frames)])
         if len(good) < 8:
             continue
-        rotation = label["rotation"][good]
-        scale = label["scale"][good]
-        centre = label["translation"][good]
-        # the labels' z origin is arbitrary (a monocular estimate): depth is kept relative to the head's own centre
-        points = label["landmarks"][good][:, pick].astype(np.float32)
-        points[..., 2] -= centre[:, None, 2]
-        flat = np.concatenate([centre[:, :2], np.zeros_like(centre[:, :1])], 1)
-        shape = (((points - flat[:, None]) / scale[:, None, None]) @ rotation.transpose(0, 2, 1)).mean(0)
-        as_tensor = torch.from_numpy
-        clips.append(
-            Clip(
-                path.stem,
-                frames[good] if len(good) < len(frames) else frames,
-                as_tensor(points),
-                as_tensor(rotation),
-                as_tensor(scale),
-                as_tensor(centre[:, :2].copy()),
-                as_tensor(shape),
-                _received(received / f"{path.stem}.npz", good, size) if received else (),
-            )
-        )
+        held = _received(received / f"{path.stem}.npz", good, size) if received else ()
+        clips.append(_labelled(path.stem, frames, label, good, pick, held))
     if not clips:
         raise SystemExit(
             f"{data / split / 'labels'} holds no labelled clip; make some with neuralcodec.training.prepare."
         )
     return clips
+
+
+def load_stills(data: Path, *, size: int = 256) -> list[Clip]:
+    """The labelled photographs of ``data/stills*`` as clips of one frame."""
+    pick = _picked(data)
+    stills = []
+    for path in sorted(data.glob("stills*/labels/*.npz")):
+        label = np.load(path)
+        if label["found"].all():
+            frames = shrink(decode(path.parent.parent / f"{path.stem}.jpg"), size)
+            stills.append(_labelled(path.stem, frames, label, np.arange(1), pick, ()))
+    if not stills:
+        raise SystemExit(
+            f"{data} holds no labelled photographs; put .jpg files of {size} x {size} into {data / 'stills'}, then run "
+            "neuralcodec.training.prepare --labels-only."
+        )
+    return stills
+
+
+def _picked(data: Path) -> list[int]:
+    """Where the portrait keypoints stand among the landmarks of the labels."""
+    mesh = json.loads((data / "landmarks.json").read_text())["mesh_index"]
+    return [mesh.index(point) for point in PORTRAIT_POINTS]
+
+
+def _labelled(name: str, frames: Any, label: Any, good: Any, pick: list[int], received: Any) -> Clip:
+    """The frames ``good`` with their labels in the coordinates of `neuralcodec.motion`."""
+    rotation = label["rotation"][good]
+    scale = label["scale"][good]
+    centre = label["translation"][good]
+    # the labels' z origin is arbitrary (a monocular estimate): depth is kept relative to the head's own centre
+    points = label["landmarks"][good][:, pick].astype(np.float32)
+    points[..., 2] -= centre[:, None, 2]
+    flat = np.concatenate([centre[:, :2], np.zeros_like(centre[:, :1])], 1)
+    shape = (((points - flat[:, None]) / scale[:, None, None]) @ rotation.transpose(0, 2, 1)).mean(0)
+    as_tensor = torch.from_numpy
+    kept = frames[good] if len(good) < len(frames) else frames
+    return Clip(name, kept, as_tensor(points), as_tensor(rotation), as_tensor(scale), as_tensor(centre[:, :2].copy()),
+                as_tensor(shape), received)  # fmt: skip
 
 
 def _received(path: Path, good: Any, size: int) -> list[tuple[int, Any]]:
@@ -165,6 +185,10 @@ class Frames:
 
     def to(self, device: torch.device) -> Frames:
         return self.each(lambda value: value.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Frames:
+        """What a DataLoader asks for: copies to a GPU then overlap with its work."""
+        return self.each(lambda value: value.pin_memory())
 
     def rows(self, rows: slice) -> Frames:
         return self.each(lambda value: value[rows])
@@ -231,6 +255,7 @@ def random_pairs(
     hard: float = 0.35,
     near: float = 0.3,
     coded: float = 0.0,
+    still: float = 0.0,
     tables: MotionTables | None = None,
 ) -> tuple[Frames, Frames]:
     """``count`` pairs (source, driving) of one clip each under one camera.
@@ -238,15 +263,19 @@ def random_pairs(
     A share ``hard`` takes the most different of a dozen candidate driving frames (in all keypoints, in how far the eyes
     or how far the mouth stand open: a closed eye is one frame in fifty), a share ``near`` one at most half a second
     away (a codec that renews its references lives there); half of the pairs are moved, scaled and turned a little,
-    half mirrored. A share ``coded`` of the sources is what receivers hold in their place, or, where a clip has no such
-    pictures, went through the reference codec; with ``tables`` the driving motion is known as decoded, too.
+    half mirrored. A share ``coded`` of the sources went through the reference codec or, for most where a clip has such
+    pictures, is what receivers hold in their place; with ``tables`` the driving motion is known as decoded, too. A
+    share ``still`` shows photographs (clips of one frame), source and driving moved apart.
     """
     sources, drivings, pictures = [], [], []
-    for wanted in (torch.rand(count, generator=random) < coded).tolist():
-        clip = clips[int(torch.randint(len(clips), (1,), generator=random))]
+    photographs, films = [c for c in clips if len(c) == 1], [c for c in clips if len(c) > 1]
+    resting = torch.rand(count, generator=random) < still
+    for wanted, rests in zip((torch.rand(count, generator=random) < coded).tolist(), resting.tolist(), strict=True):
+        choice = photographs if rests else films
+        clip = choice[int(torch.randint(len(choice), (1,), generator=random))]
         i, *others = torch.randint(len(clip), (1 + CANDIDATES,), generator=random).tolist()
         picture = None
-        if wanted and clip.received:
+        if wanted and clip.received and float(torch.rand(1, generator=random)) < HELD:
             i, picture = clip.received[i % len(clip.received)]
         elif wanted:
             picture = as_received(clip.frames[i], int(torch.randint(25, 80, (1,), generator=random)))
@@ -257,8 +286,8 @@ def random_pairs(
             opening = gaps(clip.keypoints)
             aspects = (clip.keypoints.flatten(1), opening[:, :2], opening[:, 2:3])
             feature = aspects[int(torch.randint(len(aspects), (1,), generator=random))]
-            apart = ((feature[others] - feature[i]) ** 2).sum(1)
-            others = [others[int(apart.argmax())]]
+            distances = ((feature[others] - feature[i]) ** 2).sum(1)
+            others = [others[int(distances.argmax())]]
         sources.append((clip, i))
         drivings.append((clip, others[0]))
         pictures.append(picture)
@@ -266,11 +295,13 @@ def random_pairs(
     unit = torch.rand(count, 5, generator=random)
     strength = (unit[:, 0] < 0.5).float()
     centre = (torch.rand(count, 2, generator=random) - 0.5) * 0.3 * strength[:, None]
-    half = torch.exp((unit[:, 1] - 0.5) * 0.5 * strength)
+    half = (unit[:, 1] - 0.5) * 0.5 * strength
     angle = (unit[:, 2] - 0.5) * 0.4 * strength
-    moved = similarity(
-        pair, pair.image.shape[-1], centre.repeat(2, 1), half.repeat(2), angle.repeat(2), (unit[:, 3] < 0.5).repeat(2)
-    )
+    apart = torch.randn(count, 4, generator=random) * resting[:, None]  # how else photographs come to move
+    centre = torch.cat([centre, centre + 0.06 * apart[:, :2]])
+    half = torch.exp(torch.cat([half, half + 0.06 * apart[:, 2]]))
+    angle = torch.cat([angle, angle + 0.08 * apart[:, 3]])
+    moved = similarity(pair, pair.image.shape[-1], centre, half, angle, (unit[:, 3] < 0.5).repeat(2))
     gain = torch.empty(count, 3, 1, 1).uniform_(0.75, 1.25, generator=random).repeat(2, 1, 1, 1)
     moved.image = (moved.image * gain).clamp(0, 1)
     source, driving = moved.rows(slice(0, count)), moved.rows(slice(count, None))

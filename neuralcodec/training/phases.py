@@ -4,7 +4,7 @@ motion       L, H, Delta of `portrait` on tight face pictures, guided by landmar
 render       F, M, G of `portrait`, driven by labels
 joint        everything at once on picture pairs: the paper's six losses for `paper`; for `portrait` those of render,
              with landmark guidance in place of the unsupervised ones
-adversarial  render plus a discriminator (hinge and feature matching)
+adversarial  joint plus a discriminator (hinge and feature matching)
 
 The last three are quantization-aware where tables are given: the renderer then sees motion as a decoder has it.
 """
@@ -73,29 +73,31 @@ class Phase:
         tables: MotionTables | None = None,
         coded: float = 0.0,
         near: float = 0.3,
+        still: float = 0.0,
         device: Any = "cpu",
     ) -> None:
         self.name, self.nets, self.perceive, self.tables = name, nets, perceive, tables
-        self.coded, self.near = coded, near  # shares of the pairs, see random_pairs
+        self.coded, self.near, self.still = coded, near, still  # shares of the pairs, see random_pairs
         self.trained: list[nn.Module] = {
             "motion": [nets.motion],
-            "joint": [nets.motion, nets.reference, nets.render],
-        }.get(name, [nets.reference, nets.render])
+            "render": [nets.reference, nets.render],
+        }.get(name, [nets.motion, nets.reference, nets.render])
         gan = name == "adversarial" or (name == "joint" and nets.config.name != "portrait")
         self.critic = Discriminator(nets.config).to(device) if gan else None
 
     def batch(self, clips: list[Clip], count: int, random: torch.Generator) -> tuple[Any, Any]:
         if self.name == "motion":
             return random_patches(clips, count, PATCH, random, PATCH_GROW, PATCH_DOWN)
-        return random_pairs(clips, count, random, near=self.near, coded=self.coded, tables=self.tables)
+        shares = {"near": self.near, "coded": self.coded, "still": self.still}
+        return random_pairs(clips, count, random, tables=self.tables, **shares)
 
     def terms(self, a: Any, b: Any) -> Terms:
         """Loss terms of the trained modules; "psnr" among them is for the log."""
         if self.name == "motion":
             return motion_terms(self.nets, a, b)
-        if self.name == "joint":
-            return joint_terms(self.nets, a, b, self.perceive, self.critic)
-        return render_terms(self.nets, a, b, self.perceive, self.critic)
+        if self.name == "render":
+            return render_terms(self.nets, a, b, self.perceive)
+        return joint_terms(self.nets, a, b, self.perceive, self.critic)
 
     def critic_loss(self, real: Tensor, rendered: Tensor, keypoints: Tensor) -> Tensor:
         assert self.critic is not None
@@ -124,9 +126,7 @@ def motion_terms(nets: Networks, frames: Frames, face: Tensor) -> Terms:
     }
 
 
-def render_terms(
-    nets: Networks, source: Frames, driving: Frames, perceive: Perception, critic: Discriminator | None = None
-) -> Terms:
+def render_terms(nets: Networks, source: Frames, driving: Frames, perceive: Perception) -> Terms:
     """Rendering one frame from another, driven by labels."""
 
     def jittered(points: Tensor) -> Tensor:
@@ -140,7 +140,6 @@ def render_terms(
     )  # fmt: skip
     return {
         **picture_terms(picture, copied, driving, perceive),
-        **(judged(critic, picture, driving.image, driving.keypoints) if critic else {}),
         "psnr": psnr(picture.detach(), driving.image),
         "rendered": picture.detach(),
     }
@@ -151,7 +150,7 @@ def joint_terms(
 ) -> Terms:
     """The paper's training step (section 3.3): keypoints from both pictures, the driving one made from the source."""
     if nets.config.name == "portrait":
-        return guided_terms(nets, source, driving, perceive)
+        return guided_terms(nets, source, driving, perceive, critic)
     found_s, found_d = nets.motion(source.image, None), nets.motion(driving.image, None)
     xs, xd = found_s.keypoints(), found_d.keypoints(found_s.canonical)
     warp = RandomWarp.sample(len(xs), device=xs.device)
@@ -172,7 +171,9 @@ def joint_terms(
     }
 
 
-def guided_terms(nets: Networks, source: Frames, driving: Frames, perceive: Perception) -> Terms:
+def guided_terms(
+    nets: Networks, source: Frames, driving: Frames, perceive: Perception, critic: Discriminator | None = None
+) -> Terms:
     """`portrait` as the codec runs it: found motion drives the renderer, whose error then trains the motion network.
 
     Labels keep the keypoints where their names say; the picture decides the rest, below what labels can tell.
@@ -199,6 +200,7 @@ def guided_terms(nets: Networks, source: Frames, driving: Frames, perceive: Perc
     fine = FINE.to(xs.device)
     return {
         **picture_terms(picture, copied, driving, perceive),
+        **(judged(critic, picture, driving.image, driving.keypoints) if critic else {}),
         "points": 10 * (landmark_loss(a.keypoints(), source.keypoints, fine)
                         + landmark_loss(b.keypoints(), driving.keypoints, fine)),
         "gaps": 10 * (gaps(b.keypoints()) - gaps(driving.keypoints)).abs().mean(),

@@ -371,15 +371,16 @@ def cut_all(options: argparse.Namespace, videos: dict[str, Path]) -> list[str]:
 
 
 def label_all(options: argparse.Namespace) -> None:
-    """Label every clip of the split that has no labels yet (all of them with -f)."""
+    """Label every clip of the split and every photograph of stills*/ that has no labels yet (all of them with -f)."""
     folder = options.out / options.split
-    clips = [c for c in sorted((folder / "256").glob("*.mp4"))
-             if options.force or not (folder / "labels" / f"{c.stem}.npz").exists()]  # fmt: skip
+    found = {c: folder / "labels" / f"{c.stem}.npz" for c in sorted((folder / "256").glob("*.mp4"))}
+    found |= {p: p.parent / "labels" / f"{p.stem}.npz" for p in sorted(options.out.glob("stills*/*.jpg"))}
+    clips = {clip: target for clip, target in found.items() if options.force or not target.exists()}
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("labelling", total=len(clips))
-        for clip in clips:
+        for clip, target in clips.items():
             progress.update(bar, description=clip.name)
-            share = label_clip(clip, folder / "labels" / f"{clip.stem}.npz")
+            share = label_clip(clip, target)
             if share < 0.9:
                 progress.console.print(f"{clip.name}: a face in only {share:.0%} of the frames; look at it first.")
             progress.advance(bar)
@@ -395,7 +396,11 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--max-frames", type=int, default=600, help="longer ones are split (default 600)")
     out.add_argument("--detector", type=Path, default=PACK / "detector.onnx", help="another face detector (.onnx)")
     out.add_argument("--no-labels", action="store_true", help="write clips only")
-    out.add_argument("--labels-only", action="store_true", help="label the clips that are in --out already")
+    out.add_argument(
+        "--labels-only",
+        action="store_true",
+        help="label the clips, and the photographs of stills*/, that are in --out already",
+    )
     out.add_argument("-f", "--force", action="store_true", help="replace clips and labels that exist")
     return out
 

@@ -29,12 +29,13 @@ from torch import Tensor
 from neuralcodec.errors import NeuralCodecError
 from neuralcodec.models import ModelConfig, build
 from neuralcodec.quantizer import MotionTables
-from neuralcodec.training.data import Clip, gather, load_clips, mean_shape, scenes
+from neuralcodec.training.data import Clip, gather, load_clips, load_stills, mean_shape, scenes
 from neuralcodec.training.losses import FaceFeatureLoss, PerceptualLoss
 from neuralcodec.training.phases import PHASES, Perception, Phase, psnr
 from neuralcodec.training.start import freeze_norms, load_graphs
 
 NOT_LOSSES = ("psnr", "rendered")  # among a phase's terms
+LOOK_EVERY = 10  # steps between readings of the losses: each makes a GPU's host wait for it
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Options:
     coded: float = 0.0
     received: Path | None = None
     near: float = 0.3
+    stills: float = 0.0
     seed: int = 0
     save_every: int = 500
     sample_every: int = 2000
@@ -90,6 +92,7 @@ class Run:
         self.device = torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
         if self.world > 1:
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        torch.backends.cudnn.benchmark = True  # batches are all of one shape
         torch.manual_seed(o.seed + self.rank)
         o.out.mkdir(parents=True, exist_ok=True)
         size = 256 if o.phase == "motion" else o.size  # the motion network cuts its own picture out of a full one
@@ -99,6 +102,8 @@ class Run:
         self.nets, self.average = build(config), build(config)
         if o.preset == "portrait":
             self.nets.motion.mean_shape.copy_(mean_shape(self.clips))  # type: ignore[operator]
+        if o.stills:
+            self.clips += load_stills(o.data, size=size)
         self.latest, self.smooth = o.out / "networks.safetensors", o.out / "average.safetensors"
         if self.latest.exists():
             self.nets.load_state_dict(load_file(self.latest))
@@ -113,7 +118,7 @@ class Run:
             PerceptualLoss(o.vgg).to(self.device) if o.vgg else None,
         )
         tables = MotionTables.load(o.tables) if o.tables else None
-        self.phase = Phase(o.phase, self.nets, perceive, tables, o.coded, o.near, self.device)
+        self.phase = Phase(o.phase, self.nets, perceive, tables, o.coded, o.near, o.stills, self.device)
         self.trained = [p for part in self.phase.trained for p in part.parameters()]
         self.optimizer = torch.optim.AdamW(self.trained, lr=o.rate, betas=(0.9, 0.99), weight_decay=1e-4)
         self.memory = o.out / f"{o.phase}.safetensors"
@@ -138,11 +143,6 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16):
             terms = self.phase.terms(a, b)
         loss = torch.stack([v.float() for k, v in terms.items() if k not in NOT_LOSSES]).sum()
-        if not torch.isfinite(loss):
-            raise SystemExit(
-                f"The loss is {float(loss)} at step {self.step}; the last checkpoint in {self.options.out} is good: "
-                "lower --rate and start the command again."
-            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._agree(self.trained)
@@ -201,7 +201,7 @@ class Run:
             return {}
         sheet = self.options.out / f"{self.options.phase}-{self.step:06d}.png"
         result = validate(
-            self.average, self.checks, self.device, sheet, motion=self.options.phase in ("motion", "joint")
+            self.average, self.checks, self.device, sheet, motion=self.options.phase != "render"
         )
         self.log({"val": {k: round(v, 3) for k, v in result.items()}})
         return result
@@ -215,6 +215,7 @@ def train(options: Options) -> dict[str, float]:
         batch_size=None,
         num_workers=o.workers,
         prefetch_factor=3 if o.workers else None,
+        pin_memory=run.device.type == "cuda",
     )
     supply = iter(loader)
     mean: dict[str, float] = {}
@@ -227,9 +228,14 @@ def train(options: Options) -> dict[str, float]:
             warm = min(1.0, (run.step - run.first + 1) / 200)
             a, b = next(supply)
             terms = run.learn(a, b, o.rate * warm * (0.5 * (1 + math.cos(math.pi * done)) * 0.97 + 0.03))
-            for key, value in terms.items():
-                if key != "rendered":
-                    mean[key] = 0.99 * mean.get(key, float(value.detach())) + 0.01 * float(value.detach())
+            if run.step % LOOK_EVERY == 0 or run.step % o.save_every == 0:
+                now = {key: float(value.detach()) for key, value in terms.items() if key != "rendered"}
+                if not all(math.isfinite(value) for value in now.values()):
+                    raise SystemExit(
+                        f"The losses are {now} at step {run.step}; the last checkpoint in {o.out} is good: lower "
+                        "--rate and start the command again."
+                    )
+                mean = {key: 0.9 * mean.get(key, value) + 0.1 * value for key, value in now.items()}
             if run.step % 50 == 0:
                 speed = (run.step - run.first) * o.batch * run.world / (time.monotonic() - begin)
                 run.log({"samples_per_s": round(speed, 1), **{k: round(v, 4) for k, v in mean.items()}})
@@ -333,6 +339,7 @@ def main() -> None:
         "--received", type=Path, help="folder of neuralcodec.training.received: those pictures; otherwise AV1 stills"
     )
     p.add_argument("--near", type=float, default=0.3, help="share of pairs at most half a second apart")
+    p.add_argument("--stills", type=float, default=0.0, help="share of pairs made of one photograph (DATA/stills*)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     p.add_argument("--sample-every", type=int, default=2000, help="steps between validations with a contact sheet")
