@@ -71,13 +71,13 @@ def _backends() -> Iterator[Line]:
     if find_spec("onnxruntime") is None:
         yield BAD, 'onnxruntime is missing, so no network can run: pip install "neuralcodec[cpu]" or "neuralcodec[gpu]"'
         return
-    from .runtime.ort import PROVIDERS, cuda_usable, provider_names
+    from .runtime.ort import PROVIDERS, cuda_usable, provider_names, tensorrt_usable
 
     built = provider_names()
     yield GOOD, f"ONNX Runtime runs on the CPU; it was built with {', '.join(built)}"
     if cuda_usable():
-        yield GOOD, f"ONNX Runtime runs on CUDA; {UNTRIED}, so compare its pictures with --device cpu"
-        if PROVIDERS["ort-tensorrt"] in built:
+        yield GOOD, "ONNX Runtime runs on CUDA"
+        if tensorrt_usable():
             yield GOOD, f"ONNX Runtime has its own TensorRT provider (--device ort-tensorrt); {UNTRIED}"
     elif PROVIDERS["cuda"] in built:
         yield ABSENT, "ONNX Runtime has its CUDA provider, but no GPU answers: check the driver with nvidia-smi"

@@ -81,12 +81,12 @@ def open_session(
 def present_devices() -> list[str]:
     """The devices of this machine that networks can run on, the CPU first."""
     from neuralcodec.runtime.engine import load_cuda
-    from neuralcodec.runtime.ort import PROVIDERS, cuda_usable, provider_names
+    from neuralcodec.runtime.ort import cuda_usable, tensorrt_usable
 
     devices = ["cpu"]
     if cuda_usable():
         devices.append("cuda")
-        devices += ["ort-tensorrt"] * (PROVIDERS["ort-tensorrt"] in provider_names())
+        devices += ["ort-tensorrt"] * tensorrt_usable()
     if find_spec("tensorrt") is not None:
         try:
             load_cuda()
