@@ -31,7 +31,6 @@ from rich.table import Table
 import neuralcodec as nc
 from benchmarks.browser import CallProcess, chromium, missing, processor_seconds, write_camera
 from neuralcodec.call.h264 import SameBytes
-from neuralcodec.call.pipeline import PAYLOAD_BYTES
 from neuralcodec.demo import moving_portrait
 from neuralcodec.face import resize
 from neuralcodec.media import read_frames
@@ -91,7 +90,7 @@ def processor_time(film: Path | None, seconds: float, kbps: float) -> dict[str, 
     turned = nc.Decoder(threads=1, view=nc.View(yaw=5))
     for pts, picture in enumerate(pictures):
         with _clocked(spent, "encode", pts):
-            datagrams = [bytes(packet) for packet in bundled(encoder.encode(picture, pts), PAYLOAD_BYTES)]
+            datagrams = [bytes(packet) for packet in bundled(encoder.encode(picture, pts))]
         sent += map(len, datagrams)
         with _clocked(spent, "decode, as coded", pts):
             frames = [frame for data in datagrams for frame in decoder.decode(data)]

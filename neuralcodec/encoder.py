@@ -38,7 +38,6 @@ from .sender import OFTEN_SECONDS, OVERDUE, PictureSender, Shot, squared_error
 from .signing import private_key
 from .stats import EncoderStats, timed
 
-DATAGRAM_BYTES = 1200  # that what belongs together shares
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
 SURE = 0.5  # confidence below which the motion network does not see a face
 # How often the encoder renders a frame itself to see whether the receiver had better not; at low frame rates, which
@@ -386,7 +385,7 @@ class Encoder:
             self.stats.bytes_overhead += size - motion - pictures
             self._rate.spend(size)
         if self._packet_overhead:
-            self._rate.spend_headers(self._packet_overhead * len(bundled(packets, DATAGRAM_BYTES)))
+            self._rate.spend_headers(self._packet_overhead * len(bundled(packets)))
         self.stats.packets += len(packets)
         self.stats.provider = self._networks.provider if self._pictures.held else ""
         return packets

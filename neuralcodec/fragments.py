@@ -30,7 +30,7 @@ def split(
     One parity packet makes up for any one lost fragment (a picture of one fragment is simply sent twice); g of them
     for one in each of g interleaved groups. part_bytes: of a fragment at most, where FRAGMENTS_MAX of them are enough.
     """
-    pieces = _pieces(coded, min(PART_BYTES, max(part_bytes, -(-len(coded) // FRAGMENTS_MAX))))
+    pieces = _pieces(coded, part_bytes, FRAGMENTS_MAX)
     digest, count, groups = hashlib.sha256(coded).digest()[:4], len(pieces), min(parity, len(pieces))
     parts = [ReferencePart(reference, i, count, codec, digest, crop, piece) for i, piece in enumerate(pieces)]
     sums = [_xor(pieces[i::groups], len(pieces[0])) for i in range(groups)]
@@ -47,12 +47,13 @@ def split_update(
 
     part_bytes: of a fragment at most, where UPDATE_FRAGMENTS_MAX of them are enough.
     """
-    pieces = _pieces(coded, min(PART_BYTES, max(part_bytes, -(-len(coded) // UPDATE_FRAGMENTS_MAX))))
+    pieces = _pieces(coded, part_bytes, UPDATE_FRAGMENTS_MAX)
     return [Update(reference, i, len(pieces), hash, piece, crop, signed) for i, piece in enumerate(pieces)]
 
 
-def _pieces(coded: bytes, part_bytes: int = PART_BYTES) -> list[bytes]:
-    """Equally long but the last, which may be shorter."""
+def _pieces(coded: bytes, part_bytes: int, most: int) -> list[bytes]:
+    """Equally long but the last, which may be shorter; of ``part_bytes`` where ``most`` of them are enough."""
+    part_bytes = min(PART_BYTES, max(part_bytes, -(-len(coded) // most)))
     size = -(-len(coded) // -(-len(coded) // part_bytes))
     return [coded[i : i + size] for i in range(0, len(coded), size)]
 

@@ -39,6 +39,8 @@ BUNDLE_MAX = 16  # packets in one bundle
 REFERENCES_MAX = 8  # pictures a decoder holds; id modulo 8 is the place they take
 SIGNED = 0x80  # bit of a codec or of an update's flags: a signature precedes the picture (FORMAT.md section 12)
 
+DATAGRAM_BYTES = 1200  # that neighbours share: fits 1280 bytes of IPv6 with SRTP, and every tunnel met in practice
+
 MAGIC = b"NCV"
 FLAG_FULL_FRAME, FLAG_GRAY = 1, 2
 
@@ -383,7 +385,7 @@ def parse_packet(
     raise BitstreamError(f"packet kind {kind:#04x} does not exist; drop the packet", rule="R2")
 
 
-def bundled(packets: Sequence[Packet], limit: int) -> list[Packet]:
+def bundled(packets: Sequence[Packet], limit: int = DATAGRAM_BYTES) -> list[Packet]:
     """The same packets in the same order in as few datagrams of at most ``limit`` bytes as neighbours allow."""
     out: list[list[Packet]] = []
     size = frames = 0

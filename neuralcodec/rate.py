@@ -138,10 +138,10 @@ class RateControl:
             self._coarseness, self._changed = self._coarseness + 1, seconds
         elif share < MOTION_SHARE[0] and since >= FINER_SECONDS and self._coarseness > self._finest:
             self._coarseness, self._changed = self._coarseness - 1, seconds
-        # unspent rate does not pile up into a burst, nor is it lost while pictures wait for their window
-        self._purse = min(self._purse, self._full if self._has_room else self._window_bytes)
         while self._sent and self._sent[0][0] <= seconds - WINDOW_SECONDS + 1e-6:
             self._sent.popleft()
+        # unspent rate does not pile up into a burst, nor is it lost while pictures wait for their window
+        self._purse = min(self._purse, self._full if self._has_room else self._window_bytes)
         if self._pinched is None:
             self._pinched = seconds + MOTION_SECONDS  # when motion has been measured
         elif seconds - self._pinched >= COARSER_SECONDS:

@@ -27,12 +27,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import BitstreamError, LimitError, TruncatedError
-from .packet import Feedback, Packet, StreamHeader, bundled, parse_packet
+from .packet import DATAGRAM_BYTES, Feedback, Packet, StreamHeader, bundled, parse_packet
 
 CLOCK = 90000  # RTP timestamp units a second, as for every video payload
 ENCODING = "x-neuralcodec"
 PAYLOAD_TYPE = 97  # of the dynamic range; whatever signalling agreed on
-PAYLOAD_BYTES = 1200  # fits 1280 bytes of IPv6 with SRTP, and every tunnel met in practice
 HEADER_BYTES = 12
 REORDER = 512  # RTP packets: what is older than this is taken for a new start of the numbering
 
@@ -91,7 +90,7 @@ class RtpSender:
         payload_type: int = PAYLOAD_TYPE,
         sequence: int = 0,
         timestamp: int = 0,
-        limit: int = PAYLOAD_BYTES,
+        limit: int = DATAGRAM_BYTES,
     ) -> None:
         self.ssrc, self.payload_type, self.limit = ssrc, payload_type, limit
         self._sequence, self._start = sequence, timestamp

@@ -31,7 +31,6 @@ from neuralcodec.pack import Pack
 from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, Update, bundled, parse_packet
 
 FPS = 25  # of the stream: a camera's jittery times are moved to this grid, so that no time costs bits
-PAYLOAD_BYTES = 1200  # of a datagram: what belongs to one frame shares one
 PRESET = 8  # of SVT-AV1: a picture takes 8 ms of processor time instead of 26, and nobody waits for it
 WINDOW = 3.0  # seconds that the figures on the page are means of
 RECENT = 0.1  # weight of the last frame in how long one takes at either end
@@ -229,7 +228,7 @@ class Pipeline:
                 self._originals[pts] = picture
                 while len(self._originals) > ORIGINALS:
                     self._originals.popitem(last=False)
-                for packet in bundled(packets, PAYLOAD_BYTES):
+                for packet in bundled(packets):
                     data = bytes(packet)
                     self._there.send(data, now)
                     self._earned += len(data)
