@@ -16,11 +16,11 @@ from neuralcodec.rate import (
     REFERENCE_BYTES,
     START_BYTES,
     TURNS,
-    WINDOW_EXCESS,
     WINDOW_SECONDS,
     RateControl,
     distance,
     motion_quality,
+    window_excess,
 )
 
 
@@ -225,14 +225,14 @@ def test_no_window_takes_more_than_the_target_allows(kbps: float) -> None:
     until = np.cumsum([0, *sent])
     frames = round(25 * WINDOW_SECONDS)
     windows = (until[frames:] - until[:-frames]) / (WINDOW_SECONDS * rate.bytes_per_second)
-    assert 1.0 < windows.max() <= 1 + WINDOW_EXCESS + 0.01  # motion came a little late to be reckoned with
+    assert 1.0 < windows.max() <= 1 + window_excess(kbps) + 0.01  # motion came a little late to be reckoned with
 
 
 def test_a_full_window_makes_motion_coarser_for_as_long_as_it_is_full() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
     finest = rate.quality
-    rate.spend(int(WINDOW_SECONDS * rate.bytes_per_second * (1 + WINDOW_EXCESS)) + 1)
+    rate.spend(int(WINDOW_SECONDS * rate.bytes_per_second * (1 + window_excess(4))) + 1)
     for frame in range(1, 50):
         rate.advance(frame / 25)
     assert rate.room < 0 and rate.quality.level > finest.level
@@ -245,7 +245,7 @@ def test_no_picture_is_begun_that_its_window_has_no_room_for() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
     rate.sent_key(1000)
-    rate.spend(int((1 + WINDOW_EXCESS) * WINDOW_SECONDS * rate.bytes_per_second - 0.5 * rate.next_bytes))
+    rate.spend(int((1 + window_excess(4)) * WINDOW_SECONDS * rate.bytes_per_second - 0.5 * rate.next_bytes))
     rate._purse = 1000.0
     assert not rate.affords_picture(FAR)
     rate.advance(WINDOW_SECONDS)
