@@ -46,8 +46,8 @@ MEMORY = 0.3  # weight of the last update in what the next is expected to cost
 CLOSE, FAR = 0.3, 1.5  # pixels: drift below CLOSE asks for no picture; at FAR one goes as soon as it can be paid
 SAVINGS_SECONDS = 0.2  # unspent rate that is kept, or two pictures if they cost more
 # Any WINDOW_SECONDS of a stream take at most so much more than the target; pictures wait or come in parts for it.
-# From 6 kbit/s on less keeps the worst of nine training clips within 10 %; below, it costs quality and keeps nothing.
-WINDOW_SECONDS, WINDOW_EXCESS = 2.0, ((6.0, 0.06), (0.0, 0.09))
+# From 6 kbit/s on less keeps the worst of nine training clips nearer to 10 %; below, it costs quality for nothing.
+WINDOW_SECONDS, WINDOW_EXCESS = 2.0, ((6.0, 0.075), (0.0, 0.09))
 START_BYTES, START_MOTION = 60, 0.2  # of the first window: headers of stream and key, and the share of motion
 SWITCH = 0.7  # another held reference is taken when its distance is below this share of the present one's
 PERIOD = 2.0  # seconds between intra frames: how long a late joiner waits, and how long a lost packet is felt
