@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks import bisection, clips, codecs, comparison, curves, page, pictures, points, report, resources, running
 from benchmarks.cache import Cache
 from benchmarks.points import Baseline, Footage, Ours
+from neuralcodec.errors import NeuralCodecError
 
 TARGET = 4.0  # kbit/s, of the headline
 OUR_TARGETS = (TARGET, 2.0, 8.0)  # in the order they are measured
@@ -177,6 +178,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-pictures", action="store_true", help="no stills, no film, no page")
     parser.add_argument("--quick", action="store_true", help="2 codecs, one target, 6 clips, 50 frames, no slow metric")
     options = parser.parse_args(arguments)
+    try:
+        return benchmark(options)
+    except NeuralCodecError as error:
+        print(f"benchmarks.rate_distortion: {error}", file=sys.stderr)
+        return 1
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """Measure, compare, write and print; the exit status."""
     options.out.mkdir(parents=True, exist_ok=True)
     cache = Cache(options.cache)
     options.paths = _paths(options, cache)
