@@ -20,6 +20,7 @@ from neuralcodec.training.prepare import (
     Mesh,
     Row,
     fit_pose,
+    label_all,
     main,
     make_labels,
     parser,
@@ -85,6 +86,18 @@ def test_label_arrays_have_the_format_of_the_footage():
     placed = 0.7 * MESH.reference @ rotation + [0.1, -0.13, -0.95]
     assert np.allclose(labels["landmarks"][0][[k for k, _ in shared]], placed[[r for _, r in shared]], atol=2e-3)
     assert np.allclose(np.delete(labels["landmarks"][0], [k for k, _ in shared], 0), -0.5)
+
+
+def test_clips_and_photographs_without_labels_get_some(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("neuralcodec.training.prepare.label_clip", lambda clip, target: asked.append((clip, target)) or 1.0)
+    for name in ("train/256/film.mp4", "train/labels/film.npz", "stills/she.jpg", "stills_cutout/he.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    label_all(parser().parse_args(["--labels-only", "--out", str(tmp_path)]))
+    wanted = [(tmp_path / "stills/she.jpg", tmp_path / "stills/labels/she.npz"),
+              (tmp_path / "stills_cutout/he.jpg", tmp_path / "stills_cutout/labels/he.npz")]  # fmt: skip
+    assert sorted(asked) == wanted
 
 
 def test_without_mediapipe_one_sentence_names_the_command(monkeypatch, tmp_path, capsys):
