@@ -90,7 +90,9 @@ def test_label_arrays_have_the_format_of_the_footage():
 
 def test_clips_and_photographs_without_labels_get_some(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("neuralcodec.training.prepare.label_clip", lambda clip, target: asked.append((clip, target)) or 1.0)
+    monkeypatch.setattr(
+        "neuralcodec.training.prepare.label_clip", lambda clip, target: asked.append((clip, target)) or 1.0
+    )
     for name in ("train/256/film.mp4", "train/labels/film.npz", "stills/she.jpg", "stills_cutout/he.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
