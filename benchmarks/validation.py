@@ -381,7 +381,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if faces.unavailable():
         print(faces.unavailable(), file=sys.stderr)
     _add_similarity(results)
-    chosen_options = {k: v for k, v in vars(options).items() if k not in ("clips", "json", "pictures", "pack")}
+    chosen_options = {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items()
+                      if k not in ("clips", "json", "pictures", "pack")}  # fmt: skip
     whole: dict[str, Any] = {"machine": machine, "options": chosen_options, "failures": failures}
     if not options.render_only:
         longest = max((clip for clip in chosen if clip.name not in failures), key=lambda clip: len(clip.frames))

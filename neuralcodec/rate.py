@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from .motion import Array
+
+T = TypeVar("T")
 
 PIXEL = 2 / 256  # one pixel of a 256-pixel picture in coded-picture units
 LOWEST_KBPS = 0.5
@@ -82,15 +86,21 @@ SHARP_KBPS = 24.0  # from here on nothing is blurred
 
 def motion_quality(target_kbps: float) -> MotionQuality:
     """The finest used at this rate."""
-    return QUALITIES[next(place for floor, place in LADDER if target_kbps >= floor)]
+    return QUALITIES[_from_floor(LADDER, target_kbps)]
 
 
 def picture_preset(target_kbps: float) -> int:
-    return next(preset for floor, preset in PRESETS if target_kbps >= floor)
+    return _from_floor(PRESETS, target_kbps)
 
 
 def window_excess(target_kbps: float) -> float:
-    return next(share for floor, share in WINDOW_EXCESS if target_kbps >= floor)
+    """Share of the target by which two seconds may exceed it."""
+    return _from_floor(WINDOW_EXCESS, target_kbps)
+
+
+def _from_floor(ladder: Sequence[tuple[float, T]], value: float) -> T:
+    """What stands at the highest floor that ``value`` reaches; floors fall, and the last is 0."""
+    return next(step for floor, step in ladder if value >= floor)
 
 
 def distance(a: Array, b: Array) -> float:
@@ -185,7 +195,7 @@ class RateControl:
         """How wide what is not the head is blurred before the next key and its updates."""
         if self.bytes_per_second >= 125 * SHARP_KBPS:
             return 1
-        return next(width for floor, width in SOFTNESS if self.key_bytes >= floor)
+        return _from_floor(SOFTNESS, self.key_bytes)
 
     @property
     def quality(self) -> MotionQuality:

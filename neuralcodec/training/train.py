@@ -160,6 +160,16 @@ class Run:
         self._smooth()
         return terms
 
+    def read(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """The terms of the last step as numbers; ends the run, with nothing saved since, where one is not finite."""
+        values = {key: float(value.detach()) for key, value in terms.items() if key != "rendered"}
+        if not all(map(math.isfinite, values.values())):
+            raise SystemExit(
+                f"The losses are {values} at step {self.step}; the last checkpoint in {self.options.out} is good: "
+                "lower --rate and start the command again."
+            )
+        return values
+
     def _agree(self, parameters: list[Any]) -> None:
         if self.world > 1:
             for p in parameters:
@@ -200,9 +210,7 @@ class Run:
         if self.options.preset != "portrait":  # its keypoints are not the labels', so labels cannot drive it
             return {}
         sheet = self.options.out / f"{self.options.phase}-{self.step:06d}.png"
-        result = validate(
-            self.average, self.checks, self.device, sheet, motion=self.options.phase != "render"
-        )
+        result = validate(self.average, self.checks, self.device, sheet, motion=self.options.phase != "render")
         self.log({"val": {k: round(v, 3) for k, v in result.items()}})
         return result
 
@@ -219,6 +227,7 @@ def train(options: Options) -> dict[str, float]:
     )
     supply = iter(loader)
     mean: dict[str, float] = {}
+    terms: dict[str, Tensor] = {}
     begin = time.monotonic()
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[now]}"))
@@ -229,13 +238,7 @@ def train(options: Options) -> dict[str, float]:
             a, b = next(supply)
             terms = run.learn(a, b, o.rate * warm * (0.5 * (1 + math.cos(math.pi * done)) * 0.97 + 0.03))
             if run.step % LOOK_EVERY == 0 or run.step % o.save_every == 0:
-                now = {key: float(value.detach()) for key, value in terms.items() if key != "rendered"}
-                if not all(math.isfinite(value) for value in now.values()):
-                    raise SystemExit(
-                        f"The losses are {now} at step {run.step}; the last checkpoint in {o.out} is good: lower "
-                        "--rate and start the command again."
-                    )
-                mean = {key: 0.9 * mean.get(key, value) + 0.1 * value for key, value in now.items()}
+                mean = {key: 0.9 * mean.get(key, value) + 0.1 * value for key, value in run.read(terms).items()}
             if run.step % 50 == 0:
                 speed = (run.step - run.first) * o.batch * run.world / (time.monotonic() - begin)
                 run.log({"samples_per_s": round(speed, 1), **{k: round(v, 4) for k, v in mean.items()}})
@@ -244,6 +247,8 @@ def train(options: Options) -> dict[str, float]:
                 run.save()
             if run.step % o.sample_every == 0 and run.rank == 0:
                 run.check()
+    if terms:
+        run.read(terms)  # what is saved was looked at
     run.save()
     return run.check() if run.rank == 0 else {}
 
