@@ -5,10 +5,11 @@
     python -m export.build_pack --onnx build/int8 ...
 
 reference.onnx and render.onnx become 8-bit graphs; motion.onnx is copied, because both ends must find the same
-keypoints whatever they run on. Convolutions get QuantizeLinear/DequantizeLinear pairs: weights by output
-channel, and activations that are unsigned with a zero point for CPU kernels (a GPU gets such graphs in floats, see
-runtime/dequantize.py), or signed without one (``--signed``) as TensorRT wants them. Sampling, softmax and coordinates
-stay float32, and so do convolutions that make a flow or the final colours, where one step would be seen.
+keypoints whatever they run on. Convolutions, and what joins large inputs for them, get QuantizeLinear/DequantizeLinear
+pairs: weights by output channel, and activations that are unsigned with a zero point for CPU kernels (a GPU gets such
+graphs in floats, see runtime/dequantize.py), or signed without one (``--signed``) as TensorRT wants them. Sampling,
+softmax and coordinates stay float32, and so do convolutions that make a flow or the final colours, where one step would
+be seen.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from neuralcodec.runtime.session import Session, open_session
 # And the reference's first one: it amplifies small contrasts, which 8 bits lose, and with 3 channels gains no time.
 KEEP_FLOAT = r"(at_full\.0|mask|depth|residual|occlusion|refine|g3\.1|final)\.weight$"
 QUANTIZED = ("reference", "render")
+JOINING = ("Concat", "Resize")
 LONGEST = 250  # frames of a clip that are looked at
 HELD_OUT = 5  # every fifth input is not calibrated on; the loss is measured there
 
@@ -145,7 +147,7 @@ def quantize(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         named, written = Path(scratch) / "named.onnx", Path(scratch) / "int8.onnx"
-        shaped = onnx.shape_inference.infer_shapes(model)
+        shaped = onnx.shape_inference.infer_shapes(model, data_prop=True)
         shaped.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")  # it is: spares a warning
         onnx.save(shaped, named)
         quantize_static(
@@ -153,8 +155,8 @@ def quantize(
             written,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            nodes_to_quantize=chosen,
+            op_types_to_quantize=["Conv", *JOINING],
+            nodes_to_quantize=chosen + large_joins(shaped),
             per_channel=True,
             # CPUs before VNNI add pairs of products in 16 bits: 8-bit weights would overflow there, 7-bit ones do not.
             reduce_range=not signed,
@@ -164,6 +166,7 @@ def quantize(
             extra_options={"ActivationSymmetric": signed, "WeightSymmetric": True},
         )
         result = onnx.load(written)
+        round_after_relus(result)
         del result.graph.value_info[:]
         del result.metadata_props[:]
         result.graph.name = model.graph.name
@@ -171,6 +174,47 @@ def quantize(
         onnx.save(result, written)
         written.replace(out)
     return len(chosen)
+
+
+def round_after_relus(model: onnx.ModelProto) -> None:
+    """Move the rounding between a convolution and its ReLU behind the ReLU, in place: a runtime then makes one 8-bit
+    kernel of the three, and no step is spent on values that the ReLU cuts off."""
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    graph = model.graph
+    makers = {output: node for node in graph.node for output in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for relu in [node for node in graph.node if node.op_type == "Relu"]:
+        restore = makers.get(relu.input[0])
+        if restore is None or restore.op_type != "DequantizeLinear" or len(readers[restore.output[0]]) > 1:
+            continue
+        rounded = makers[restore.input[0]]
+        if makers[rounded.input[0]].op_type != "Conv" or len(readers[rounded.input[0]]) > 1:
+            continue
+        relu.input[0] = rounded.input[0]
+        if any(node.op_type != "QuantizeLinear" for node in readers[relu.output[0]]):
+            # floats read it: round here, from 0 to the highest value that the old range held
+            scale, zero = (numpy_helper.to_array(stored[name]) for name in rounded.input[1:])
+            info = np.iinfo(zero.dtype)
+            top = (info.max - int(zero)) * scale
+            names = [f"{relu.output[0]}_relu_{part}" for part in ("scale", "zero_point")]
+            values = ((top / info.max).astype(scale.dtype), np.zeros_like(zero))
+            graph.initializer.extend(map(numpy_helper.from_array, values, names))
+            plain = f"{relu.output[0]}_plain"
+            relu.output[0], shown = plain, relu.output[0]
+            rounded.input[:], rounded.output[:] = [plain, *names], [f"{plain}_rounded"]
+            restore.input[:], restore.output[:] = [f"{plain}_rounded", *names], [shown]
+        else:
+            graph.node.remove(rounded)
+            graph.node.remove(restore)
+    used = {name for node in graph.node for name in node.input}
+    for name in stored.keys() - used:
+        graph.initializer.remove(stored[name])
+    ONNXModel(model).topological_sort()
 
 
 def widen(model: onnx.ModelProto) -> None:
@@ -189,6 +233,25 @@ def convolutions(model: onnx.ModelProto, keep_float: str) -> list[str]:
     """Names of the Conv nodes to quantize, in order."""
     found = [node for node in model.graph.node if node.op_type == "Conv"]
     return [node.name for node in found if not re.search(keep_float, node.input[1])]
+
+
+def large_joins(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that only move values of half a picture's size or more, up to the first convolution that reads
+    them: in 8 bits they move a quarter of the bytes. The model has its shapes inferred."""
+    values = (*model.graph.input, *model.graph.value_info)
+    sides = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim][2:] for value in values}
+    half = max(sides.get("image", [0])) // 2
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found: list[str] = []
+    for node in reversed(model.graph.node):
+        large = half and min(sides.get(node.output[0], []), default=0) >= half
+        read = readers.get(node.output[0], [])
+        if node.op_type in JOINING and large and all(r.op_type == "Conv" or r.name in found for r in read):
+            found.append(node.name)
+    return found[::-1]
 
 
 def compare(before: Pair, after: Pair, feeds: list[Feeds]) -> Loss:

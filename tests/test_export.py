@@ -333,6 +333,10 @@ def test_int8_quantizes_all_but_the_named_convolutions(convolution_graph: Path, 
     convolutions = {n.name: n for n in model.graph.node if n.op_type == "Conv"}
     assert convolutions["second"].input[1] == "final.weight"
     assert convolutions["first"].input[1] != "body.weight"
+    makers = {output: node for node in model.graph.node for output in node.output}
+    restored = makers[convolutions["second"].input[0]]
+    relu = makers[makers[restored.input[0]].input[0]]
+    assert (relu.op_type, list(relu.input)) == ("Relu", ["a"])  # rounding follows it, and nothing rounds before
     zeros = {t.data_type for t in model.graph.initializer if t.name == "x_zero_point"}
     assert zeros == {TensorProto.INT8 if signed else TensorProto.UINT8}
     errors = [
@@ -379,6 +383,15 @@ def test_int8_pairs_are_smaller_and_leave_motion_alone(exported: Path, eight_bit
     assert (eight_bits / "motion.onnx").read_bytes() == (exported / "motion.onnx").read_bytes()
     with pytest.raises(PackError, match="is the folder of the float graphs"):
         int8.quantize_folder(exported, exported, exported)
+
+
+def test_int8_joins_large_inputs_of_convolutions_in_8_bits(exported: Path, eight_bits: Path) -> None:
+    plain = onnx.shape_inference.infer_shapes(onnx.load(exported / "render.onnx"), data_prop=True)
+    joins = int8.large_joins(plain)
+    model = onnx.load(eight_bits / "render.onnx")
+    makers = {output: node.op_type for node in model.graph.node for output in node.output}
+    read = {node.name: {makers[name] for name in node.input if name in makers} for node in model.graph.node}
+    assert len(joins) == 3 and all(read[name] == {"DequantizeLinear"} for name in joins)  # nothing in floats
 
 
 @pytest.mark.parametrize("name", ["reference", "render"])

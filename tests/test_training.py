@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+import torch.nn.functional as F  # noqa: E402
 
 from neuralcodec.errors import PackError  # noqa: E402
 from neuralcodec.models import ModelConfig, build  # noqa: E402
+from neuralcodec.models.portrait import MotionField  # noqa: E402
 from neuralcodec.motion import rotation_matrix  # noqa: E402
 from neuralcodec.pack import load_pack  # noqa: E402
 from neuralcodec.training.data import (  # noqa: E402
@@ -116,6 +118,25 @@ def test_photographs_are_pairs_of_one_moved_picture(data: Path, tmp_path: Path) 
         assert torch.allclose(composed, side.keypoints, atol=4e-3)
 
 
+def test_scenes_move_behind_heads_that_rest(data: Path, tmp_path: Path) -> None:
+    """What is not the head moved as the mesh says, and the head is where it was but for a few pixels."""
+    (clip,) = load_clips(data, "train", tmp_path)
+    a, b = random_pairs([clip], 8, torch.Generator().manual_seed(0), before=1.0)
+    assert b.scene is not None and b.scene.abs().amax((1, 2)).max() > 0.1
+    assert (128 * (a.translation - b.translation)).abs().max() < 12
+    axis = torch.linspace(-1, 1, 256)
+    plane = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
+    mesh = F.interpolate(b.scene.mT.reshape(8, 2, 4, 4), size=256, mode="bilinear", align_corners=True)
+    there = plane + mesh.permute(0, 2, 3, 1)
+    moved = F.grid_sample(a.image, there, padding_mode="border", align_corners=True)
+    far = ((plane[None] - b.translation[:, None, None]) / b.scale[:, None, None, None]).norm(dim=3) > 1.8
+    away = ((there - a.translation[:, None, None]) / a.scale[:, None, None, None]).norm(dim=3) > 1.8
+    outside = far & away & (there.abs().amax(3) < 1)  # and not from beyond the picture
+    assert outside.sum() > 1000
+    followed, stayed = (((x - b.image) ** 2).mean(1)[outside].mean() for x in (moved, a.image))
+    assert followed < 0.1 * stayed
+
+
 def test_mirroring_is_its_own_inverse() -> None:
     assert [MIRRORED[i] for i in MIRRORED] == list(range(30))
 
@@ -147,7 +168,7 @@ def test_sources_are_what_receivers_hold(data: Path, tmp_path: Path) -> None:
         assert int(np.argmin(errors)) == number
 
 
-@pytest.mark.parametrize("phase", ["motion", "render", "joint", "adversarial"])
+@pytest.mark.parametrize("phase", ["motion", "render", "field", "joint", "adversarial"])
 def test_every_phase_gives_gradients_to_what_it_trains(data: Path, tmp_path: Path, phase: str) -> None:
     clips = load_clips(data, "train", tmp_path, size=256 if phase == "motion" else 128)
     nets = build(ModelConfig.preset("portrait"))
@@ -160,6 +181,8 @@ def test_every_phase_gives_gradients_to_what_it_trains(data: Path, tmp_path: Pat
         gradients = [p.grad for p in part.parameters() if p.grad is not None]
         assert gradients and all(torch.isfinite(g).all() for g in gradients)
         assert sum(float(g.abs().sum()) for g in gradients) > 0
+    if phase == "field":
+        assert [type(part) for part in steps.trained] == [MotionField]
     if steps.critic is not None:
         assert torch.isfinite(steps.critic_loss(b.image, terms["rendered"], b.keypoints))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -213,18 +214,24 @@ def grid_sample_3d(
     """
     if volumetric:
         return F.grid_sample(volume, grid, mode="bilinear", padding_mode=padding, align_corners=align_corners)
+    return sample_planes(volume, grid.unbind(-1), align_corners, padding)
+
+
+def sample_planes(volume: Tensor, at: Sequence[Tensor], align_corners: bool = True, padding: str = "zeros") -> Tensor:
+    """The form of :func:`grid_sample_3d` that samples planes only; ``at``: x, y and z apart, (B, d, h, w) each."""
     batch, channels, depth, height, width = volume.shape
-    _, d, h, w, _ = grid.shape
+    d, h, w = at[0].shape[1:]
     sizes = (width, height, depth)
-    x, y, z = (_to_index(grid[..., axis], size, align_corners) for axis, size in enumerate(sizes))  # (B, d, h, w) each
+    x, y, z = (_to_index(axis, size, align_corners) for axis, size in zip(at, sizes, strict=True))
     column, row, layer = (u.clamp(0, size - 1) for u, size in zip((x, y, z), sizes, strict=True))
     near = layer.floor()
     far = (near + 1).clamp(max=depth - 1)
     tall = volume.reshape(batch, channels, depth * height, width)
     samples = []
     for index in (near, far):
+        # inside the centres of the outermost pixels, so neither padding nor corners matter: the fastest of kernels
         xy = torch.stack([_to_unit(column, width), _to_unit(index * height + row, depth * height)], -1)
-        flat = F.grid_sample(tall, xy.reshape(batch, d * h, w, 2), padding_mode="border", align_corners=True)
+        flat = F.grid_sample(tall, xy.reshape(batch, d * h, w, 2), padding_mode="zeros", align_corners=False)
         samples.append(flat.reshape(batch, channels, d, h, w))
     out = samples[0] + (layer - near)[:, None] * (samples[1] - samples[0])  # torch.lerp exports as seven nodes
     if padding == "zeros":
@@ -240,4 +247,4 @@ def _to_index(u: Tensor, size: int, align_corners: bool) -> Tensor:
 
 
 def _to_unit(index: Tensor, size: int) -> Tensor:
-    return index * (2.0 / max(size - 1, 1)) - 1.0
+    return index * (2.0 / size) + (1.0 / size - 1.0)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuralcodec.models.layers import MotionOutput, grid_sample_3d
+from neuralcodec.models.layers import MotionOutput, sample_planes
 
 DEPTH = 8  # slices of the appearance volume
 DEPTH_RANGE = 0.6  # the slices span z in [-0.6, 0.6]: a face of scale 0.86 needs +-0.45
@@ -27,6 +27,7 @@ PATCH_DOWN, PATCH_GROW = (
     0.12,
     1.25,
 )  # the patch's centre below the pose centre and its half side, in units of the box's half side
+LOGIT_MAX = 60.0  # e to the power of it is far from what float32 can hold
 EYES, MOUTH = slice(0, 10), slice(16, 26)  # keypoint order: data.PORTRAIT_POINTS
 
 
@@ -162,7 +163,7 @@ class MotionField(nn.Module):
     """M of the paper's figure: K+1 softmax masks over the keypoint flows, composed into one 3-D flow, plus occlusion.
     The paper's background flow is the identity; here it is the scene's mesh.
 
-    Returns flow (B, D, h, h, 3), its front view flow2 (B, 2, h, h) and occlusion (B, 2, h, h).
+    Returns flow (B, 3, D * h * h), its front view flow2 (B, 2, h, h) and occlusion (B, 2, h, h).
     """
 
     def __init__(self, keypoints: int, scene: int) -> None:
@@ -183,34 +184,34 @@ class MotionField(nn.Module):
         self, probe: Tensor, xs: Tensor, rs: Tensor, xd: Tensor, rd: Tensor, scene: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         b, h, k = probe.shape[0], probe.shape[-1], xs.shape[1]
-        points = volume_grid(h, probe.device)  # N,3
+        points = volume_grid(h, probe.device)  # 3,N: coordinates first, so that every product runs along the voxels
         turn = rd.transpose(1, 2) @ rs  # B,3,3: the same for every keypoint
         offset = xs - xd @ turn  # B,K,3: flow_k(p) = p @ turn + offset_k (paper Eq. 4)
-        turned = points @ turn  # B,N,3
+        turned = turn.transpose(1, 2) @ points  # B,3,N
         # |p - x|^2 = |p|^2 - 2 p.x + |x|^2 as one product instead of K differences per voxel
-        squared = (points**2).sum(1) - 2 * (xd @ points.T) + (xd**2).sum(2, keepdim=True)  # B,K,N
-        logits = torch.cat([torch.full_like(squared[:, :1], -4.0), squared * (-1 / (2 * 0.15**2))], 1)  # B,K+1,N
+        squared = (points**2).sum(0) - 2 * (xd @ points) + (xd**2).sum(2, keepdim=True)  # B,K,N
+        logits = 4 - squared * (1 / (2 * 0.15**2))  # of each keypoint against what is not the head
 
-        moved = (mesh_weights(self.scene, h, probe.device) @ scene.float()).repeat(1, DEPTH, 1)  # B,N,2
-        around = points + F.pad(moved, (0, 1))  # where what is not the head was in the source
+        moved = scene.float().transpose(1, 2) @ mesh_weights(self.scene, h, probe.device).T  # B,2,h*h
+        around = points + F.pad(moved.repeat(1, 1, DEPTH), (0, 0, 0, 1))  # where what is not the head was in the source
+        shares = torch.cat([offset.transpose(1, 2), torch.ones_like(offset[:, None, :, 0])], 1)  # B,4,K
 
-        def compose(masks: Tensor) -> Tensor:
-            still = masks[:, 0, :, None]  # B,N,1
-            flow = still * around + (1 - still) * turned + masks[:, 1:].transpose(1, 2) @ offset
-            return flow.view(b, DEPTH, h, h, 3)
+        def compose(logits: Tensor) -> Tensor:
+            """All flows weighted by the softmax of 0 and these (B, K, N), with one division at the end: (B, 3, N)."""
+            moving = shares @ torch.exp(logits.clamp(max=LOGIT_MAX))  # B,4,N: weighted offsets, and the weights' sum
+            return (around + moving[:, 3:] * turned + moving[:, :3]) / (1 + moving[:, 3:])
 
-        coarse = compose(logits.softmax(1))
-        seen = sample_volume(probe, coarse, self.volumetric)
+        seen = sample_volume(probe, compose(logits), self.volumetric)
         plane = plane_grid(h, probe.device)
         heat_d, heat_s = heat(plane, xd, 0.1), heat(plane, xs, 0.1)
         a1 = self.d1(torch.cat([seen, heat_d - heat_s, heat_d], 1))
         a2 = self.d2(a1)
         a2 = self.u2(torch.cat([double(self.d3(a2)), a2], 1))
         a1 = self.u1(torch.cat([double(a2), a1], 1))
-        masks = (self.mask(a1).float().reshape(b, k + 1, -1) + logits).softmax(1)
-        flow = compose(masks)
-        front = self.depth(a1).float().softmax(1)[..., None]  # B,D,h,h,1
-        flow2 = (front * flow[..., :2]).sum(1).permute(0, 3, 1, 2) + 0.1 * torch.tanh(self.residual(a1).float())
+        masks = self.mask(a1).float().reshape(b, k + 1, -1)
+        flow = compose(logits + (masks[:, 1:] - masks[:, :1]))
+        front = self.depth(a1).float().softmax(1)[:, None]  # B,1,D,h,h
+        flow2 = (front * flow[:, :2].view(b, 2, DEPTH, h, h)).sum(2) + 0.1 * torch.tanh(self.residual(a1).float())
         return flow, flow2, torch.sigmoid(self.occlusion(a1).float())
 
 
@@ -264,16 +265,16 @@ class PortraitRenderer(nn.Module):
         x = double(self.up2(x))  # 4h
         x = self.g2(torch.cat([x, sample(skip_half.float(), grow(flow4, 2)) * torch.sigmoid(grow(more[:, 2:], 2))], 1))
         copied = sample(image.float(), grow(flow4, 4))  # 8h
-        x = F.pixel_shuffle(self.g3(torch.cat([x, F.pixel_unshuffle(copied, 2)], 1)).float(), 2)  # B,4,8h,8h
+        x = F.pixel_shuffle(self.g3(torch.cat([x, quarters(copied)], 1)).float(), 2)  # B,4,8h,8h
         share = torch.sigmoid(x[:, 3:])
         return torch.sigmoid(x[:, :3]) * (1 - share) + copied * share, copied, share
 
 
 def volume_grid(h: int, device: torch.device) -> Tensor:
-    """Centres of the (D, h, h) voxels as (N, 3) x, y, z."""
+    """Centres of the (D, h, h) voxels as (3, N): x, y, z."""
     axis = torch.linspace(-1, 1, h, device=device)
     z, y, x = torch.meshgrid(torch.linspace(-DEPTH_RANGE, DEPTH_RANGE, DEPTH, device=device), axis, axis, indexing="ij")
-    return torch.stack([x, y, z], -1).view(-1, 3)
+    return torch.stack([x, y, z]).view(3, -1)
 
 
 def mesh_weights(nodes: int, h: int, device: torch.device) -> Tensor:
@@ -296,10 +297,14 @@ def heat(plane: Tensor, points: Tensor, sigma: float) -> Tensor:
 
 
 def sample_volume(volume: Tensor, flow: Tensor, volumetric: bool) -> Tensor:
-    """volume (B, C, D, h, h) read at flow (B, D, h, h, 3), depth folded into channels: (B, C * D, h, h)."""
+    """volume (B, C, D, h, h) read at flow (B, 3, D * h * h), depth folded into channels: (B, C * D, h, h)."""
     b, c, d, h, w = volume.shape
-    unit = torch.tensor([1.0, 1.0, 1 / DEPTH_RANGE], device=flow.device)
-    read = grid_sample_3d(volume, flow * unit, volumetric, padding="border")
+    x, y, z = flow.view(b, 3, d, h, w).unbind(1)
+    at = (x, y, z * (1 / DEPTH_RANGE))
+    if volumetric:
+        read = F.grid_sample(volume, torch.stack(at, -1), padding_mode="border", align_corners=True)
+    else:
+        read = sample_planes(volume, at, padding="border")
     return read.reshape(b, c * d, h, w)
 
 
@@ -309,3 +314,9 @@ def sample(picture: Tensor, flow: Tensor) -> Tensor:
 
 def grow(x: Tensor, times: int) -> Tensor:
     return F.interpolate(x, size=(times * x.shape[-2], times * x.shape[-1]), mode="bilinear", align_corners=True)
+
+
+def quarters(picture: Tensor) -> Tensor:
+    """F.pixel_unshuffle(picture, 2) in steps that runtimes have fast kernels for."""
+    parts = [picture[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    return torch.stack(parts, 2).flatten(1, 2)

@@ -29,6 +29,7 @@ from neuralcodec.scene import pyramid, register
 NEAR_FRAMES = 12
 SCENE_NODES = ModelConfig.preset("portrait").scene  # a side
 CANDIDATES = 12  # driving frames among which a hard pair is chosen
+SWAY = 0.12  # picture units, standard deviation: how far the scene behind a head moves in pairs made for that
 HELD = 0.6  # share of the coded sources that receivers held, where such pictures are at hand
 
 # MediaPipe face-mesh numbers of the 30 portrait keypoints: right eye (outer, inner, upper, lower), left eye, irises,
@@ -256,6 +257,7 @@ def random_pairs(
     near: float = 0.3,
     coded: float = 0.0,
     still: float = 0.0,
+    before: float = 0.0,
     tables: MotionTables | None = None,
 ) -> tuple[Frames, Frames]:
     """``count`` pairs (source, driving) of one clip each under one camera.
@@ -265,12 +267,13 @@ def random_pairs(
     away (a codec that renews its references lives there); half of the pairs are moved, scaled and turned a little,
     half mirrored. A share ``coded`` of the sources went through the reference codec or, for most where a clip has such
     pictures, is what receivers hold in their place; with ``tables`` the driving motion is known as decoded, too. A
-    share ``still`` shows photographs (clips of one frame), source and driving moved apart.
+    share ``still`` shows photographs (clips of one frame), source and driving moved apart, a share ``before`` heads
+    that hardly move before a scene that does (see `before_scenes`).
     """
     sources, drivings, pictures = [], [], []
     photographs, films = [c for c in clips if len(c) == 1], [c for c in clips if len(c) > 1]
-    resting = torch.rand(count, generator=random) < still
-    for wanted, rests in zip((torch.rand(count, generator=random) < coded).tolist(), resting.tolist(), strict=True):
+    resting, swaying, wanted_coded = (torch.rand(count, generator=random) < share for share in (still, before, coded))
+    for wanted, rests, sways in zip(wanted_coded.tolist(), resting.tolist(), swaying.tolist(), strict=True):
         choice = photographs if rests else films
         clip = choice[int(torch.randint(len(choice), (1,), generator=random))]
         i, *others = torch.randint(len(clip), (1 + CANDIDATES,), generator=random).tolist()
@@ -280,7 +283,9 @@ def random_pairs(
         elif wanted:
             picture = as_received(clip.frames[i], int(torch.randint(25, 80, (1,), generator=random)))
         kind = float(torch.rand(1, generator=random))
-        if kind > 1 - near:
+        if sways:
+            others = [min(max(i + others[0] % 5 - 2, 0), len(clip) - 1)]
+        elif kind > 1 - near:
             others = [min(max(i + others[0] % (2 * NEAR_FRAMES + 1) - NEAR_FRAMES, 0), len(clip) - 1)]
         elif kind < hard:
             opening = gaps(clip.keypoints)
@@ -302,11 +307,40 @@ def random_pairs(
     half = torch.exp(torch.cat([half, half + 0.06 * apart[:, 2]]))
     angle = torch.cat([angle, angle + 0.08 * apart[:, 3]])
     moved = similarity(pair, pair.image.shape[-1], centre, half, angle, (unit[:, 3] < 0.5).repeat(2))
+    if known := torch.nonzero(swaying)[:, 0].tolist():
+        backdrops = [clips[i] for i in torch.randint(len(clips), (len(known),), generator=random).tolist()]
+        picks = [(clip, int(torch.randint(len(clip), (1,), generator=random))) for clip in backdrops]
+        sway = before_scenes(moved, [*known, *(i + count for i in known)], gather(picks), random)
     gain = torch.empty(count, 3, 1, 1).uniform_(0.75, 1.25, generator=random).repeat(2, 1, 1, 1)
     moved.image = (moved.image * gain).clamp(0, 1)
     source, driving = moved.rows(slice(0, count)), moved.rows(slice(count, None))
     driving = replace(driving, scene=scenes(source, driving))
+    if known:
+        driving.scene[known] = sway  # type: ignore[index]
     return source, driving if tables is None else as_decoded(driving, tables, random)
+
+
+def before_scenes(frames: Frames, rows: list[int], backdrops: Frames, random: torch.Generator) -> Tensor:
+    """Set the heads of these rows (n sources, then their n drivings) before parts of other pictures that move between
+    the two, in place; returns how (n, M, 2). Films seldom show a head that rests before a scene that moves, as a phone
+    held in a hand does, and where registration says so in them it is mostly wrong."""
+    n, size = len(backdrops.image), frames.image.shape[-1]
+    where, stretch = torch.rand(n, 2, generator=random) - 0.5, 0.4 + 0.3 * torch.rand(n, generator=random)
+    shift, growth = SWAY * torch.randn(n, 2, generator=random), torch.exp(0.04 * torch.randn(n, generator=random))
+    shift = shift * (torch.rand(n, 1, generator=random) > 0.2)  # one in five rests, too
+    centre = torch.cat([where, where + stretch[:, None] * shift])
+    twice = backdrops.each(lambda value: torch.cat([value, value]))
+    half, none = torch.cat([stretch, stretch * growth]), torch.zeros(2 * n)
+    behind = similarity(twice, size, centre, half, none, none > 0).image
+    axis = (torch.arange(size) + 0.5) * (2 / size) - 1
+    scale = frames.scale[rows, None]
+    across = (axis - frames.translation[rows, :1]) / (1.1 * scale)  # hair stays with its head
+    down = (axis - frames.translation[rows, 1:] + 0.25 * scale) / (1.5 * scale)
+    head = torch.sigmoid(8 * (1 - across[:, None, :] ** 2 - down[:, :, None] ** 2))[:, None]
+    frames.image[rows] = head * frames.image[rows] + (1 - head) * behind
+    nodes = torch.linspace(-1, 1, SCENE_NODES)
+    mesh = torch.stack(torch.meshgrid(nodes, nodes, indexing="xy"), -1).reshape(1, -1, 2)
+    return (growth[:, None, None] - 1) * mesh + shift[:, None]
 
 
 def scenes(source: Frames, driving: Frames) -> Tensor:

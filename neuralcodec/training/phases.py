@@ -2,11 +2,12 @@
 
 motion       L, H, Delta of `portrait` on tight face pictures, guided by landmark labels
 render       F, M, G of `portrait`, driven by labels
+field        M of `portrait` alone, driven by found motion: where things come from, not how they look
 joint        everything at once on picture pairs: the paper's six losses for `paper`; for `portrait` those of render,
              with landmark guidance in place of the unsupervised ones
 adversarial  joint plus a discriminator (hinge and feature matching)
 
-The last three are quantization-aware where tables are given: the renderer then sees motion as a decoder has it.
+All but the first are quantization-aware where tables are given: the renderer then sees motion as a decoder has it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from neuralcodec.training.losses import (
     landmark_loss,
 )
 
-PHASES = ("motion", "render", "joint", "adversarial")
+PHASES = ("motion", "render", "field", "joint", "adversarial")
 WEIGHTS = LossWeights()
 JITTER = 0.004  # picture units (half a pixel of 256): stands in for the motion network's error where labels drive
 UNSENT = 0.05  # share of pairs rendered without the scene's mesh, as an avatar is
@@ -74,13 +75,15 @@ class Phase:
         coded: float = 0.0,
         near: float = 0.3,
         still: float = 0.0,
+        before: float = 0.0,
         device: Any = "cpu",
     ) -> None:
         self.name, self.nets, self.perceive, self.tables = name, nets, perceive, tables
-        self.coded, self.near, self.still = coded, near, still  # shares of the pairs, see random_pairs
+        self.shares = {"coded": coded, "near": near, "still": still, "before": before}  # of the pairs, see random_pairs
         self.trained: list[nn.Module] = {
             "motion": [nets.motion],
             "render": [nets.reference, nets.render],
+            "field": [part for name, part in nets.render.named_children() if name == "field"],
         }.get(name, [nets.motion, nets.reference, nets.render])
         gan = name == "adversarial" or (name == "joint" and nets.config.name != "portrait")
         self.critic = Discriminator(nets.config).to(device) if gan else None
@@ -88,8 +91,7 @@ class Phase:
     def batch(self, clips: list[Clip], count: int, random: torch.Generator) -> tuple[Any, Any]:
         if self.name == "motion":
             return random_patches(clips, count, PATCH, random, PATCH_GROW, PATCH_DOWN)
-        shares = {"near": self.near, "coded": self.coded, "still": self.still}
-        return random_pairs(clips, count, random, tables=self.tables, **shares)
+        return random_pairs(clips, count, random, tables=self.tables, **self.shares)
 
     def terms(self, a: Any, b: Any) -> Terms:
         """Loss terms of the trained modules; "psnr" among them is for the log."""

@@ -59,6 +59,7 @@ class Options:
     received: Path | None = None
     near: float = 0.3
     stills: float = 0.0
+    before: float = 0.0
     seed: int = 0
     save_every: int = 500
     sample_every: int = 2000
@@ -118,7 +119,10 @@ class Run:
             PerceptualLoss(o.vgg).to(self.device) if o.vgg else None,
         )
         tables = MotionTables.load(o.tables) if o.tables else None
-        self.phase = Phase(o.phase, self.nets, perceive, tables, o.coded, o.near, o.stills, self.device)
+        self.phase = Phase(o.phase, self.nets, perceive, tables, o.coded, o.near, o.stills, o.before, self.device)
+        self.nets.requires_grad_(False)
+        for part in self.phase.trained:
+            part.requires_grad_(True)
         self.trained = [p for part in self.phase.trained for p in part.parameters()]
         self.optimizer = torch.optim.AdamW(self.trained, lr=o.rate, betas=(0.9, 0.99), weight_decay=1e-4)
         self.memory = o.out / f"{o.phase}.safetensors"
@@ -345,6 +349,9 @@ def main() -> None:
     )
     p.add_argument("--near", type=float, default=0.3, help="share of pairs at most half a second apart")
     p.add_argument("--stills", type=float, default=0.0, help="share of pairs made of one photograph (DATA/stills*)")
+    p.add_argument(
+        "--before", type=float, default=0.0, help="share of pairs that show a resting head before a scene that moves"
+    )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     p.add_argument("--sample-every", type=int, default=2000, help="steps between validations with a contact sheet")
@@ -353,7 +360,7 @@ def main() -> None:
     options = Options(**vars(p.parse_args()))
     if options.phase == "motion" and options.preset != "portrait":
         p.error("--phase motion is for --preset portrait; the paper's networks train together: --phase joint")
-    if options.phase in ("render", "adversarial") and options.preset != "portrait":
+    if options.phase in ("render", "field", "adversarial") and options.preset != "portrait":
         p.error(f"--phase {options.phase} needs keypoints that are labelled; train --preset paper with --phase joint")
     try:
         print(json.dumps(train(options)))
