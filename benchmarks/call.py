@@ -2,6 +2,7 @@
 
     python -m benchmarks.call --seconds 60
     python -m benchmarks.call --ort node_modules/onnxruntime-web/dist     # also the receiver in the browser
+    python -m benchmarks.call --receiver --ort DIR --seconds 20           # that alone: the sender is far away
     python -m benchmarks.call --processor-time --seconds 8                # no browser: what the server must compute
 
 Capture to display is read from the shown pixels: the page marks every camera picture with the time of its capture, the
@@ -36,6 +37,26 @@ from neuralcodec.face import resize
 from neuralcodec.media import read_frames
 from neuralcodec.packet import bundled
 
+RECEIVE = """
+const [sent] = arguments, worker = new Worker("/web/receiver.mjs", { type: "module" });
+window.alone = { threads: 0, ms: [], problem: "", start() {
+  let next = 0;
+  const timer = setInterval(() => {
+    if (next === sent.length) return clearInterval(timer);
+    for (const text of sent[next++]) {
+      const data = Uint8Array.from(text.match(/../g), (pair) => parseInt(pair, 16)).buffer;
+      worker.postMessage({ data }, [data]);
+    }
+  }, 40);
+} };
+worker.onmessage = ({ data }) => {
+  if (data.ready) alone.threads = data.threads;
+  if (data.picture) alone.ms.push(data.ms);
+  if (data.problem) alone.problem = data.problem;
+};
+worker.postMessage({ open: true });
+worker.postMessage({ view: { yaw: 5, pitch: 0, roll: 0 } });
+"""
 SETTLE_SECONDS = 5.0  # after the first picture, before anything is counted
 CAMERA_FRAMES = 250
 PATIENCE = 180.0
@@ -73,6 +94,33 @@ def measure(film: Path | None, seconds: float, kbps: float, loss: float, ort: Pa
                 _until(lambda: page.execute_script("return (neuralcodecCall.receiver?.frames ?? 0) > 3"))
                 found["browser"] = _watch_receiver(page, seconds / 3)
     return found | {"cores": os.cpu_count()}
+
+
+def receiver_alone(film: Path | None, seconds: float, kbps: float, ort: Path) -> dict[str, Any]:
+    """The receiver in the browser with the machine to itself: the film was coded before, its datagrams come 25 times a
+    second, and a turned head makes it render every frame."""
+    source = (image for _, image in read_frames(film)) if film else moving_portrait(seconds)
+    encoder = nc.Encoder(kbps, time_base=Fraction(1, 25))
+    pictures = islice(source, round(25 * seconds))
+    sent = [[bytes(p).hex() for p in bundled(encoder.encode(image, pts))] for pts, image in enumerate(pictures)]
+    with CallProcess("--kbps", str(kbps), "--ort", str(ort)) as call, chromium(None) as page:
+        page.get(call.address)
+        page.execute_script(RECEIVE, sent)
+        _until(lambda: page.execute_script("return alone.threads > 0"))
+        used = [processor_seconds(pid) for pid in (call.process.pid, page.service.process.pid)]
+        page.execute_script("alone.start()")
+        time.sleep(len(sent) / 25)
+        pids = (call.process.pid, page.service.process.pid)
+        server, browser = (processor_seconds(pid) - begun for pid, begun in zip(pids, used, strict=True))
+        threads, spent, problem = page.execute_script("return [alone.threads, alone.ms, alone.problem]")
+    if problem:
+        raise SystemExit(problem)
+    return {
+        "fps": len(spent) / (len(sent) / 25), "threads": threads, "cores": os.cpu_count(),
+        "render_ms": {"median": _quantile(spent, 0.5), "p95": _quantile(spent, 0.95)},
+        "cores_used": {"server": server * 25 / len(sent), "browser": browser * 25 / len(sent)},
+        "load_average": os.getloadavg()[0],
+    }  # fmt: skip
 
 
 def processor_time(film: Path | None, seconds: float, kbps: float) -> dict[str, float]:
@@ -205,6 +253,7 @@ def main() -> None:
     parser.add_argument("--kbps", type=float, default=8.0)
     parser.add_argument("--loss", type=float, default=10.0, help="percent")
     parser.add_argument("--ort", type=Path, help="onnxruntime-web's dist folder")
+    parser.add_argument("--receiver", action="store_true", help="the browser's receiver alone; needs --ort")
     parser.add_argument("--processor-time", action="store_true", help="no browser: processor time of each part")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
@@ -219,6 +268,17 @@ def main() -> None:
         return
     if lacks := missing():
         raise SystemExit(f"Not installed: {lacks}.")
+    if options.receiver:
+        if options.ort is None:
+            parser.error("--receiver needs --ort, the dist folder of onnxruntime-web")
+        alone = receiver_alone(options.film, options.seconds, options.kbps, options.ort)
+        Console().print(
+            f"{alone['fps']:.1f} pictures a second of 25 in the browser (WebAssembly, {alone['threads']} threads, "
+            f"{alone['cores']} cores), {alone['render_ms']['median']:.0f} ms at the median."
+        )
+        if options.json:
+            options.json.write_text(json.dumps(alone, indent=2) + "\n", "utf-8")
+        return
     found = measure(options.film, options.seconds, options.kbps, options.loss, options.ort)
     show(found, Console())
     if options.json:

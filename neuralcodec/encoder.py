@@ -115,8 +115,7 @@ class Encoder:
         self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", Square(*crop))
         packets_per_second = 1 / (frames_per_packet * frame_duration * float(self.time_base))
         self._packet_overhead = packet_overhead
-        self._preset = preset
-        self._rate = self._rate_control(target_kbps, packet_overhead * packets_per_second / 125)
+        self._rate = RateControl(target_kbps, packet_overhead * packets_per_second / 125, preset)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._pictures = PictureSender(
             self.pack, self._networks, self.stats, self._rate, updates=updates,
@@ -216,7 +215,7 @@ class Encoder:
 
     @target_kbps.setter
     def target_kbps(self, value: float) -> None:
-        self._rate = self._pictures.rate = self._rate_control(value, self._rate.headers_kbps)
+        self._rate.target_kbps = value
 
     def send_reference(self) -> None:
         """Send a new reference picture with the next frame, for example because a receiver asked for one."""
@@ -258,12 +257,6 @@ class Encoder:
         return not late and seen is not None and 0 < (self._intra_sequence - seen) % 256 < 128
 
     # --- steps, in order ---
-
-    def _rate_control(self, target_kbps: float, headers_kbps: float) -> RateControl:
-        rate = RateControl(target_kbps, headers_kbps)
-        if self._preset is not None:
-            rate.preset = self._preset
-        return rate
 
     def _header(self) -> StreamHeader:
         assert self._size is not None

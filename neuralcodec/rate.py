@@ -112,23 +112,20 @@ class RateControl:
     """A purse filled at the target rate and emptied by every byte sent.
 
     headers_kbps: of the target, what a transport's headers are expected to take until `spend_headers` has told.
+    preset: of SVT-AV1 for pictures; None: by the rate.
     """
 
-    def __init__(self, target_kbps: float, headers_kbps: float = 0.0) -> None:
-        if not LOWEST_KBPS <= target_kbps <= 1000:
-            raise ValueError(f"target_kbps is {target_kbps}; expected {LOWEST_KBPS} to 1000 kbit/s.")
-        self.target_kbps = target_kbps
+    def __init__(self, target_kbps: float, headers_kbps: float = 0.0, preset: int | None = None) -> None:
         self._headers = headers_kbps * 125  # bytes a second of them, lately
-        self._leave_headers()
-        self.preset = picture_preset(self.bytes_per_second / 125)
-        self._coarseness = self._finest
+        self._preset = preset
+        self._aim(target_kbps)
+        self.key_bytes = self.first_bytes
         self._motion = START_MOTION * self.bytes_per_second  # bytes a second that motion takes, lately
         self._pinch = 0  # steps coarser while a window is full
         self._pinched: float | None = None  # seconds, when that was looked at
         self._motion_error = MOTION_ERROR  # pixels of 256 that its keypoints are off, lately
         self._changed = 0.0  # seconds, when the quality of motion changed
         self.picture_bytes = float(self.still_bytes)  # what the next picture is expected to cost
-        self.key_bytes = self.first_bytes
         self._purse = 0.0
         self._sent: deque[tuple[float, int]] = deque()  # seconds and bytes of what was sent within WINDOW_SECONDS
         self._share = 0.0  # of coding in the error that the last check found
@@ -137,6 +134,29 @@ class RateControl:
         self._turn = 0  # of the next update
         self._seconds: float | None = None
         self._picture_at = 0.0
+
+    @property
+    def target_kbps(self) -> float:
+        """Assign a new one at any time: what was sent and seen until then still counts."""
+        return self._target_kbps
+
+    @target_kbps.setter
+    def target_kbps(self, value: float) -> None:
+        before = self.first_bytes
+        self._aim(value)
+        self.key_bytes = int(np.clip(self.key_bytes * self.first_bytes / before, *REFERENCE_BYTES))
+
+    def _aim(self, target_kbps: float) -> None:
+        if not LOWEST_KBPS <= target_kbps <= 1000:
+            raise ValueError(f"target_kbps is {target_kbps}; expected {LOWEST_KBPS} to 1000 kbit/s.")
+        self._target_kbps = target_kbps
+        self._leave_headers()
+        self._coarseness = self._finest
+
+    @property
+    def preset(self) -> int:
+        """Of SVT-AV1, for the next chain."""
+        return picture_preset(self.bytes_per_second / 125) if self._preset is None else self._preset
 
     def advance(self, seconds: float) -> None:
         """Time has come to ``seconds``."""

@@ -58,6 +58,26 @@ def test_motion_that_takes_too_much_is_coded_coarser_and_finer_again_when_it_is_
     assert rate.quality == finest
 
 
+def test_a_new_target_forgets_nothing_of_what_was_sent_and_seen() -> None:
+    rate = RateControl(8, preset=7)
+    for frame in range(51):  # two seconds at the target
+        rate.advance(frame / 25)
+        rate.spend(40)
+    rate.sent_key(900)
+    costs, key = rate.picture_bytes, rate.key_bytes
+    rate.target_kbps = 4
+    assert rate.target_kbps == 4 and rate.bytes_per_second == 500 and rate.preset == 7
+    assert rate.room < -900  # of a window of 1,090 bytes, 2,000 are taken
+    assert not rate.affords_picture(FAR)
+    assert rate.picture_bytes == costs  # of the same chain
+    assert rate.key_bytes < key
+    rate.target_kbps = 8
+    assert abs(rate.key_bytes - key) <= 1
+    with pytest.raises(ValueError, match="target_kbps is 0"):
+        rate.target_kbps = 0
+    assert rate.target_kbps == 8
+
+
 @pytest.mark.parametrize("kbps", [0, -1, float("nan"), 1e9])
 def test_impossible_targets_are_refused(kbps: float) -> None:
     with pytest.raises(ValueError, match="expected 0.5 to 1000"):

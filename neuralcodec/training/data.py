@@ -321,13 +321,19 @@ def random_pairs(
 
 
 def before_scenes(frames: Frames, rows: list[int], backdrops: Frames, random: torch.Generator) -> Tensor:
-    """Set the heads of these rows (n sources, then their n drivings) before parts of other pictures that move between
-    the two, in place; returns how (n, M, 2). Films seldom show a head that rests before a scene that moves, as a phone
-    held in a hand does, and where registration says so in them it is mostly wrong."""
+    """Set the heads of these rows (n sources, then their n drivings) before scenes that move between the two, in place:
+    half of them before what was behind the source's head, the others before parts of other pictures. Returns how they
+    move (n, M, 2). Films seldom show a head that rests before a scene that moves, as a phone held in a hand does, and
+    where registration says so in them it is mostly wrong."""
     n, size = len(backdrops.image), frames.image.shape[-1]
+    own = torch.rand(n, generator=random) < 0.5
+    backdrops.image[own] = frames.image[rows[:n]][own]
     where, stretch = torch.rand(n, 2, generator=random) - 0.5, 0.4 + 0.3 * torch.rand(n, generator=random)
-    shift, growth = SWAY * torch.randn(n, 2, generator=random), torch.exp(0.04 * torch.randn(n, generator=random))
-    shift = shift * (torch.rand(n, 1, generator=random) > 0.2)  # one in five rests, too
+    where[own], stretch[own] = 0.0, 1.0
+    reach = torch.where(own, 0.6, 1.0)[:, None]  # what was hidden behind the head must not come out
+    reach = reach * (torch.rand(n, 1, generator=random) > 0.2)  # one in five rests, too
+    shift, growth = torch.randn(n, 2, generator=random), torch.exp(0.04 * torch.randn(n, generator=random))
+    shift = SWAY * reach * shift
     centre = torch.cat([where, where + stretch[:, None] * shift])
     twice = backdrops.each(lambda value: torch.cat([value, value]))
     half, none = torch.cat([stretch, stretch * growth]), torch.zeros(2 * n)
