@@ -2,12 +2,11 @@
 
 motion       L, H, Delta of `portrait` on tight face pictures, guided by landmark labels
 render       F, M, G of `portrait`, driven by labels
-field        M of `portrait` alone, driven by found motion: where things come from, not how they look
 joint        everything at once on picture pairs: the paper's six losses for `paper`; for `portrait` those of render,
              with landmark guidance in place of the unsupervised ones
 adversarial  joint plus a discriminator (hinge and feature matching)
 
-All but the first are quantization-aware where tables are given: the renderer then sees motion as a decoder has it.
+The last three are quantization-aware where tables are given: the renderer then sees motion as a decoder has it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from neuralcodec.training.losses import (
     landmark_loss,
 )
 
-PHASES = ("motion", "render", "field", "joint", "adversarial")
+PHASES = ("motion", "render", "joint", "adversarial")
 WEIGHTS = LossWeights()
 JITTER = 0.004  # picture units (half a pixel of 256): stands in for the motion network's error where labels drive
 UNSENT = 0.05  # share of pairs rendered without the scene's mesh, as an avatar is
@@ -83,7 +82,6 @@ class Phase:
         self.trained: list[nn.Module] = {
             "motion": [nets.motion],
             "render": [nets.reference, nets.render],
-            "field": [part for name, part in nets.render.named_children() if name == "field"],
         }.get(name, [nets.motion, nets.reference, nets.render])
         gan = name == "adversarial" or (name == "joint" and nets.config.name != "portrait")
         self.critic = Discriminator(nets.config).to(device) if gan else None

@@ -360,7 +360,7 @@ def main() -> None:
     options = Options(**vars(p.parse_args()))
     if options.phase == "motion" and options.preset != "portrait":
         p.error("--phase motion is for --preset portrait; the paper's networks train together: --phase joint")
-    if options.phase in ("render", "field", "adversarial") and options.preset != "portrait":
+    if options.phase in ("render", "adversarial") and options.preset != "portrait":
         p.error(f"--phase {options.phase} needs keypoints that are labelled; train --preset paper with --phase joint")
     try:
         print(json.dumps(train(options)))
