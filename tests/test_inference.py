@@ -96,14 +96,7 @@ def test_the_scene_goes_to_renderers_that_take_one(scene_pack: Pack, portrait_cl
 
 
 @pytest.mark.skipif(not load_pack().scene, reason="the bundled pack has no scene")
-@pytest.mark.parametrize(
-    "pixels",
-    [
-        4,
-        pytest.param(8, marks=pytest.mark.xfail(
-            strict=True, reason="portrait 0.5.0 does not believe a scene over 6 px away from a head that rests")),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("pixels", [4, 8])
 def test_the_renderer_moves_what_is_not_the_head(networks: Inference, portrait_clip: list[Any], pixels: int) -> None:
     """A picture on itself with the scene moved aside: nearer to the picture moved aside than to itself, at the rim."""
     picture = portrait_clip[0]
