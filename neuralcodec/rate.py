@@ -52,10 +52,10 @@ SAVINGS_SECONDS = 0.2  # unspent rate that is kept, or two pictures if they cost
 # Any WINDOW_SECONDS of a stream take at most so much more than the target; pictures wait or come in parts for it.
 # From 6 kbit/s on less keeps the worst of nine training clips nearer to 10 %; below, it costs quality for nothing.
 WINDOW_SECONDS, WINDOW_EXCESS = 2.0, ((6.0, 0.075), (0.0, 0.09))
-# Of the first window: headers of stream and key, and the share of motion by kbit/s. At 4 kbit/s 0.3 keeps the window
-# (over by 12 to 16 % in three of four training clips with 0.2, by 3 with it) and loses nothing (11 clips: +0.1 dB); at
-# 2 kbit/s the smaller key would cost 0.4 dB.
-START_BYTES, START_MOTION = 60, ((2.0, 4.0), (0.2, 0.3))
+# Of the first window: headers of stream and key, and the share of motion. With 0.3 at 4 kbit/s the first two seconds of
+# three of four training clips are over by 3 % and not by 12 to 16, but on 20 whole clips that costs 0.2 dB and a
+# twentieth of the likeness, and at 2 kbit/s 0.4 dB.
+START_BYTES, START_MOTION = 60, 0.2
 SWITCH = 0.7  # another held reference is taken when its distance is below this share of the present one's
 PERIOD = 2.0  # seconds between intra frames: how long a late joiner waits, and how long a lost packet is felt
 
@@ -321,7 +321,7 @@ class RateControl:
     @property
     def _start_motion(self) -> float:
         """Bytes a second that motion is expected to take before any has been seen."""
-        return float(np.interp(self.bytes_per_second / 125, *START_MOTION)) * self.bytes_per_second
+        return START_MOTION * self.bytes_per_second
 
     @property
     def still_bytes(self) -> int:
