@@ -53,8 +53,8 @@ SAVINGS_SECONDS = 0.2  # unspent rate that is kept, or two pictures if they cost
 # From 6 kbit/s on less keeps the worst of nine training clips nearer to 10 %; below, it costs quality for nothing.
 WINDOW_SECONDS, WINDOW_EXCESS = 2.0, ((6.0, 0.075), (0.0, 0.09))
 # Of the first window: headers of stream and key, and the share of motion. With 0.3 at 4 kbit/s the first two seconds of
-# three of four training clips are over by 3 % and not by 12 to 16, but 20 whole clips lose 0.15 dB and likeness (0.69 for
-# 0.73), and at 2 kbit/s 0.4 dB.
+# three of four training clips are over by 3 % and not by 12 to 16, but 20 whole clips lose 0.15 dB and likeness (0.69
+# for 0.73), and at 2 kbit/s 0.4 dB.
 START_BYTES, START_MOTION = 60, 0.2
 SWITCH = 0.7  # another held reference is taken when its distance is below this share of the present one's
 PERIOD = 2.0  # seconds between intra frames: how long a late joiner waits, and how long a lost packet is felt
