@@ -28,6 +28,7 @@ from export.clip_loss import ClipLoss  # noqa: E402
 from export.half import to_half  # noqa: E402
 from export.to_onnx import example_inputs, export_graphs, graph_modules, load_networks, store_half  # noqa: E402
 from neuralcodec.errors import PackError  # noqa: E402
+from neuralcodec.inference import Inference  # noqa: E402
 from neuralcodec.media import VideoWriter  # noqa: E402
 from neuralcodec.models import ModelConfig, Networks  # noqa: E402
 from neuralcodec.pack import load_pack  # noqa: E402
@@ -236,6 +237,27 @@ def half(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("half")
     onnx.save(to_half(onnx.load(exported / "render.onnx")), out / "render.onnx")
     return out
+
+
+def test_half_arithmetic_of_the_bundled_pack(portrait_clip: list[Any]) -> None:
+    """Trained weights drive what is summed and divided far beyond float16; between float32 nodes nothing is rounded."""
+    pack = load_pack()
+    model = onnx.load_model_from_string(float_graph(pack.graph("render")))
+    before = open_session(model.SerializeToString())
+    half = to_half(model)
+    after = open_session(half.SerializeToString())
+    kinds = {t.name: t.data_type for t in half.graph.initializer}
+    convolutions = [n for n in half.graph.node if n.op_type == "Conv"]
+    assert {kinds[n.input[1]] for n in convolutions} == {TensorProto.FLOAT16}
+    networks = Inference(pack, device="cpu", threads=1)
+    for picture in portrait_clip[5:20:5]:
+        reference = networks.reference(portrait_clip[0])
+        motion = networks.motion(picture, reference.estimate.box).relative_to(reference.canonical)
+        feeds = {**reference.arrays, **networks.driving([reference], [motion])}
+        wanted, found = (session.run(feeds)["picture"] for session in (before, after))
+        assert -10 * np.log10(np.square(wanted - found).mean()) > 60
+    casts = {n.output[0]: n for n in half.graph.node if n.op_type == "Cast"}
+    assert not any(n.input[0] in casts for n in casts.values())
 
 
 def test_half_arithmetic_keeps_coordinates_and_ports_in_float32(networks: Networks, exported: Path, half: Path) -> None:
