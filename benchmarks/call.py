@@ -107,18 +107,18 @@ def receiver_alone(film: Path | None, seconds: float, kbps: float, ort: Path) ->
         page.get(call.address)
         page.execute_script(RECEIVE, sent)
         _until(lambda: page.execute_script("return alone.threads > 0"))
-        used = [processor_seconds(pid) for pid in (call.process.pid, page.service.process.pid)]
+        pids, length = (call.process.pid, page.service.process.pid), len(sent) / 25
+        used = [processor_seconds(pid) for pid in pids]
         page.execute_script("alone.start()")
-        time.sleep(len(sent) / 25)
-        pids = (call.process.pid, page.service.process.pid)
+        time.sleep(length)
         server, browser = (processor_seconds(pid) - begun for pid, begun in zip(pids, used, strict=True))
         threads, spent, problem = page.execute_script("return [alone.threads, alone.ms, alone.problem]")
     if problem:
         raise SystemExit(problem)
     return {
-        "fps": len(spent) / (len(sent) / 25), "threads": threads, "cores": os.cpu_count(),
+        "fps": len(spent) / length, "threads": threads, "cores": os.cpu_count(),
         "render_ms": {"median": _quantile(spent, 0.5), "p95": _quantile(spent, 0.95)},
-        "cores_used": {"server": server * 25 / len(sent), "browser": browser * 25 / len(sent)},
+        "cores_used": {"server": server / length, "browser": browser / length},
         "load_average": os.getloadavg()[0],
     }  # fmt: skip
 
@@ -257,30 +257,26 @@ def main() -> None:
     parser.add_argument("--processor-time", action="store_true", help="no browser: processor time of each part")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
+    found: dict[str, Any]
     if options.processor_time:
-        spent = processor_time(options.film, options.seconds, options.kbps)
+        found = processor_time(options.film, options.seconds, options.kbps)
         table = Table("figure; ms of processor time a frame", f"target {options.kbps:g} kbit/s")
-        for part, value in spent.items():
+        for part, value in found.items():
             table.add_row(part, f"{value:.1f}")
         Console().print(table)
-        if options.json:
-            options.json.write_text(json.dumps(spent, indent=2) + "\n", "utf-8")
-        return
-    if lacks := missing():
+    elif lacks := missing():
         raise SystemExit(f"Not installed: {lacks}.")
-    if options.receiver:
+    elif options.receiver:
         if options.ort is None:
             parser.error("--receiver needs --ort, the dist folder of onnxruntime-web")
-        alone = receiver_alone(options.film, options.seconds, options.kbps, options.ort)
+        found = receiver_alone(options.film, options.seconds, options.kbps, options.ort)
         Console().print(
-            f"{alone['fps']:.1f} pictures a second of 25 in the browser (WebAssembly, {alone['threads']} threads, "
-            f"{alone['cores']} cores), {alone['render_ms']['median']:.0f} ms at the median."
+            f"{found['fps']:.1f} pictures a second of 25 in the browser (WebAssembly, {found['threads']} threads, "
+            f"{found['cores']} cores), {found['render_ms']['median']:.0f} ms at the median."
         )
-        if options.json:
-            options.json.write_text(json.dumps(alone, indent=2) + "\n", "utf-8")
-        return
-    found = measure(options.film, options.seconds, options.kbps, options.loss, options.ort)
-    show(found, Console())
+    else:
+        found = measure(options.film, options.seconds, options.kbps, options.loss, options.ort)
+        show(found, Console())
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from neuralcodec.errors import PackError
 
@@ -23,13 +24,14 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
     if any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer):
         raise PackError(f"{model.graph.name} stores float16 weights already; export it again without --fp16-storage.")
-    name = model.graph.name
+    name, own = model.graph.name, {node.name for node in model.graph.node}
     half = convert_float_to_float16(
         onnx.shape_inference.infer_shapes(model), keep_io_types=True, op_block_list=sorted(FULL),
         node_block_list=coordinate_nodes(model), max_finite_val=LARGEST,
     )  # fmt: skip
-    _join(half)
+    _join(half, own)
     ordered = onnx_ir.from_proto(half)
+    RemoveUnusedNodesPass()(ordered)  # casts that nothing reads any more
     ordered.graph.sort()  # the converter appends its casts at the end
     half = onnx_ir.to_proto(ordered)
     half.graph.name = name
@@ -38,30 +40,15 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     return half
 
 
-def _join(model: onnx.ModelProto) -> None:
+def _join(model: onnx.ModelProto, own: set[str]) -> None:
     """Let float32 nodes that follow each other pass float32 on: the converter rounds to float16 between any two, which
-    moves coordinates and turns what is larger than 65504 into infinity."""
-    graph = model.graph
-    casts = {n.output[0]: n for n in graph.node if n.op_type == "Cast"}
-    outputs = {output.name for output in graph.output}
-
-    def target(node: onnx.NodeProto) -> int:
-        return int(next(a.i for a in node.attribute if a.name == "to"))
-
-    for node in graph.node:
+    moves coordinates and turns what is larger than 65504 into infinity. own: names of nodes that it did not add."""
+    casts = {n.output[0]: n for n in model.graph.node if n.op_type == "Cast" and n.name not in own}
+    for node in model.graph.node:
         for index, name in enumerate(node.input):
             back = casts.get(name)
-            there = casts.get(back.input[0]) if back is not None and target(back) == onnx.TensorProto.FLOAT else None
-            if there is not None and target(there) == onnx.TensorProto.FLOAT16:
-                node.input[index] = there.input[0]
-    while dead := [n for n in casts.values() if n.output[0] not in outputs and not _read(graph, n.output[0])]:
-        for node in dead:
-            graph.node.remove(node)
-            del casts[node.output[0]]
-
-
-def _read(graph: onnx.GraphProto, name: str) -> bool:
-    return any(name in node.input for node in graph.node)
+            if back is not None and back.input[0] in casts:
+                node.input[index] = casts[back.input[0]].input[0]
 
 
 def coordinate_nodes(model: onnx.ModelProto) -> list[str]:

@@ -183,10 +183,7 @@ def round_after_relus(model: onnx.ModelProto) -> None:
 
     graph = model.graph
     makers = {output: node for node in graph.node for output in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = _readers(graph)
     stored = {tensor.name: tensor for tensor in graph.initializer}
     for relu in [node for node in graph.node if node.op_type == "Relu"]:
         restore = makers.get(relu.input[0])
@@ -211,10 +208,18 @@ def round_after_relus(model: onnx.ModelProto) -> None:
         else:
             graph.node.remove(rounded)
             graph.node.remove(restore)
-    used = {name for node in graph.node for name in node.input}
-    for name in stored.keys() - used:
-        graph.initializer.remove(stored[name])
-    ONNXModel(model).topological_sort()
+    moved = ONNXModel(model)
+    moved.clean_initializers()
+    moved.topological_sort()
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """The nodes that read each value."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers
 
 
 def widen(model: onnx.ModelProto) -> None:
@@ -241,10 +246,7 @@ def large_joins(model: onnx.ModelProto) -> list[str]:
     values = (*model.graph.input, *model.graph.value_info)
     sides = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim][2:] for value in values}
     half = max(sides.get("image", [0])) // 2
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = _readers(model.graph)
     found: list[str] = []
     for node in reversed(model.graph.node):
         large = half and min(sides.get(node.output[0], []), default=0) >= half
