@@ -36,7 +36,6 @@ WINDOW = 2 * clips.FPS
 SETTLED = 4 * clips.FPS  # frames before the windows of the rate error
 STILL_FRAMES, MINUTE = 100, 60 * clips.FPS
 RESULT = Path(__file__).parent / "results" / "coding.json"
-GROUP = 8  # neuralcodec.video.FRAMES_PER_PACKET
 
 
 def measure(clip: clips.Clip, target: float, options: argparse.Namespace) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def measure(clip: clips.Clip, target: float, options: argparse.Namespace) -> dic
     shown = target in TARGETS
     sent = ours.send(
         clip, kbps=target, pack=options.pack, device=options.device, threads=options.cores,
-        every=EVERY if shown else MINUTE, frames_per_packet=GROUP,
+        every=EVERY if shown else MINUTE, frames_per_packet=ours.FILE_FRAMES,
     )  # fmt: skip
     row: dict[str, Any] = {
         "kbps": sent.kbps,
@@ -76,7 +75,7 @@ def pictures(clip: clips.Clip, options: argparse.Namespace) -> list[list[Any]]:
     for target in (2.0, 4.0, 8.0, 16.0):
         step = max(1, chosen[1])
         sent = ours.send(
-            clip, kbps=target, pack=options.pack, device=options.device, every=step, frames_per_packet=GROUP
+            clip, kbps=target, pack=options.pack, device=options.device, every=step, frames_per_packet=ours.FILE_FRAMES
         )
         columns.append([sent.frames[i // step * step] for i in chosen])
     return [list(row) for row in zip(*columns, strict=True)]
@@ -128,7 +127,7 @@ def held_still(clip: clips.Clip, options: argparse.Namespace) -> dict[str, Any]:
     still = clips.Clip(clip.name, [clip.frames[0]] * STILL_FRAMES, clip.sha256)
     sent = ours.send(
         still, kbps=MOTION_TARGET, pack=options.pack, device=options.device, threads=options.cores,
-        every=MINUTE, frames_per_packet=GROUP,
+        every=MINUTE, frames_per_packet=ours.FILE_FRAMES,
     )  # fmt: skip
     payload, packet = float(np.mean(sent.motion_payload)), float(np.mean(sent.motion_bytes))
     return {"payload": payload, "packet": packet, "kbps": sent.kbps}
@@ -140,7 +139,7 @@ def a_minute(clip: clips.Clip, options: argparse.Namespace) -> dict[str, Any]:
     frames = (there_and_back * (MINUTE // len(there_and_back) + 1))[:MINUTE]
     sent = ours.send(
         clips.Clip(clip.name, frames, clip.sha256), kbps=LOWEST, pack=options.pack, device=options.device,
-        threads=options.cores, every=MINUTE, frames_per_packet=GROUP,
+        threads=options.cores, every=MINUTE, frames_per_packet=ours.FILE_FRAMES,
     )  # fmt: skip
     return {"kbps": sent.kbps, "bytes": len(sent.file), "references": sent.references, "updates": sent.updates}
 

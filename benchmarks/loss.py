@@ -5,7 +5,9 @@ random (seeded) or all of them for the length of a burst, in both directions, an
 with feedback (what ``neuralcodec.rtp`` describes), x264 as one slice a datagram with periodic intra refresh and
 nothing else. Every frame has its moment: what has arrived by then is shown, the rest is concealed.
 
-PSNR lost: mean over frames of the same codec's PSNR without loss minus its PSNR with it, both against the original.
+PSNR lost, both against the original, mean over frames: *on the way*, what a receiver would see that gets all of the
+very same stream, less what the receiver sees; and *in all*, the same codec's call over a link that loses nothing less
+this one: repeats, resent pictures and intra frames cost ours picture even where nothing is missing.
 A picture is right again when it is within 1 dB of the same codec's without loss; for ours its motion and its reference
 must also have been received and not concealed. Time counts from the end of the burst to the moment of display.
 """
@@ -89,9 +91,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Shown:
-    """frames: one for each original, None before the first. exact: shown as the sender meant it. kbps: the stream."""
+    """frames: one for each original, None before the first. sent: the same of a receiver that loses nothing of this
+    very stream; None where the sender does not listen, so that it is the call without loss. exact: shown as the sender
+    meant it. kbps: the stream."""
 
     frames: list[Any]
+    sent: list[Any] | None
     exact: list[bool]
     kbps: float
     wire_kbps: float
@@ -103,8 +108,10 @@ def ours(clip: clips.Clip, link: Link, back: Link, options: argparse.Namespace) 
 
     encoder = nc.Encoder(options.kbps, pack=options.pack, device=options.device, crop="none", threads=options.cores)
     decoder = nc.Decoder(pack=options.pack, device=options.device, threads=options.cores)
+    beside = nc.Decoder(pack=options.pack, device=options.device, threads=options.cores)  # the sender, loses nothing
     sender, receiver = RtpSender(1), RtpReceiver()
     frames: list[Any] = []
+    sent: list[Any] = []
     exact: list[bool] = []
     last, reported, datagrams = None, -1.0, 0
     for number, picture in enumerate(clip.frames):
@@ -112,7 +119,9 @@ def ours(clip: clips.Clip, link: Link, back: Link, options: argparse.Namespace) 
         for data in back.receive(now):
             for feedback in parse_rtcp(data):
                 encoder.on_feedback(feedback)
-        for data in sender.pack(encoder.encode(picture, number), now):
+        packets = encoder.encode(picture, number)
+        sent += [frame.image for packet in packets for frame in beside.decode(bytes(packet))]
+        for data in sender.pack(packets, now):
             link.send(now, data)
             datagrams += 1
         moment, state = now + DELAY + BUFFER, None
@@ -133,7 +142,7 @@ def ours(clip: clips.Clip, link: Link, back: Link, options: argparse.Namespace) 
             back.send(moment, rtcp_feedback(decoder.feedback(receiver.lost_share()), 2, 1))
             reported = moment
     payload_bytes = link.bytes_sent - 12 * datagrams
-    return Shown(frames, exact, _kbps(payload_bytes, clip), _kbps(payload_bytes + WIRE * datagrams, clip))
+    return Shown(frames, sent, exact, _kbps(payload_bytes, clip), _kbps(payload_bytes + WIRE * datagrams, clip))
 
 
 def x264(clip: clips.Clip, link: Link, back: Link, options: argparse.Namespace) -> Shown:
@@ -172,7 +181,7 @@ def x264(clip: clips.Clip, link: Link, back: Link, options: argparse.Namespace) 
             except av.FFmpegError:
                 continue
         frames.append(last)
-    return Shown(frames, [f is not None for f in frames], _kbps(payload_bytes, clip),
+    return Shown(frames, None, [f is not None for f in frames], _kbps(payload_bytes, clip),
                  _kbps(payload_bytes + WIRE * datagrams, clip))  # fmt: skip
 
 
@@ -192,10 +201,10 @@ def bursts_of(length: float, seconds: float, seed: int) -> list[tuple[float, flo
     return [(begin, begin + length) for begin in begins]
 
 
-def qualities(clip: clips.Clip, shown: Shown) -> list[float]:
+def qualities(clip: clips.Clip, frames: Sequence[Any]) -> list[float]:
     """PSNR of every frame against the original; a frame never shown counts as black."""
     black = np.zeros_like(clip.frames[0])
-    return [psnr(a, black if b is None else b) for a, b in zip(clip.frames, shown.frames, strict=True)]
+    return [psnr(a, black if b is None else b) for a, b in zip(clip.frames, frames, strict=True)]
 
 
 def recoveries(
@@ -220,7 +229,11 @@ def measure(clip: clips.Clip, name: str, options: argparse.Namespace, tell: Call
     def run(loss: float, bursts: Sequence[tuple[float, float]]) -> tuple[Shown, list[float]]:
         shown = call(clip, Link(loss, bursts, options.seed), Link(loss, bursts, options.seed + 1), options)
         tell()
-        return shown, qualities(clip, shown)
+        return shown, qualities(clip, shown.frames)
+
+    def lost(shown: Shown, got: Sequence[float]) -> dict[str, float]:
+        sent = clear if shown.sent is None else qualities(clip, shown.sent)
+        return {"lost_on_the_way": float(np.mean(sent) - np.mean(got)), "lost": float(np.mean(clear) - np.mean(got))}
 
     base, clear = run(0.0, ())
     result: dict[str, Any] = {
@@ -230,14 +243,14 @@ def measure(clip: clips.Clip, name: str, options: argparse.Namespace, tell: Call
     for loss in options.random:
         shown, got = run(loss, ())
         result[f"loss {loss:g}"] = {
-            "psnr_lost": float(np.mean(clear) - np.mean(got)), "exact_share": float(np.mean(shown.exact)),
+            **lost(shown, got), "exact_share": float(np.mean(shown.exact)),
             "kbps": shown.kbps, "wire_kbps": shown.wire_kbps,
         }  # fmt: skip
     for length in options.bursts:
         bursts = bursts_of(length, clip.seconds, options.seed)
         shown, got = run(0.0, bursts)
         result[f"burst {length:g}"] = {
-            "psnr_lost": float(np.mean(clear) - np.mean(got)),
+            **lost(shown, got),
             "recovery_ms": recoveries(clear, got, shown.exact, bursts), "kbps": shown.kbps,
         }  # fmt: skip
     return result
@@ -252,7 +265,8 @@ def summary(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> l
         cells = []
         for name in options.codecs:
             mine = [r[key] for r in results if r["codec"] == name]
-            cell = f"-{np.mean([m['psnr_lost'] for m in mine]):.2f} dB, {np.mean([m['kbps'] for m in mine]):.1f} kbit/s"
+            way, whole, kbps = (np.mean([m[key] for m in mine]) for key in ("lost_on_the_way", "lost", "kbps"))
+            cell = f"-{way:.2f} dB on the way, -{whole:.2f} in all, {kbps:.1f} kbit/s"
             if "recovery_ms" in mine[0]:
                 times = [t for m in mine for t in m["recovery_ms"]]
                 spread = f"{np.percentile(times, 90):.0f} p90, {max(times):.0f} worst"

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+FILE_FRAMES = 8  # of motion that share a packet in a file: neuralcodec.video.FRAMES_PER_PACKET
+
 
 @dataclass(frozen=True)
 class Sent:

@@ -27,21 +27,33 @@ STYLE = (
 
 def sentence(result: Result) -> str:
     """The headline: bits of ours over bits of the anchor at equal score, metric by metric, good or bad."""
-    parts = [
-        f"{line['ratio']:.2f} at equal {METRICS[line['metric']].label}{_band(line['band'])}, more bits than it on"
-        f" {line['clips_lost']} of {line['clips']} clips"
-        for line in result["headline"]
-        if line["ratio"] is not None
-    ]
-    never = [line for line in result["headline"] if line["ratio"] is None]
-    parts += [f"no clip where it reaches our {METRICS[line['metric']].label}" for line in never]
+    parts = _ratios(result["headline"])
     start = f"Bits of {result['test']} at {result['target']:g} kbit/s / bits that {result['anchor']} needs"
     return f"{start}: {'; '.join(parts)}." if parts else "Nothing to compare yet."
 
 
+def files(result: Result) -> str:
+    """The same for ours as a file; empty when that was not measured."""
+    parts = _ratios(result["headline_files"])
+    start = "As a file, whose packets wait for 8 frames and hold them all"
+    return f"{start}: {'; '.join(parts)}." if parts else ""
+
+
+def _ratios(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    parts = [
+        f"{line['ratio']:.2f} at equal {METRICS[line['metric']].label}{_band(line['band'])}, more bits than it on"
+        f" {line['clips_lost']} of {line['clips']} clips"
+        for line in lines
+        if line["ratio"] is not None
+    ]
+    never = [line for line in lines if line["ratio"] is None]
+    return parts + [f"no clip where it reaches our {METRICS[line['metric']].label}" for line in never]
+
+
 def rivals(result: Result) -> str:
     """The best of the other codecs for the very same bits, metric by metric; empty when none was measured."""
-    at_target = [line for line in result["equal_rate"] if line["target"] == result["target"]]
+    others = [line for line in result["equal_rate"] if line["codec"] not in result["tests"]]
+    at_target = [line for line in others if line["target"] == result["target"]]
     parts = []
     for metric in comparison.HEADLINE:
         sign, digits = METRICS[metric].sign, METRICS[metric].digits
@@ -62,7 +74,8 @@ def rivals(result: Result) -> str:
 def to_markdown(result: Result) -> str:
     used, planned = result["measurements"]["used"], result["measurements"]["planned"]
     frames = sum(clip["frames"] for clip in result["clips"].values())
-    lines = ["# Rate and distortion", "", f"**{sentence(result)}**", "", rivals(result), ""]
+    lines = ["# Rate and distortion", "", f"**{sentence(result)}**", ""]
+    lines += [line for text in (files(result), rivals(result)) if text for line in (text, "")]
     lines += [f"{len(result['clips'])} clips, {frames} frames, taken as 25 a second; {used} of {planned} measurements."]
     lines += [*result["left_out"], ""]
     for title, (head, rows), note in tables(result):
@@ -138,10 +151,10 @@ def _against(result: Result) -> Table:
         value = "n/a" if c["ratio"] is None else f"{c['ratio']:.2f}{_band(c['band'])}"
         bd = "no overlap" if c["bd_rate_percent"] is None else f"{c['bd_rate_percent']:+.0f} %"
         overlap = f"{c['bd_clips']} ({c['bd_mean_overlap']:.0%})" if c["bd_clips"] else "0"
-        rows.append((METRICS[c["metric"]].label, c["anchor"], value, f"{c['clips_lost']} of {c['clips']}",
+        rows.append((METRICS[c["metric"]].label, c["anchor"], c["test"], value, f"{c['clips_lost']} of {c['clips']}",
                      str(c["anchor_cannot_go_so_low"]), str(c["anchor_never_gets_there"]), bd, overlap))  # fmt: skip
     return (
-        "at equal", "against", "our bits / theirs", "clips lost", "points: they cannot go so low",
+        "at equal", "against", "ours", "our bits / theirs", "clips lost", "points: they cannot go so low",
         "points: they never get there", "BD-rate", "its clips (overlap)",
     ), rows  # fmt: skip
 
@@ -264,8 +277,8 @@ def plot(points: comparison.Points, metric: str) -> bytes:
         ours = codec.startswith("neuralcodec")
         family = codec.rsplit("-", 1)[0]  # one colour for both ways of running an encoder
         style: dict[str, Any] = dict(
-            ls="--" if codec.endswith("best") else "-", marker="o", ms=6 if ours else 3, lw=3 if ours else 1.2,
-            color=colours.setdefault(family, f"C{len(colours)}"),
+            ls="--" if codec.endswith(("best", "file")) else "-", marker="o", ms=6 if ours else 3,
+            lw=3 if ours else 1.2, color=colours.setdefault(family, f"C{len(colours)}"),
         )  # fmt: skip
         (drawn,) = axes.plot(x, y, label=codec, **style)
         edges = [edge for _, edge in line if edge is not None]
@@ -292,7 +305,7 @@ def plot(points: comparison.Points, metric: str) -> bytes:
 def to_html(result: Result, stills: Sequence[tuple[str, bytes]], film: bytes) -> str:
     """The whole page in one file. stills: (caption, PNG), worst clip first. film: MP4, may be empty."""
     body = [f"<h1>Rate and distortion</h1><p class=head>{html.escape(sentence(result))}</p>"]
-    body += [f"<p>{html.escape(text)}</p>" for text in (rivals(result), *result["left_out"]) if text]
+    body += [f"<p>{html.escape(text)}</p>" for text in (files(result), rivals(result), *result["left_out"]) if text]
     described = tables(result)
     body += [_section(*described[0])]
     body += ["<h2>Curves</h2>"]

@@ -147,13 +147,14 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Ours:
-    """neuralcodec at one target rate, kbit/s."""
+    """neuralcodec at one target rate, kbit/s. frames_per_packet: of motion, 1 as in a call or ours.FILE_FRAMES."""
 
     footage: Footage
     kbps: float
     pack: str | None = None
     device: str = "cpu"
     codec: str = "neuralcodec"
+    frames_per_packet: int = 1
 
     @property
     def name(self) -> str:
@@ -164,6 +165,7 @@ class Ours:
             **_clip_key(self.footage),
             "codec": self.codec,
             "target_kbps": self.kbps,
+            "frames_per_packet": self.frames_per_packet,
             "device": self.device,
             "pack": _pack_id(self.pack),
             "source": source_version(),
@@ -173,7 +175,10 @@ class Ours:
     def code(self, cache: Cache, entry: Entry) -> list[Any]:
         clip = self.footage.read()
         cpu = cpu_seconds()
-        sent = ours.send(clip, kbps=self.kbps, pack=self.pack, device=self.device, threads=1)
+        sent = ours.send(
+            clip, kbps=self.kbps, pack=self.pack, device=self.device, threads=1,
+            frames_per_packet=self.frames_per_packet,
+        )  # fmt: skip
         cpu = cpu_seconds() - cpu
         per_frame: list[list[int]] = [[] for _ in clip.frames]
         for packet, frame in zip(sent.packets, sent.packet_frames, strict=True):
@@ -183,7 +188,10 @@ class Ours:
             "first": sent.first_reference_bytes,
             "references": sent.bytes_by_kind.get("ReferencePart", 0),
             "sent": per_frame,
-            "setting": {"target_kbps": self.kbps, "bytes_by_kind": sent.bytes_by_kind, "references": sent.references},
+            "setting": {
+                "target_kbps": self.kbps, "frames_per_packet": self.frames_per_packet,
+                "bytes_by_kind": sent.bytes_by_kind, "references": sent.references,
+            },  # fmt: skip
             "library": f"{sent.library}, pack {_pack_id(self.pack)}, {sent.provider}",
             "encode_ms": float(np.median(sent.encode_ms)),
             "decode_ms": float(np.median(sent.decode_ms)),

@@ -18,7 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bisection, clips, codecs, comparison, curves, page, pictures, points, report, resources, running
+from benchmarks import (
+    bisection,
+    clips,
+    codecs,
+    comparison,
+    curves,
+    ours,
+    page,
+    pictures,
+    points,
+    report,
+    resources,
+    running,
+)
 from benchmarks.cache import Cache
 from benchmarks.points import Baseline, Footage, Ours
 from neuralcodec.errors import NeuralCodecError
@@ -27,6 +40,7 @@ TARGET = 4.0  # kbit/s, of the headline
 OUR_TARGETS = (TARGET, 2.0, 8.0)  # in the order they are measured
 ANCHOR = "x264-call"
 OURS = "neuralcodec"
+FILES = f"{OURS}-file"  # the same at its best, as the others have theirs: frames share packets, and wait for it
 SHOWN = ("svt-av1-best",)  # beside ours and the anchor in stills and film
 REACH = 1.25  # times our highest rate: how far every codec's curve goes on every clip
 FINER_TRIES = 3
@@ -43,9 +57,13 @@ def plan(options: argparse.Namespace, groups: Sequence[str]) -> list[running.Job
     jobs: list[running.Job] = []
     if options.only != "baselines":
         for index, pack in enumerate(options.pack or [None]):
-            name = OURS if index == 0 else f"{OURS}:{Path(pack).name}"
-            ours = [Ours(clip, kbps, pack, options.device, name) for kbps in options.kbps for clip in footage]
-            jobs += [(setting, tuple(groups)) for setting in ours]
+            ways = {OURS: 1, FILES: ours.FILE_FRAMES} if index == 0 else {f"{OURS}:{Path(pack).name}": 1}
+            for name, shared in ways.items():
+                jobs += [
+                    (Ours(clip, kbps, pack, options.device, name, shared), tuple(groups))
+                    for kbps in options.kbps
+                    for clip in footage
+                ]
     for name in options.codecs:
         codec = codecs.CODECS[name]
         settings = [
@@ -101,11 +119,12 @@ def search(job: tuple[Footage, Cache, str, str, float]) -> curves.RateAt | None:
 
 
 def headlines(
-    measured: Sequence[Mapping[str, Any]], footage: Mapping[str, Footage], options: argparse.Namespace, cache: Cache
-) -> list[dict[str, Any]]:
-    """Ours at the target against the anchor's rate for our score, metric by metric."""
+    measured: Sequence[Mapping[str, Any]], test: str, footage: Mapping[str, Footage], options: argparse.Namespace,
+    cache: Cache,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """``test`` at the target against the anchor's rate for its score, metric by metric."""
     targets = {
-        metric: [p for p in comparison.at_target(measured, options.test, TARGET, metric) if metric in p]
+        metric: [p for p in comparison.at_target(measured, test, TARGET, metric) if metric in p]
         for metric in comparison.HEADLINE
     }
     wanted = [
@@ -129,31 +148,35 @@ def _interpolated(measured: Sequence[Mapping[str, Any]], clip: str, metric: str,
 
 
 def summarise(
-    measured: Sequence[Mapping[str, Any]], lines: Sequence[dict[str, Any]], options: argparse.Namespace
+    measured: Sequence[Mapping[str, Any]], lines: Mapping[str, Sequence[dict[str, Any]]], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Everything that the pages show, and every point."""
     names = list(dict.fromkeys(p["codec"] for p in measured))
     metrics = [name for name in comparison.METRICS if any(name in p for p in measured)]
     test = options.test
+    tests = [name for name in lines if name in names]
     return {
         "machine": report.machine(),
         "options": {k: v for k, v in vars(options).items() if k not in ("paths", "out", "cache", "clips", "pack")},
         "target": TARGET,
         "test": test,
+        "tests": tests,  # the second, if any, is ours as a file
         "anchor": ANCHOR,
         "clips": {p["sha256"]: {"name": p["clip"], "frames": p["frames"]} for p in measured},
-        "headline": list(lines),
+        "headline": list(lines[test]),
+        "headline_files": list(lines.get(FILES, ())),
         "equal_rate": [
             comparison.equal_rate(measured, codec, test=test, target=target)
             for target in sorted(options.kbps)
             for codec in names
-            if codec != test and test in names
+            if codec != test
         ],
         "comparisons": [
-            comparison.compare(measured, metric, test=test, anchor=anchor)
+            comparison.compare(measured, metric, test=name, anchor=anchor)
+            for name in tests
             for metric in metrics
             for anchor in names
-            if anchor != test and test in names and any(metric in p for p in measured if p["codec"] == anchor)
+            if anchor not in tests and any(metric in p for p in measured if p["codec"] == anchor)
         ],
         "points": list(measured),
     }
@@ -204,9 +227,9 @@ def benchmark(options: argparse.Namespace) -> int:
         print(reason, file=sys.stderr)
 
     jobs = plan(options, groups)
-    ours = [job for job in jobs if isinstance(job[0], Ours)]
+    own = [job for job in jobs if isinstance(job[0], Ours)]
     start = time.monotonic()
-    missing = running.run(ours if options.only == "ours" else jobs, cache, options.jobs, minutes=options.minutes)
+    missing = running.run(own if options.only == "ours" else jobs, cache, options.jobs, minutes=options.minutes)
     for _ in range(FINER_TRIES):
         more = finer(jobs, cache, REACH * max(options.kbps))
         jobs += more
@@ -219,7 +242,8 @@ def benchmark(options: argparse.Namespace) -> int:
         print(f"{missing} measurements are missing, and nothing to compare yet; run this again to go on.")
         return 1
     footage = {setting.footage.facts.sha256: setting.footage for setting, _ in jobs}
-    lines = headlines(measured, footage, options, cache)
+    tests = [options.test, *([FILES] if options.test == OURS and FILES in {p["codec"] for p in measured} else [])]
+    lines = {name: headlines(measured, name, footage, options, cache) for name in tests}
     result = {
         **summarise(measured, lines, options),
         "left_out": left_out,

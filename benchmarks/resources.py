@@ -31,7 +31,7 @@ LOOK_SECONDS = 0.005
 def of(names: Sequence[str], jobs: Sequence[Any], cache: Cache) -> list[dict[str, Any]]:
     """One line a codec, ours first, on the first clip of a run; kept in the cache by processor and library."""
     footage = jobs[0][0].footage
-    packs = {setting.codec: setting for setting, _ in jobs if isinstance(setting, Ours)}
+    packs = {s.codec: s for s, _ in jobs if isinstance(s, Ours) and s.frames_per_packet == 1}
     return [_kept(name, footage, cache, packs.get(name)) for name in (*packs, *names)]
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,4 +99,16 @@ def test_x264_over_a_clear_link_shows_every_frame(tmp_path: Path) -> None:
     frames = [np.stack([np.roll(np.tile(ramp, (128, 1)), 2 * i, 1)] * 3, -1) for i in range(12)]
     clip = from_frames("ramp", frames)
     shown = loss.x264(clip, loss.Link(0.0, (), 1), loss.Link(0.0, (), 2), argparse.Namespace(x264_kbps=60))
-    assert min(loss.qualities(clip, shown)) > 25 and shown.wire_kbps > shown.kbps > 0
+    assert min(loss.qualities(clip, shown.frames)) > 25 and shown.wire_kbps > shown.kbps > 0
+
+
+def test_what_is_lost_on_the_way_is_counted_against_the_same_stream_received_whole(portrait_clip: list[Any]) -> None:
+    from benchmarks.clips import from_frames
+
+    clip = from_frames("portrait", portrait_clip[:12])
+    options = argparse.Namespace(kbps=6.0, pack=None, device="cpu", cores=1)
+    clear = loss.ours(clip, loss.Link(0.0, (), 1), loss.Link(0.0, (), 2), options)
+    assert clear.sent is not None and all((a == b).all() for a, b in zip(clear.sent, clear.frames, strict=True))
+    gap = loss.ours(clip, loss.Link(0.0, [(0.2, 0.4)], 1), loss.Link(0.0, (), 2), options)
+    same = [(a == b).all() for a, b in zip(gap.sent or [], gap.frames, strict=True)]
+    assert not all(same) and all(same[:5]) and same == gap.exact
