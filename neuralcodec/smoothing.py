@@ -1,15 +1,16 @@
-"""Takes the tremble out of pose and expression without waiting for a later frame: the one-euro filter.
+"""Takes the tremble out of pose and expression, and the flicker out of pictures, without waiting for a later frame.
 
-Casiez, Roussel and Vogel, "1 Euro Filter" (CHI 2012): a first-order low pass whose cutoff rises with speed, so that a
-still head is calmed and a fast one is hardly delayed. Speed is one number for the rotation, the translation, the size
-and each keypoint, measured in what it does to the picture, so that a talking mouth does not wake up the brows.
-Pure; time is an argument.
+Motion goes through the one-euro filter of Casiez, Roussel and Vogel (CHI 2012): a first-order low pass whose cutoff
+rises with speed, so that a still head is calmed and a fast one is hardly delayed. Speed is one number for the rotation,
+the translation, the size and each keypoint, measured in what it does to the picture, so that a talking mouth does not
+wake up the brows. Pictures go through a first-order low pass that opens where they move. Pure; time is an argument.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -22,6 +23,11 @@ GAP = 0.5  # seconds without a frame after which nothing is remembered
 # pixels of 256 that a unit of the flat motion moves the keypoints of a usual face (scale 0.66): degrees, then units
 PIXELS = np.array([0.75, 0.75, 0.75, 128.0, 128.0, 128.0, 45.0])
 PIXELS_DELTA = 85.0
+BLOCK = 16  # pixels, side of the squares in which two pictures are compared
+# Eight training clips, 120 frames each at 4 kbit/s: +0.03 dB, +0.001 MS-SSIM, second differences of landmarks of a still
+# head a third nearer to the original's, change from frame to frame 4 % nearer; landmarks 0.01 px further off.
+CALM, MOVED = 2.0, 6.0  # 8-bit steps apart, mean over a block: all of LEFT_OUT below the first, nothing from the second
+LEFT_OUT = 0.5  # of a change
 
 
 class MotionSmoother:
@@ -47,6 +53,38 @@ class MotionSmoother:
         cutoff = self._still + self._gain * _magnitudes(self._speed)
         self._value = self._value + _share(cutoff, elapsed) * step
         return replace(MotionParams.from_flat(self._value), scene=motion.scene)
+
+
+class PictureSmoother:
+    """One receiver's pictures: what hardly differs from the picture shown before is taken for coding, and half of it
+    left out; what moves is shown at once. Flicker and the jolt of a new reference picture get less by it."""
+
+    def __init__(self) -> None:
+        self._last: Array | None = None
+
+    def forget(self) -> None:
+        """The next picture does not follow the last one."""
+        self._last = None
+
+    def smooth(self, picture: Array) -> Array:
+        """The picture to show for uint8 RGB (S, S, 3), S a multiple of ``BLOCK``; the first one passes unchanged."""
+        if self._last is None or self._last.shape != picture.shape:
+            self._last = picture.astype(np.float32)
+            return picture
+        back = self._last - picture
+        blocks, seen = picture.shape[0] // BLOCK, np.abs(back[::2, ::2])
+        apart = seen.reshape(blocks, BLOCK // 2, blocks, BLOCK // 2 * 3).mean(axis=(1, 3))
+        share, spread = LEFT_OUT * np.clip((MOVED - apart) / (MOVED - CALM), 0, 1), _spread(blocks)
+        back *= (spread @ share @ spread.T)[..., None]
+        self._last = back + picture  # not rounded: small steps would never arrive
+        return (self._last + 0.5).astype(np.uint8)
+
+
+@cache
+def _spread(blocks: int) -> Array:
+    """float32 (blocks * BLOCK, blocks): a value of each block to one of each pixel, linear between block centres."""
+    at = np.clip((np.arange(blocks * BLOCK) + 0.5) / BLOCK - 0.5, 0, blocks - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(blocks))).astype(np.float32)
 
 
 def _share(cutoff_hz: Array | float, elapsed: float) -> Array:

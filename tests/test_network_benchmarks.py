@@ -111,4 +111,4 @@ def test_what_is_lost_on_the_way_is_counted_against_the_same_stream_received_who
     assert clear.sent is not None and all((a == b).all() for a, b in zip(clear.sent, clear.frames, strict=True))
     gap = loss.ours(clip, loss.Link(0.0, [(0.2, 0.4)], 1), loss.Link(0.0, (), 2), options)
     same = [(a == b).all() for a, b in zip(gap.sent or [], gap.frames, strict=True)]
-    assert not all(same) and all(same[:5]) and same == gap.exact
+    assert all(same[:5]) and not all(same) and not all(gap.exact)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from neuralcodec.motion import Array, MotionParams
-from neuralcodec.smoothing import MotionSmoother
+from neuralcodec.smoothing import BLOCK, MotionSmoother, PictureSmoother
 
 RATE = 25
 
@@ -80,3 +80,53 @@ def test_the_scene_is_left_alone() -> None:
     assert all(np.array_equal(motion.scene, scene) for motion, scene in zip(out, scenes, strict=True))
     heads = np.array([replace(motion, scene=np.zeros((0, 2), np.float32)).flat() for motion in out])
     assert np.array_equal(heads, run(tracks))
+
+
+# --- pictures ---
+
+
+def noisy(frames: int, steps: float) -> list[Array]:
+    """A grey ramp under coding noise: blocks of 8 x 8 that are off by a few steps, others in every frame."""
+    rng = np.random.default_rng(2)
+    ramp = np.linspace(60, 190, 128)[None, :, None] + np.zeros((128, 128, 3))
+    return [
+        np.rint(ramp + np.kron(rng.normal(0, steps, (16, 16)), np.ones((8, 8)))[..., None]).astype(np.uint8)
+        for _ in range(frames)
+    ]
+
+
+def test_noise_on_a_still_picture_flickers_less_and_comes_nearer_to_the_truth() -> None:
+    pictures, smoother = noisy(30, 1.0), PictureSmoother()
+    shown = [smoother.smooth(picture) for picture in pictures]
+    assert np.array_equal(shown[0], pictures[0]) and {p.dtype for p in shown} == {np.dtype(np.uint8)}
+    flicker, before = (np.abs(np.diff(np.array(p[5:], float), axis=0)).mean() for p in (shown, pictures))
+    assert flicker < 0.7 * before
+    truth = np.mean(pictures, axis=0)
+    assert np.abs(shown[-1] - truth).mean() < 0.8 * np.abs(pictures[-1] - truth).mean()
+
+
+def test_what_moves_is_shown_at_once_and_what_rests_beside_it_is_not_touched() -> None:
+    before, smoother = noisy(1, 0.0)[0], PictureSmoother()
+    after = before.copy()
+    after[32:64, 32:64] = 255 - after[32:64, 32:64]
+    smoother.smooth(before)
+    shown = smoother.smooth(after)
+    inside = slice(32 + BLOCK // 2, 64 - BLOCK // 2)
+    assert np.array_equal(shown[inside, inside], after[inside, inside])
+    assert np.array_equal(shown[:16], after[:16])
+
+
+def test_a_small_change_that_stays_arrives() -> None:
+    before, smoother = noisy(1, 0.0)[0], PictureSmoother()
+    smoother.smooth(before)
+    for there in (before + np.uint8(1), before):
+        shown = [smoother.smooth(there) for _ in range(6)]
+        assert np.array_equal(shown[-1], there)
+    smoother.forget()
+    assert np.array_equal(smoother.smooth(before + np.uint8(1)), before + 1)
+
+
+def test_a_picture_of_another_size_starts_anew() -> None:
+    smoother = PictureSmoother()
+    smoother.smooth(np.full((64, 64, 3), 10, np.uint8))
+    assert np.array_equal(smoother.smooth(np.full((32, 32, 3), 11, np.uint8)), np.full((32, 32, 3), 11, np.uint8))
