@@ -74,17 +74,27 @@ class PictureSmoother:
         back = self._last - picture
         blocks, seen = picture.shape[0] // BLOCK, np.abs(back[::2, ::2])
         apart = seen.reshape(blocks, BLOCK // 2, blocks, BLOCK // 2 * 3).mean(axis=(1, 3))
-        share, spread = LEFT_OUT * np.clip((MOVED - apart) / (MOVED - CALM), 0, 1), _spread(blocks)
-        back *= (spread @ share @ spread.T)[..., None]
+        share = LEFT_OUT * np.clip((MOVED - apart) / (MOVED - CALM), 0, 1)
+        back *= _spread(_spread(share).T).T[..., None]
         self._last = back + picture  # not rounded: small steps would never arrive
         return (self._last + 0.5).astype(np.uint8)
 
 
+def _spread(values: Array) -> Array:
+    """float32 (blocks, n), a row a block, to (blocks * BLOCK, n), a row a pixel, linear between block centres.
+
+    Not as a product of matrices: the threads of a BLAS wait in a loop for the next one, in the renderer's way.
+    """
+    below, share = _between(len(values))
+    return np.asarray(values[below] + share * (values[np.minimum(below + 1, len(values) - 1)] - values[below]))
+
+
 @cache
-def _spread(blocks: int) -> Array:
-    """float32 (blocks * BLOCK, blocks): a value of each block to one of each pixel, linear between block centres."""
+def _between(blocks: int) -> tuple[Array, Array]:
+    """For each pixel the block whose centre lies before it, and how far it is on the way to the next, (N, 1)."""
     at = np.clip((np.arange(blocks * BLOCK) + 0.5) / BLOCK - 0.5, 0, blocks - 1)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(blocks))).astype(np.float32)
+    below = at.astype(int)
+    return below, (at - below).astype(np.float32)[:, None]
 
 
 def _share(cutoff_hz: Array | float, elapsed: float) -> Array:
