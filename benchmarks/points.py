@@ -165,7 +165,7 @@ class Ours:
             **_clip_key(self.footage),
             "codec": self.codec,
             "target_kbps": self.kbps,
-            **({"frames_per_packet": self.frames_per_packet} if self.frames_per_packet > 1 else {}),
+            "frames_per_packet": self.frames_per_packet,
             "device": self.device,
             "pack": _pack_id(self.pack),
             "source": source_version(),

@@ -154,13 +154,12 @@ def summarise(
     names = list(dict.fromkeys(p["codec"] for p in measured))
     metrics = [name for name in comparison.METRICS if any(name in p for p in measured)]
     test = options.test
-    tests = [name for name in lines if name in names]
     return {
         "machine": report.machine(),
         "options": {k: v for k, v in vars(options).items() if k not in ("paths", "out", "cache", "clips", "pack")},
         "target": TARGET,
         "test": test,
-        "tests": tests,  # the second, if any, is ours as a file
+        "tests": list(lines),  # the second, if any, is ours as a file
         "anchor": ANCHOR,
         "clips": {p["sha256"]: {"name": p["clip"], "frames": p["frames"]} for p in measured},
         "headline": list(lines[test]),
@@ -173,10 +172,10 @@ def summarise(
         ],
         "comparisons": [
             comparison.compare(measured, metric, test=name, anchor=anchor)
-            for name in tests
+            for name in lines
             for metric in metrics
             for anchor in names
-            if anchor not in tests and any(metric in p for p in measured if p["codec"] == anchor)
+            if anchor not in lines and any(metric in p for p in measured if p["codec"] == anchor)
         ],
         "points": list(measured),
     }

@@ -85,16 +85,16 @@ def _spread(values: Array) -> Array:
 
     Not as a product of matrices: the threads of a BLAS wait in a loop for the next one, in the renderer's way.
     """
-    below, share = _between(len(values))
-    return np.asarray(values[below] + share * (values[np.minimum(below + 1, len(values) - 1)] - values[below]))
+    before, after, way = _between(len(values))
+    return np.asarray(values[before] + way * (values[after] - values[before]))
 
 
 @cache
-def _between(blocks: int) -> tuple[Array, Array]:
-    """For each pixel the block whose centre lies before it, and how far it is on the way to the next, (N, 1)."""
+def _between(blocks: int) -> tuple[Array, Array, Array]:
+    """For each pixel the blocks whose centres lie before and after it, and how far on the way it is, (N, 1)."""
     at = np.clip((np.arange(blocks * BLOCK) + 0.5) / BLOCK - 0.5, 0, blocks - 1)
-    below = at.astype(int)
-    return below, (at - below).astype(np.float32)[:, None]
+    before = at.astype(int)
+    return before, np.minimum(before + 1, blocks - 1), (at - before).astype(np.float32)[:, None]
 
 
 def _share(cutoff_hz: Array | float, elapsed: float) -> Array:

@@ -29,6 +29,7 @@ from benchmarks import (
     comparison,
     curves,
     metrics,
+    ours,
     page,
     points,
     rate_distortion,
@@ -39,6 +40,7 @@ from benchmarks import (
 )
 from benchmarks.cache import Cache
 from benchmarks.curves import Point
+from neuralcodec.video import FRAMES_PER_PACKET
 
 CURVE = [Point(4, 28.0), Point(8, 31.0), Point(16, 33.5), Point(32, 35.0)]
 
@@ -206,6 +208,10 @@ def test_rates_count_headers_first_pictures_and_shared_packets() -> None:
     assert found["wire_shared"] == pytest.approx(8 + 5 * 0.32)  # five windows of 200 ms hold all of it
     assert found["call_1"] == pytest.approx(4 + 4 / 60) and found["call_10"] == pytest.approx(4 + 4 / 600)
     assert points._split(2500) == [1200, 1200, 100] and points._split(1200) == [1200] and points._split(0) == []
+
+
+def test_files_are_measured_as_files_are_made() -> None:
+    assert ours.FILE_FRAMES == FRAMES_PER_PACKET
 
 
 # --- a run ---
