@@ -18,7 +18,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +70,9 @@ class Outputs:
 
     def render(self, features: Any, motion: MotionParams) -> Any:
         return self._picture.copy()
+
+    def render_each(self, frames: Sequence[tuple[Any, MotionParams]]) -> list[Any]:
+        return [self.render(*frame) for frame in frames]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from neuralcodec.face import HEAD_SCALE, HEAD_Y
 from neuralcodec.inference import LOOKS, MotionEstimate, as_tensor
 from neuralcodec.motion import Array
 from neuralcodec.runtime.session import Session, open_session
-from neuralcodec.scene import pyramid, register
+from neuralcodec.scene import Pyramid, register
 
 SURE = 0.5
 LIVES = (6, 40)  # frames that a reference serves
@@ -50,7 +50,7 @@ def follow(session: Session, path: Path, nodes: int) -> dict[str, Array] | None:
             canonical = seen.canonical if canonical is None else canonical
             fresh.append(left == 0)
             if nodes:
-                grey, left = pyramid(picture), left - 1
+                grey, left = Pyramid(picture), left - 1
                 if fresh[-1]:
                     reference, left, scene = grey, lives.randint(*LIVES), np.zeros_like(scene)
                 else:

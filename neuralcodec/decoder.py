@@ -47,6 +47,20 @@ class DecodedFrame:
     shown: MotionParams
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """A frame of which all is decided, and nothing drawn yet. picture: a reference as it is, or the empty picture of a
+    frame that nobody will see; None where the renderer is to draw. calm: before the view, shown: after it."""
+
+    pts: int
+    state: Concealment
+    motion: MotionParams
+    held: HeldPicture
+    calm: MotionParams
+    shown: MotionParams
+    picture: Array | None = None
+
+
 class Decoder:
     """Decodes one stream. Packets may be lost, doubled or come late; what cannot be shown yet gives no frame.
 
@@ -199,7 +213,8 @@ class Decoder:
         if self._missing >= FORGET:
             self._forget()
         self.stats.concealed_frames += 1
-        return self._shown(conceal(self._last, self._before, self._missing), pts, state_after(self._missing))
+        plan = self._planned(conceal(self._last, self._before, self._missing), pts, state_after(self._missing))
+        return self._drawn_each([plan])[0]
 
     # --- one method a packet kind ---
 
@@ -361,23 +376,24 @@ class Decoder:
     # --- showing ---
 
     def _show_news(self, motions: list[tuple[MotionParams, int]], *, intra: bool) -> list[DecodedFrame]:
-        frames = []
+        frames: list[DecodedFrame] = []
+        plans: list[_Plan] = []
         for motion, pts in motions:
             if self._shows is None or (self._lacks_reference and not self._near(motion)):
-                frames += self._held_over([pts])
+                frames, plans = frames + self._drawn_each(plans) + self._held_over([pts]), []
                 continue
             self._before, self._last, self._missing = (None if intra else self._last), motion, 0
             borrowed = self._lacks_reference
             self.stats.waiting_packets += borrowed
-            frames.append(self._shown(motion, pts, Concealment.BORROWED if borrowed else Concealment.RECEIVED))
-        return frames
+            plans.append(self._planned(motion, pts, Concealment.BORROWED if borrowed else Concealment.RECEIVED))
+        return frames + self._drawn_each(plans)
 
     def _without_motion(self, times: list[int]) -> list[DecodedFrame]:
         """Frames that show a picture as it is need no motion."""
         if self._lacks_reference or self.view != View():
             return self._held_over(times)
         self._missing, motion = 0, self._last or self.pack.tables.motion(self.pack.tables.mean)
-        return [self._shown(motion, pts, Concealment.RECEIVED) for pts in times]
+        return self._drawn_each([self._planned(motion, pts, Concealment.RECEIVED) for pts in times])
 
     def _held_over(self, times: list[int]) -> list[DecodedFrame]:
         """Concealed frames for motion that cannot be used: something came, so the picture keeps moving."""
@@ -392,7 +408,7 @@ class Decoder:
         jump = np.abs(motion.translation - self._last.translation).max(), abs(np.log(motion.scale / self._last.scale))
         return bool(max(jump) < JUMP)
 
-    def _shown(self, motion: MotionParams, pts: int, state: Concealment) -> DecodedFrame:
+    def _planned(self, motion: MotionParams, pts: int, state: Concealment) -> _Plan:
         held = self._shows
         assert held is not None
         seconds = float(pts * self.time_base)
@@ -402,34 +418,45 @@ class Decoder:
                 calm = replace(calm, scene=calm.scene + self._moved)
             self._drawn = calm.scene
         if self._wanted is not None and not self._wanted(pts):
+            return _Plan(pts, state, motion, held, calm, calm, np.zeros((0, 0, 3), np.uint8))
+        features = held.features
+        if self._as_is and self._view == View():
+            shown = features.estimate.motion if self._eye_contact else motion
+            return _Plan(pts, state, motion, held, shown, shown, features.picture)
+        with self._timed("reference"):
+            features.feeds  # noqa: B018  computed when first asked for
+        with self._timed("view"):
+            turned = self._turning.apply(self._view, calm, features.estimate.motion, seconds)
+            self.stats.clamped_frames += turned.clamped
+        return _Plan(pts, state, motion, held, calm, turned.motion)
+
+    def _drawn_each(self, plans: list[_Plan]) -> list[DecodedFrame]:
+        """Planned frames as they are shown, in order: the renderer draws them together."""
+        with self._timed("render"):
+            drawn = self._networks.render_each([(p.held.features, p.shown) for p in plans if p.picture is None])
+        pictures = iter(drawn)
+        return [self._finished(p, next(pictures) if p.picture is None else p.picture) for p in plans]
+
+    def _finished(self, plan: _Plan, picture: Array) -> DecodedFrame:
+        if not picture.size:  # nobody will see it
             if self._steady:
                 self._steady.forget()
-            return DecodedFrame(np.zeros((0, 0, 3), np.uint8), pts, state, motion, held.id, calm)
-        seen, features = calm, held.features
-        if self._as_is and self._view == View():
-            picture = features.picture.copy()
-            seen = calm = features.estimate.motion if self._eye_contact else motion
+            return DecodedFrame(picture, plan.pts, plan.state, plan.motion, plan.held.id, plan.calm)
+        if picture is plan.picture:
+            picture = picture.copy()
             self.stats.as_is_frames += 1
-        else:
-            with self._timed("reference"):
-                features.feeds  # noqa: B018  computed when first asked for
-            with self._timed("view"):
-                turned = self._turning.apply(self._view, calm, features.estimate.motion, seconds)
-                self.stats.clamped_frames += turned.clamped
-                seen = turned.motion
-            with self._timed("render"):
-                picture = self._networks.render(features, seen)
         if self._steady:
             with self._timed("steady"):
                 picture = self._steady.smooth(picture)
         if self._eye_contact:
+            features, follows = plan.held.features, self.pack.view_range.gaze
             with self._timed("view"):
-                follows = self.pack.view_range.gaze
-                picture = eye_contact(picture, seen, calm, features.estimate.motion, features.canonical, follows)
+                here = features.estimate.motion
+                picture = eye_contact(picture, plan.shown, plan.calm, here, features.canonical, follows)
         with self._timed("paste"):
-            picture = self._composed(picture, held.crop)
+            picture = self._composed(picture, plan.held.crop)
         self.stats.frames += 1
-        return DecodedFrame(picture, pts, state, motion, held.id, seen)
+        return DecodedFrame(picture, plan.pts, plan.state, plan.motion, plan.held.id, plan.shown)
 
     def _composed(self, picture: Array, square: Square) -> Array:
         """At the source's size when it was coded whole or is to be pasted back, else the coded square as it is."""

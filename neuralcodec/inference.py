@@ -5,7 +5,9 @@ Knows no packets and no frames per second.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +19,9 @@ from .face import HEAD_SCALE, HEAD_Y, Face, FaceDetector, Square
 from .motion import Array, MotionParams
 from .pack import Pack
 from .runtime.session import Session, open_session
-from .scene import pyramid, register
+from .scene import Pyramid, register
+
+SIDE_BY_SIDE = 8  # frames drawn at the same time, at most: as many as a packet of a file has
 
 # Times the motion network looks at a reference, each look centring the next: twice, and once more where the second look
 # still moved the box by more than SETTLED (half a pixel of 256). Measured on 100 coded pictures: keypoints 0.09 px from
@@ -94,9 +98,9 @@ class ReferenceFeatures:
         return self._networks.place(self.arrays)
 
     @cached_property
-    def grey(self) -> list[Array]:
+    def grey(self) -> Pyramid:
         """What the sender compares later pictures with to find how the scene moved."""
-        return pyramid(self.picture)
+        return Pyramid(self.picture)
 
     @property
     def canonical(self) -> Array:
@@ -180,7 +184,7 @@ class Inference:
         nodes = self.pack.scene
         if not nodes:
             return np.zeros((0, 2), np.float32)
-        return register(reference.grey, pyramid(picture), face.box.tolist(), start, nodes)
+        return register(reference.grey, Pyramid(picture), face.box.tolist(), start, nodes)
 
     def place(self, features: dict[str, Array]) -> Any:
         """Features where the renderer wants them: a GPU keeps them for every frame of that reference."""
@@ -189,6 +193,30 @@ class Inference:
     def render(self, reference: ReferenceFeatures, motion: MotionParams) -> Array:
         """The reference's person in another motion: uint8 RGB (S, S, 3)."""
         return _as_picture(self._render.run({**reference.feeds, **self.driving([reference], [motion])})["picture"][0])
+
+    def render_each(self, frames: Sequence[tuple[ReferenceFeatures, MotionParams]]) -> list[Array]:
+        """Several frames, in order, as `render` makes them. A CPU draws them side by side, a thread for each: frames
+        wait for nothing, while threads that share one wait for each other after every layer."""
+        if len(frames) < 2 or self._side_by_side is None:
+            return [self.render(*frame) for frame in frames]
+        session, pool = self._side_by_side
+
+        def draw(frame: tuple[ReferenceFeatures, MotionParams]) -> Array:
+            reference, motion = frame
+            return _as_picture(session.run({**reference.arrays, **self.driving([reference], [motion])})["picture"][0])
+
+        for reference, _ in frames:
+            reference.arrays  # noqa: B018  computed once, before threads ask for it
+        return list(pool.map(draw, frames))
+
+    @cached_property
+    def _side_by_side(self) -> tuple[Session, ThreadPoolExecutor] | None:
+        """The renderer on one thread, and the threads that run it; None where one core or a GPU draws."""
+        threads = min(self._threads or _cores(), SIDE_BY_SIDE)
+        if threads < 2 or self._render.provider != "CPUExecutionProvider":
+            return None
+        session = open_session(self.pack.graph("render"), device="cpu", threads=1)
+        return session, ThreadPoolExecutor(threads, "neuralcodec-render")
 
     def render_many(self, references: Sequence[ReferenceFeatures], motions: Sequence[MotionParams]) -> list[Array]:
         """One frame of each of several people in one call of the network: uint8 RGB (S, S, 3) each.
@@ -221,6 +249,11 @@ class Inference:
         self.render(black, black.estimate.motion)
         if batch > 1:
             self.render_many([black] * batch, [black.estimate.motion] * batch)
+
+
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_picture(picture: Array) -> Array:

@@ -12,7 +12,7 @@ bilinear. Zero means that nothing moved.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -31,29 +31,34 @@ REACH = 0.75  # coded-picture units: no node moves further
 GRAIN = 1 << 13  # parts of a unit the result is rounded to, so that the last bits of a sum never reach the bitstream
 
 
-def pyramid(picture: Array) -> list[Array]:
-    """Grey float32 pictures of SIDES, coarse to fine, of uint8 RGB (S, S, 3)."""
-    small = resize(picture, SIDES[-1], SIDES[-1]).astype(np.float32)
-    levels = [small @ np.array([0.299, 0.587, 0.114], np.float32)]
-    while len(levels[0]) > SIDES[0]:
-        half = len(levels[0]) // 2
-        levels.insert(0, levels[0].reshape(half, 2, half, 2).mean((1, 3)))
-    return levels
+class Pyramid:
+    """A picture, uint8 RGB (S, S, 3), as registration looks at it: grey float32 ``levels`` of SIDES, coarse to fine."""
+
+    def __init__(self, picture: Array) -> None:
+        small = resize(picture, SIDES[-1], SIDES[-1]).astype(np.float32)
+        self.levels = [small @ np.array([0.299, 0.587, 0.114], np.float32)]
+        while len(self.levels[0]) > SIDES[0]:
+            half = len(self.levels[0]) // 2
+            self.levels.insert(0, self.levels[0].reshape(half, 2, half, 2).mean((1, 3)))
+
+    @cached_property
+    def slopes(self) -> list[Array]:
+        """Of each level: grey, d/dx and d/dy of every point, float64 (3, side * side); kept for its frames."""
+        return [np.stack([g, *reversed(np.gradient(g))]).astype(np.float64).reshape(3, -1) for g in self.levels]
 
 
 def register(
-    reference: Sequence[Array], picture: Sequence[Array], head: Sequence[float] | None, start: Array | None, nodes: int
+    reference: Pyramid, picture: Pyramid, head: Sequence[float] | None, start: Array | None, nodes: int
 ) -> Array:
     """The mesh (M, 2) float32 from one pyramid to another. head: centre x, y and half side of the face in ``picture``,
     whose motion the keypoints tell. start: the mesh of the frame before as the receiver has it, which the new one
     leaves only where the picture demands it; None: nothing is known."""
     mesh = np.zeros((nodes**2, 2)) if start is None else np.asarray(start, np.float64)
     last = None if start is None else mesh
-    for side, steps, before, now in zip(SIDES, STEPS, reference, picture, strict=True):
+    for side, steps, before, now in zip(SIDES, STEPS, reference.slopes, picture.levels, strict=True):
         weight, pixels = outside(head, side), side / 2
-        slopes = np.stack([before, *reversed(np.gradient(before))], -1)  # grey, d/dx, d/dy: (side, side, 3)
         for _ in range(steps):
-            mesh = _step(slopes, now, weight, mesh * pixels, None if last is None else last * pixels, nodes) / pixels
+            mesh = _step(before, now, weight, mesh * pixels, None if last is None else last * pixels, nodes) / pixels
             mesh = np.clip(mesh, -REACH, REACH)
     return np.asarray(np.rint(mesh * GRAIN) / GRAIN, np.float32)
 
@@ -64,10 +69,9 @@ def _step(slopes: Array, now: Array, weight: Array, mesh: Array, last: Array | N
     spread, pairs = _weights(side, nodes)
     grid = mesh.T.reshape(2, nodes, nodes)
     shift = spread @ grid @ spread.T  # (2, side, side)
-    read = _bilinear(slopes, shift[0], shift[1])
-    off = read[..., 0] - now
+    read, dx, dy = _bilinear(slopes, shift[0], shift[1])
+    off = read - now
     trust = weight / (1 + (off / ROBUST) ** 2) ** 2
-    dx, dy = read[..., 1], read[..., 2]
 
     def product(q: Array) -> Array:  # sum over points of q B B^T, with B = spread (x) spread
         return (pairs @ q @ pairs.T).reshape(nodes, nodes, nodes, nodes).transpose(0, 2, 1, 3).reshape(m, m)
@@ -95,17 +99,18 @@ def outside(head: Sequence[float] | None, side: int) -> Array:
 
 
 def _bilinear(maps: Array, dx: Array, dy: Array) -> Array:
-    """maps (side, side, C) read at every point moved by dx, dy (pixels); past the border the border is repeated."""
-    side = len(maps)
+    """maps (C, side * side) read at every point moved by dx, dy (side, side) in pixels: (C, side, side). Past the
+    border the border is repeated."""
+    side = len(dx)
     last = np.nextafter(np.float64(side - 1), 0)
     x = np.clip(np.arange(side) + dx, 0, last)
     y = np.clip(np.arange(side)[:, None] + dy, 0, last)
     i, j = y.astype(np.intp), x.astype(np.intp)
-    fx, fy = (x - j)[..., None], (y - i)[..., None]
-    flat, at = maps.reshape(-1, maps.shape[-1]), i * side + j
-    top = flat[at] * (1 - fx) + flat[at + 1] * fx
-    below = flat[at + side] * (1 - fx) + flat[at + side + 1] * fx
-    return np.asarray(top * (1 - fy) + below * fy)
+    at, fx, fy = (i * side + j).ravel(), (x - j).ravel(), (y - i).ravel()
+    # one plane after the other: four times as fast as reading the C values of a point together
+    above = maps.take(at, 1) * (1 - fx) + maps.take(at + 1, 1) * fx
+    below = maps.take(at + side, 1) * (1 - fx) + maps.take(at + side + 1, 1) * fx
+    return np.asarray(above * (1 - fy) + below * fy).reshape(-1, side, side)
 
 
 @lru_cache(maxsize=16)

@@ -200,7 +200,7 @@ def test_paper_decoder_resets_the_scene_at_named_references(
 
 def test_the_scene_of_the_text_is_the_one_that_is_found_and_read() -> None:
     """Nodes, order, direction and unit, with a mesh written from section 5: the picture it explains is found again."""
-    from neuralcodec.scene import pyramid, register
+    from neuralcodec.scene import Pyramid, register
 
     g, side = 3, 256
     axis = (np.arange(side) + 0.5) / side * 2 - 1
@@ -213,7 +213,7 @@ def test_the_scene_of_the_text_is_the_one_that_is_found_and_read() -> None:
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
 
     reference, picture = shows(x, y), shows(x + 0.03 + 0.02 * x, y - 0.02 + 0.015 * y)
-    found = register(pyramid(reference), pyramid(picture), None, None, g)
+    found = register(Pyramid(reference), Pyramid(picture), None, None, g)
     assert np.abs(found - d).max() < 0.5 * 2 / 64  # half a pixel of the pictures that are compared
 
 

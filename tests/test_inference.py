@@ -34,6 +34,22 @@ def test_many_people_in_one_call_look_as_they_do_one_by_one(networks: Inference,
         networks.render_many(people[:1], motions[:2])
 
 
+def test_frames_drawn_side_by_side_are_those_drawn_one_by_one(portrait_clip: list[Any]) -> None:
+    networks = Inference(load_pack(), device="cpu", threads=3)
+    reference, other = networks.reference(portrait_clip[0]), networks.reference(portrait_clip[5][:, ::-1].copy())
+    seen = [networks.motion(portrait_clip[i], reference.estimate.box).motion for i in (3, 6, 9, 12, 15)]
+    frames = [(other if i == 2 else reference, motion) for i, motion in enumerate(seen)]
+    together, alone = networks.render_each(frames), [networks.render(*frame) for frame in frames]
+
+    def apart(a: Any, b: Any) -> int:
+        return int(np.abs(a.astype(int) - b).max())
+
+    assert all(apart(a, b) <= 1 for a, b in zip(together, alone, strict=True))  # 0 where both use as many threads
+    assert all(apart(together[0], picture) > 5 for picture in together[1:])  # their order could be mistaken
+    assert networks.render_each([]) == [] and apart(networks.render_each(frames[:1])[0], alone[0]) == 0
+    assert networks._side_by_side is not None and Inference(load_pack(), threads=1, device="cpu")._side_by_side is None
+
+
 def test_the_face_of_a_reference_is_where_many_looks_end(networks: Inference, portrait_clip: list[Any]) -> None:
     moved = np.roll(portrait_clip[0], 40, axis=0)  # far from where heads usually are
     for picture in (portrait_clip[0], portrait_clip[7], moved):

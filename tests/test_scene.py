@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from neuralcodec.face import resize
 from neuralcodec.motion import Array
-from neuralcodec.scene import GRAIN, REACH, SIDES, outside, pyramid, register
+from neuralcodec.scene import GRAIN, REACH, SIDES, Pyramid, outside, register
 
 NODES = 5
 PIXEL = 2 / SIDES[-1]  # of the finest pictures that are compared, in coded-picture units
@@ -31,7 +31,7 @@ Head = tuple[float, float, float] | None
 
 
 def found(reference: Array, picture: Array, head: Head = None, start: Array | None = None) -> Array:
-    return register(pyramid(reference), pyramid(picture), head, start, NODES)
+    return register(Pyramid(reference), Pyramid(picture), head, start, NODES)
 
 
 def inner(mesh: Array) -> Array:
@@ -134,7 +134,7 @@ def test_results_are_rounded_bounded_and_finite() -> None:
 def test_any_size_of_picture_and_mesh() -> None:
     for side, nodes in ((64, 2), (512, 8), (256, 16)):
         pictures = [resize(texture(X + shift, Y), side, side) for shift in (0.0, 0.02)]
-        mesh = register(*map(pyramid, pictures), None, None, nodes)
+        mesh = register(*map(Pyramid, pictures), None, None, nodes)
         assert abs(float(np.median(mesh[:, 0])) - 0.02) < 0.3 * PIXEL
 
 

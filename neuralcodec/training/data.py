@@ -24,7 +24,7 @@ from neuralcodec.models import ModelConfig
 from neuralcodec.motion import MotionParams
 from neuralcodec.quantizer import MotionTables, Quantizer
 from neuralcodec.reference import decode_reference, encode_reference
-from neuralcodec.scene import pyramid, register
+from neuralcodec.scene import Pyramid, register
 
 NEAR_FRAMES = 12
 SCENE_NODES = ModelConfig.preset("portrait").scene  # a side
@@ -351,7 +351,7 @@ def before_scenes(frames: Frames, rows: list[int], backdrops: Frames, random: to
 
 def scenes(source: Frames, driving: Frames) -> Tensor:
     """What the sender finds for each pair (B, M, 2); see `neuralcodec.scene`."""
-    grey = [[pyramid(to_picture(image)) for image in frames.image] for frames in (source, driving)]
+    grey = [[Pyramid(to_picture(image)) for image in frames.image] for frames in (source, driving)]
     found = []
     for i, (before, now) in enumerate(zip(*grey, strict=True)):
         x, y = driving.translation[i].tolist()
