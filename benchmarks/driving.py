@@ -26,25 +26,31 @@ DEPTH = np.array([
     -0.11, -0.37, -0.39, -0.37, -0.08, -0.31, -0.34, -0.32,
 ])  # fmt: skip
 KBPS = 4.0  # the default target
+OWN = "own picture"
 SMOOTH_FRAMES = 50
 
 
 def transfer(
     footage: Sequence[clips.Clip], pack: nc.Pack, threads: int, pictures: Path | None, bar: Any
 ) -> dict[str, Any]:
-    """Each clip drives the first picture of the next; pooled over clips, for both ways of transfer."""
+    """Each clip drives the first picture of the next; pooled over clips, for both ways of transfer. And its own first
+    picture, for scale: nobody else's face is in the way there, and what is missing to 1 is the codec's and dlib's."""
     result: dict[str, Any] = {}
-    kinds: tuple[Transfer, ...] = ("relative", "absolute")
-    for kind in kinds:
+    kinds: dict[str, tuple[Transfer, int]] = {
+        "relative": ("relative", 1),
+        "absolute": ("absolute", 1),
+        OWN: ("absolute", 0),
+    }
+    for name, (kind, ahead) in kinds.items():
         rows, drivers, driven = [], [], []
-        for index, clip in enumerate(bar(footage, f"transfer, {kind}")):
-            other = footage[(index + 1) % len(footage)]
-            row = _one(clip, other, kind, pack, threads, pictures)
+        for index, clip in enumerate(bar(footage, f"transfer, {name}")):
+            other = footage[(index + ahead) % len(footage)]
+            row = _one(clip, other, kind, pack, threads, pictures if name != OWN else None)
             if row is not None:
                 rows.append(row)
                 drivers.append(row.pop("driver_motion"))
                 driven.append(row.pop("avatar_motion"))
-        result[kind] = {
+        result[name] = {
             "pictures": sum(row["pictures"] for row in rows),
             "expression": correlation(np.concatenate(drivers), np.concatenate(driven)),
             "expression_median_clip": float(np.median([row["expression"] for row in rows])),

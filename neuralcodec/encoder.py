@@ -115,7 +115,8 @@ class Encoder:
         self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", Square(*crop))
         packets_per_second = 1 / (frames_per_packet * frame_duration * float(self.time_base))
         self._packet_overhead = packet_overhead
-        self._rate = RateControl(target_kbps, packet_overhead * packets_per_second / 125, preset)
+        headers = packet_overhead * packets_per_second / 125
+        self._rate = RateControl(target_kbps, headers, preset, ageless=avatar is not None)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._pictures = PictureSender(
             self.pack, self._networks, self.stats, self._rate, updates=updates,
@@ -278,11 +279,12 @@ class Encoder:
 
     def _refresh(self, shot: Shot, seconds: float) -> list[Packet]:
         """Choose the reference for this frame; send a new one where it is due."""
-        if self._avatar is not None and self._pictures.keep():
-            return []
-        packets = self._pictures.refresh(
-            shot, seconds, self._sequence, as_is=self._as_is, moved=self._follower.moved
-        )  # fmt: skip
+        if self._avatar is not None and self._pictures.keeps:
+            packets = self._pictures.refine(shot, seconds, self._sequence)
+        else:
+            packets = self._pictures.refresh(
+                shot, seconds, self._sequence, as_is=self._as_is, moved=self._follower.moved
+            )
         self._wants_intra |= self._pictures.began
         return packets
 

@@ -36,6 +36,7 @@ REFERENCE_BYTES = (300, 12000)  # of both; never smaller (nothing to recognise),
 # worth its rate, or of KEY_SECONDS of the rate if that is more. Four training clips of 30 seconds: 28.3 to 29.0 dB,
 # 29.5 to 30.1 in the face, and 4 % of frames shown as they are instead of 20 %. Ten seconds gain nothing from it.
 CODING_SHARE, EVIDENCE, FINER, KEY_SECONDS = 0.65, 2.0, 1.6, 1.0
+AGELESS_FINER = 3.0  # times the bytes of the key before, where pictures do not age: 850, 2550, 7650, 12000 at 4 kbit/s
 # Where hardly anything of the error is coding, updates of a coarser chain are worth more. Its key takes the place of an
 # update that would have taken as much.
 PLENTY_SHARE, PLENTY = 0.2, 0.5
@@ -75,6 +76,7 @@ LADDER = ((6.0, 0), (3.0, 1), (1.8, 2), (0.0, 4))  # from this many kbit/s on, t
 # Of the rate: motion that takes less is coded finer again, that takes more coarser, and in between coarser while its
 # keypoints are less than MOTION_ERROR pixels off.
 MOTION_SHARE, MOTION_ERROR = (0.25, 0.47), 0.28
+AGELESS_SHARE = (0.6, 0.85)  # the first two where pictures do not age
 MOTION_SECONDS, MOTION_FRAMES = 0.5, 12  # over which share and error are measured
 COARSER_SECONDS, FINER_SECONDS = 0.24, 1.0  # from one step of its quality to the next
 PINCH_MAX = 3  # steps that it gets coarser, besides, while a window is full
@@ -116,9 +118,13 @@ class RateControl:
 
     headers_kbps: of the target, what a transport's headers are expected to take until `spend_headers` has told.
     preset: of SVT-AV1 for pictures; None: by the rate.
+    ageless: pictures do not age, as an avatar's: motion comes first, at its finest, and they get what it leaves.
     """
 
-    def __init__(self, target_kbps: float, headers_kbps: float = 0.0, preset: int | None = None) -> None:
+    def __init__(
+        self, target_kbps: float, headers_kbps: float = 0.0, preset: int | None = None, *, ageless: bool = False
+    ) -> None:
+        self._ageless = ageless
         self._headers = headers_kbps * 125  # bytes a second of them, lately
         self._preset = preset
         self._aim(target_kbps)
@@ -171,10 +177,11 @@ class RateControl:
             self._purse += max(0.0, seconds - self._seconds) * self.bytes_per_second
         self._seconds = seconds
         share, since = self._motion / self.bytes_per_second, seconds - self._changed
-        spare = share > MOTION_SHARE[0] and self._motion_error < MOTION_ERROR
-        if (share > MOTION_SHARE[1] or spare) and since >= COARSER_SECONDS and self._coarseness + 1 < len(QUALITIES):
+        least, most = AGELESS_SHARE if self._ageless else MOTION_SHARE
+        spare = share > least and self._motion_error < MOTION_ERROR and not self._ageless
+        if (share > most or spare) and since >= COARSER_SECONDS and self._coarseness + 1 < len(QUALITIES):
             self._coarseness, self._changed = self._coarseness + 1, seconds
-        elif share < MOTION_SHARE[0] and since >= FINER_SECONDS and self._coarseness > self._finest:
+        elif share < least and since >= FINER_SECONDS and self._coarseness > self._finest:
             self._coarseness, self._changed = self._coarseness - 1, seconds
         while self._sent and self._sent[0][0] <= seconds - WINDOW_SECONDS + 1e-6:
             self._sent.popleft()
@@ -206,7 +213,7 @@ class RateControl:
         """What the transport's headers leave of the target is what there is to spend."""
         kbps = max(LOWEST_KBPS, self.target_kbps - self.headers_kbps)
         self.bytes_per_second = kbps * 125
-        self._finest = QUALITIES.index(motion_quality(kbps))
+        self._finest = 0 if self._ageless else QUALITIES.index(motion_quality(kbps))
 
     @property
     def headers_kbps(self) -> float:
@@ -252,6 +259,14 @@ class RateControl:
         if self._evidence < EVIDENCE or finer == self.key_bytes:
             return False
         self.key_bytes, self._evidence = finer, 0.0
+        return True
+
+    def wants_finest(self) -> bool:
+        """Whether a picture that does not age can be had finer; ``key_bytes`` then says how fine the next one is."""
+        finer = min(int(AGELESS_FINER * self.key_bytes), REFERENCE_BYTES[1])
+        if finer == self.key_bytes:
+            return False
+        self.key_bytes = finer
         return True
 
     def wants_coarser(self) -> bool:

@@ -161,10 +161,17 @@ class PictureSender:
         """Whether one more picture would take the place of the key that is on its way."""
         return self._coming is not None and (self.next_id - self._coming.id) % 256 >= REFERENCES_HELD
 
-    def keep(self) -> bool:
-        """Whether the picture there is will do: one of an avatar does not age."""
-        self.began = self.fresh = False
+    @property
+    def keeps(self) -> bool:
+        """Whether the picture there is will do where pictures do not age."""
         return bool(self.held) and not self.wanted
+
+    def refine(self, shot: Shot, seconds: float, sequence: int) -> list[Packet]:
+        """Of a picture that does not age: the next part of a finer one of the same, with what motion leaves."""
+        self._now, self._sequence, self.began, self.fresh = seconds, sequence, False, False
+        if self._chain is not None and self._coming is None and self.rate.wants_finest():
+            self._begin_finer(shot)
+        return self._send_parts(self._coming) if self._coming else []
 
     def on_feedback(self, feedback: Feedback, seconds: float, sequence: int) -> None:
         """React to what a receiver lacks. sequence: of the next frame."""

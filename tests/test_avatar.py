@@ -8,10 +8,12 @@ import pytest
 
 import neuralcodec as nc
 from neuralcodec.avatar import AvatarDriver
+from neuralcodec.concealment import Concealment
 from neuralcodec.face import Square
 from neuralcodec.inference import Inference, MotionEstimate
 from neuralcodec.motion import Array, MotionParams, rotation_matrix
 from neuralcodec.packet import Motion, ReferencePart, StreamHeader
+from neuralcodec.sender import squared_error
 
 CONSENT = "a public domain portrait"
 
@@ -114,6 +116,24 @@ def test_only_the_avatars_picture_is_ever_sent(portrait_clip: list[Array], portr
     again = sender.encode(camera[-1], len(camera))
     assert sum(isinstance(p, ReferencePart) and p.index == 0 for p in again) == 1
     sender.recenter_avatar()
+
+
+def test_an_avatars_picture_gets_finer_with_what_motion_leaves(portrait_clip: list[Array], portrait: Array) -> None:
+    sender = nc.Encoder(24, device="cpu", threads=1, avatar=nc.Avatar(portrait, CONSENT))
+    receiver = nc.Decoder(device="cpu", threads=1)
+    spent, errors, states = 0, {}, set()
+    for pts in range(75):
+        packets = [bytes(packet) for packet in sender.encode(portrait_clip[pts % len(portrait_clip)], pts)]
+        shown = [f for packet in packets for f in receiver.decode(packet, wanted=lambda pts: False)]
+        spent += sum(map(len, packets))
+        states |= {frame.state for frame in shown}
+        held = receiver._pictures.get(shown[-1].reference)
+        assert held is not None and np.array_equal(held.features.picture, sender._pictures.current.features.picture)
+        errors[shown[-1].reference] = squared_error(portrait, held.features.picture)
+    assert list(errors) == list(range(len(errors))) and len(errors) >= 2  # each once, and nothing goes back
+    assert list(errors.values()) == sorted(errors.values(), reverse=True) and errors[1] < 0.7 * errors[0]
+    assert states == {Concealment.RECEIVED}  # the parts of the next one are in nobody's way
+    assert spent < 1.1 * 75 / 25 * 24 * 125
 
 
 def test_a_receiver_cannot_choose_whom_it_sees(portrait: Array) -> None:

@@ -182,6 +182,20 @@ def test_motion_that_is_fine_enough_makes_room_for_pictures() -> None:
         assert (rate.quality.level > finest.level) is coarser
 
 
+def test_where_pictures_do_not_age_motion_stays_at_its_finest_and_leaves_them_the_rest() -> None:
+    rates = {ageless: RateControl(4, ageless=ageless) for ageless in (False, True)}
+    for frame in range(250):
+        for rate in rates.values():
+            rate.advance(frame / 25)
+            rate.spend_motion(int(0.7 * rate.bytes_per_second / 25))
+            rate.note_motion(0.5 * MOTION_ERROR)
+    assert rates[True].quality.level == 0 < rates[False].quality.level
+    keys = [rates[True].key_bytes]
+    while rates[True].wants_finest():
+        keys.append(rates[True].key_bytes)
+    assert keys == sorted(set(keys)) and keys[1] > 2 * keys[0] and keys[-1] == REFERENCE_BYTES[1]
+
+
 def test_while_a_finer_key_is_on_its_way_only_a_far_head_gets_a_picture() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
