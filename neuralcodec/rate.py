@@ -261,6 +261,11 @@ class RateControl:
         self.key_bytes, self._evidence = finer, 0.0
         return True
 
+    def begin_at_once(self) -> None:
+        """A key goes out in one go: where pictures do not age it is a coarse one again, and finer ones follow it."""
+        if self._ageless:
+            self.key_bytes = self.first_bytes
+
     def wants_finest(self) -> bool:
         """Whether a picture that does not age can be had finer; ``key_bytes`` then says how fine the next one is."""
         finer = min(int(AGELESS_FINER * self.key_bytes), REFERENCE_BYTES[1])

@@ -246,6 +246,7 @@ class PictureSender:
 
     def _send_reference(self, shot: Shot, *, surroundings: bool = False) -> list[Packet]:
         """A picture that stands on its own, at once: a key that begins a chain, or a still."""
+        self.rate.begin_at_once()
         budget = self.rate.still_bytes if self.held and not self._updates else self.rate.key_bytes
         packets: list[Packet] = [self.header] if self._repeat_header and self.held and self.header else []
         if self._backdrop_due or surroundings:

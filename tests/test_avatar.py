@@ -134,6 +134,9 @@ def test_an_avatars_picture_gets_finer_with_what_motion_leaves(portrait_clip: li
     assert list(errors.values()) == sorted(errors.values(), reverse=True) and errors[1] < 0.7 * errors[0]
     assert states == {Concealment.RECEIVED}  # the parts of the next one are in nobody's way
     assert spent < 1.1 * 75 / 25 * 24 * 125
+    sender.send_reference()  # somebody joins: a coarse one for now, not all the bytes of the finest at once
+    again = [p for p in sender.encode(portrait_clip[0], 75) if isinstance(p, ReferencePart)]
+    assert 0 < sum(len(p.payload) for p in again) <= sender._rate.first_bytes < sender._rate._window_bytes / 2
 
 
 def test_a_receiver_cannot_choose_whom_it_sees(portrait: Array) -> None:
