@@ -25,7 +25,7 @@ def needed(footage: Footage, cache: Cache, codec: str, metric: str, score: float
     Starts from the points that the cache holds for the codec's ladder, LookupError where it lacks some, and keeps every
     setting it tries there.
     """
-    variants = [_ladder(footage, cache, codec, metric, *variant) for variant in CODECS[codec].variants]
+    variants = [_ladder(footage, cache, codec, metric, *variant) for variant in CODECS[codec].ways(footage.facts.size)]
     if not all(variants):
         raise LookupError(f"The cache lacks points of {codec} with {metric} on {footage.path.stem}.")
     guesses = [_rate(tried, metric, score) for tried in variants]

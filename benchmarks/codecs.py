@@ -64,6 +64,14 @@ class Codec:
     binary: bool = False
     passes: int = 1
 
+    def ways(self, size: tuple[int, int]) -> tuple[Variant, ...]:
+        """The variants for clips of this size (width, height). They were chosen at LADDER_SIDE: larger clips are coded
+        in pictures of the same sides, which at a few kbit/s is worth up to 3 dB, and whole."""
+        fit = LADDER_SIDE / max(size)
+        if fit >= 1:
+            return self.variants
+        return ((1.0, 1, self.variants[0][2]), *((scale * fit, hold, steps) for scale, hold, steps in self.variants))
+
     def exact(self, quality: float) -> dict[str, str]:
         """Every option, the quality in its place."""
         key, _, inner = self.quality.partition(":")
@@ -102,6 +110,7 @@ class Coded:
 SVT_QUALITY = "svtav1-params:crf"  # its own parameter goes to 70, FFmpeg's -crf only to 63
 X265_COMMON = "keyint=-1:scenecut=0:pools=none:frame-threads=1:log-level=error"
 X265_LOW_DELAY = "bframes=0:rc-lookahead=0:lookahead-slices=0:cutree=0"
+LADDER_SIDE = 256  # pixels
 FINER = 6  # steps of any codec's quality: about half as many bits again
 VPX_COMMON = {"b": "0", "g": "9999"}
 

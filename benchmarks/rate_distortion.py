@@ -69,7 +69,7 @@ def plan(options: argparse.Namespace, groups: Sequence[str]) -> list[running.Job
         settings = [
             Baseline(clip, name, quality, scale, hold)
             for clip in footage
-            for scale, hold, qualities in codec.variants
+            for scale, hold, qualities in codec.ways(clip.facts.size)
             for quality in qualities
         ]
         jobs += [(setting, usual) for setting in settings]

@@ -78,6 +78,10 @@ def test_smaller_pictures_and_fewer_frames_cost_less_and_keep_the_size_and_count
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_ladders_run_from_coarse_to_fine_full_size_first_and_reach_down(name: str) -> None:
     variants = CODECS[name].variants
+    assert CODECS[name].ways((256, 192)) == variants
+    whole, *larger = CODECS[name].ways((512, 384))
+    assert whole == (1.0, 1, variants[0][2])
+    assert [(2 * scale, hold, steps) for scale, hold, steps in larger] == list(variants)
     assert variants[0][:2] == (1.0, 1)
     assert all(list(qualities) == sorted(qualities, reverse=True) for _, _, qualities in variants)
     assert any(scale <= 0.5 and hold == 2 for scale, hold, _ in variants) or name == "vvc-best"  # see codecs.py
