@@ -35,6 +35,7 @@ from benchmarks import (
 from benchmarks.cache import Cache
 from benchmarks.points import Baseline, Footage, Ours
 from neuralcodec.errors import NeuralCodecError
+from neuralcodec.runtime.session import cores
 
 TARGET = 4.0  # kbit/s, of the headline
 OUR_TARGETS = (TARGET, 2.0, 8.0)  # in the order they are measured
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--test", default=OURS, help="put this codec in our place: x264-call must come out at 1.00")
     parser.add_argument("--frames", type=int, help="first N frames of each clip")
     parser.add_argument("--size", type=int, help="resize every clip to this square first")
-    parser.add_argument("--jobs", type=int, default=report.cores(), help="processes, one thread each")
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes, one thread each")
     parser.add_argument("--minutes", type=float, help="stop measuring then; the next run goes on")
     parser.add_argument("--no-bisection", action="store_true", help="interpolate the headline between ladder points")
     parser.add_argument("--no-pictures", action="store_true", help="no stills, no film, no page")

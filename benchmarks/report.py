@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from neuralcodec.runtime.session import cores
+
 Array = NDArray[Any]
 
 BUSY_LOAD = 0.7  # of the last minute, before the measurement
@@ -59,11 +61,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def busy(machine: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ Knows no packets and no frames per second.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from .errors import InferenceError
 from .face import HEAD_SCALE, HEAD_Y, Face, FaceDetector, Square
 from .motion import Array, MotionParams
 from .pack import Pack
-from .runtime.session import Session, open_session
+from .runtime.session import Session, cores, open_session
 from .scene import Pyramid, register
 
 SIDE_BY_SIDE = 8  # frames drawn at the same time, at most: as many as a packet of a file has
@@ -192,7 +191,10 @@ class Inference:
 
     def render(self, reference: ReferenceFeatures, motion: MotionParams) -> Array:
         """The reference's person in another motion: uint8 RGB (S, S, 3)."""
-        return _as_picture(self._render.run({**reference.feeds, **self.driving([reference], [motion])})["picture"][0])
+        return self._drawn(self._render, reference, motion)
+
+    def _drawn(self, session: Session, reference: ReferenceFeatures, motion: MotionParams) -> Array:
+        return _as_picture(session.run({**reference.feeds, **self.driving([reference], [motion])})["picture"][0])
 
     def render_each(self, frames: Sequence[tuple[ReferenceFeatures, MotionParams]]) -> list[Array]:
         """Several frames, in order, as `render` makes them. A CPU draws them side by side, a thread for each: frames
@@ -200,19 +202,14 @@ class Inference:
         if len(frames) < 2 or self._side_by_side is None:
             return [self.render(*frame) for frame in frames]
         session, pool = self._side_by_side
-
-        def draw(frame: tuple[ReferenceFeatures, MotionParams]) -> Array:
-            reference, motion = frame
-            return _as_picture(session.run({**reference.arrays, **self.driving([reference], [motion])})["picture"][0])
-
         for reference, _ in frames:
-            reference.arrays  # noqa: B018  computed once, before threads ask for it
-        return list(pool.map(draw, frames))
+            reference.feeds  # noqa: B018  computed once, before threads ask for it
+        return list(pool.map(lambda frame: self._drawn(session, *frame), frames))
 
     @cached_property
     def _side_by_side(self) -> tuple[Session, ThreadPoolExecutor] | None:
         """The renderer on one thread, and the threads that run it; None where one core or a GPU draws."""
-        threads = min(self._threads or _cores(), SIDE_BY_SIDE)
+        threads = min(self._threads or cores(), SIDE_BY_SIDE)
         if threads < 2 or self._render.provider != "CPUExecutionProvider":
             return None
         session = open_session(self.pack.graph("render"), device="cpu", threads=1)
@@ -249,11 +246,6 @@ class Inference:
         self.render(black, black.estimate.motion)
         if batch > 1:
             self.render_many([black] * batch, [black.estimate.motion] * batch)
-
-
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_picture(picture: Array) -> Array:

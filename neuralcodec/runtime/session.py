@@ -5,6 +5,7 @@ A session maps named numpy arrays to named numpy arrays. Which library runs it, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -76,6 +77,11 @@ def open_session(
     if device == "auto":
         device = "cuda" if cuda_usable() else "cpu"
     return OrtSession(graph, device=device, threads=threads, check_finite=check_finite)
+
+
+def cores() -> int:
+    """Processor cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def present_devices() -> list[str]:
