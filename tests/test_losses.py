@@ -15,8 +15,15 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from neuralcodec.errors import PackError  # noqa: E402
 from neuralcodec.motion import euler_angles, rotation_matrix  # noqa: E402
+from neuralcodec.quality import ms_ssim  # noqa: E402
 from neuralcodec.training import losses  # noqa: E402
-from neuralcodec.training.feature_networks import _FACE_BLOCKS, FaceNetwork, Vgg19  # noqa: E402
+from neuralcodec.training.feature_networks import (  # noqa: E402
+    _FACE_BLOCKS,
+    _RECOGNITION_STAGES,
+    FaceNetwork,
+    RecognitionNetwork,
+    Vgg19,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +47,38 @@ def face_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors |= {"fc_param.weight": torch.randn(62, 512), "fc_param.bias": torch.zeros(62)}
     tensors |= {"param_mean": torch.zeros(62), "param_std": torch.ones(62)}
     path = tmp_path_factory.mktemp("weights") / "face.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def recognition_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recognition network file with the real layout and random numbers."""
+    generator = torch.Generator().manual_seed(2)
+    tensors: dict[str, torch.Tensor] = {}
+
+    def layer(conv: str, norm: str, *shape: int) -> None:
+        fan_in = shape[1] * shape[2] * shape[3]
+        tensors[f"{conv}.weight"] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
+        for name, low in (("weight", 0.5), ("bias", -0.2), ("running_mean", -0.2), ("running_var", 0.5)):
+            tensors[f"{norm}.{name}"] = low + torch.rand(shape[0], generator=generator)
+
+    layer("conv1.0", "conv1.1", 64, 3, 3, 3)
+    layer("dw_conv.depthwise", "dw_conv.bn1", 64, 1, 3, 3)
+    layer("dw_conv.pointwise", "dw_conv.bn2", 64, 64, 1, 1)
+    inside, index = 64, 0
+    for channels, expansion, count, _ in _RECOGNITION_STAGES:
+        for _ in range(count):
+            key, wide = f"features.{index}.conv", inside * expansion
+            layer(f"{key}.0.0", f"{key}.0.1", wide, inside, 1, 1)
+            layer(f"{key}.1.0", f"{key}.1.1", wide, 1, 3, 3)
+            layer(f"{key}.2", f"{key}.3", channels, wide, 1, 1)
+            inside, index = channels, index + 1
+    layer("conv2.0", "conv2.1", 512, 128, 1, 1)
+    layer("gdconv.depthwise", "gdconv.bn", 512, 1, 7, 7)
+    layer("conv3", "bn", 128, 512, 1, 1)
+    tensors["conv3.bias"] = torch.randn(128, generator=generator)
+    path = tmp_path_factory.mktemp("weights") / "recognition.safetensors"
     save_file(tensors, path)
     return path
 
@@ -280,3 +319,50 @@ def test_landmark_loss_weights_points_axes_and_pictures() -> None:
     assert float(losses.landmark_loss(keypoints, labels, weights, found)) == pytest.approx(0.6 / 8)
     assert float(losses.landmark_loss(keypoints, labels, torch.tensor([1.0, 0.0, 0.0]), found)) == pytest.approx(0.1)
     assert float(losses.landmark_loss(keypoints, labels, torch.zeros(3), found)) == 0.0
+
+
+@pytest.mark.parametrize("side", [256, 128])
+def test_ms_ssim_loss_is_the_codecs_own_figure(side: int) -> None:
+    random = np.random.default_rng(0)
+    a = random.integers(0, 256, (3, side, side, 3)).astype(np.uint8)
+    b = (0.7 * a + random.integers(0, 60, a.shape)).astype(np.uint8)
+    there, here = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255 for x in (a, b))
+    here.requires_grad_()
+    loss = losses.ms_ssim_loss(here, there)
+    assert 1 - float(loss) == pytest.approx(np.mean([ms_ssim(x, y) for x, y in zip(a, b, strict=True)]), abs=1e-5)
+    loss.backward()
+    assert torch.isfinite(here.grad).all() and here.grad.abs().sum() > 0
+    assert float(losses.ms_ssim_loss(there, there)) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_face_is_brought_to_where_recognition_looks() -> None:
+    """The sampling grid is a similarity; at the places of its five points it gives the points."""
+    wanted = torch.tensor(losses.RECOGNITION_POINTS)
+    turn = torch.tensor([[0.8, 0.6], [-0.6, 0.8]]) * 0.004
+    points = torch.stack([wanted @ turn + torch.tensor([-0.3, 0.1]), wanted * 0.006 - 0.2])
+    grid = losses.recognition_grid(points)
+    right, down = grid[:, 0, 1] - grid[:, 0, 0], grid[:, 1, 0] - grid[:, 0, 0]
+    found = grid[:, :1, 0] + wanted[None, :, :1] * right[:, None] + wanted[None, :, 1:] * down[:, None]
+    assert torch.allclose(found, points, atol=1e-5)
+
+
+def test_identity_loss(recognition_weights: Path) -> None:
+    """0 for the same face, more for others, and a step along its gradient brings a face nearer."""
+    loss = losses.IdentityLoss(recognition_weights)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(2, 3, 256, 256, generator=generator) for _ in range(2))
+    points = (torch.tensor(losses.RECOGNITION_POINTS) / 56 - 1).expand(2, -1, -1)
+    assert float(loss(a, a, points)) == pytest.approx(0, abs=1e-5)
+    b.requires_grad_()
+    apart = loss(b, a, points)
+    apart.backward()
+    assert 0 < float(apart) < 2
+    nearer = loss(b.detach() - 1e-2 * b.grad / b.grad.norm() * 256, a, points)
+    assert float(nearer) < float(apart)
+    vectors = loss.network(torch.rand(2, 3, 112, 112, generator=generator))
+    assert vectors.shape == (2, 128) and torch.allclose(vectors.norm(dim=1), torch.ones(2))
+
+
+def test_other_files_are_no_recognition_network(face_weights: Path) -> None:
+    with pytest.raises(PackError, match="foamliu/MobileFaceNet"):
+        RecognitionNetwork(face_weights)

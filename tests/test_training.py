@@ -30,7 +30,7 @@ from neuralcodec.training.data import (  # noqa: E402
     similarity,
 )
 from neuralcodec.training.losses import gradient_loss  # noqa: E402
-from neuralcodec.training.phases import Perception, Phase, face_weight, psnr  # noqa: E402
+from neuralcodec.training.phases import Perception, Phase, face_weight, psnr, witnessed  # noqa: E402
 from neuralcodec.training.received import received  # noqa: E402
 from neuralcodec.training.start import freeze_norms, load_graphs  # noqa: E402
 from neuralcodec.training.train import Options, train  # noqa: E402
@@ -146,9 +146,10 @@ def test_decoded_motion_is_close_but_not_equal(data: Path, tmp_path: Path) -> No
     _, driving = random_pairs(clips, 2, torch.Generator().manual_seed(0))
     driving.shape = driving.shape * 0 + clips[0].shape
     seen = as_decoded(driving, load_pack().tables, torch.Generator().manual_seed(0))
-    assert seen.decoded is not None and seen.keypoints is driving.keypoints and seen.image is driving.image
-    assert 0 < (seen.decoded[1] - driving.rotation).abs().max() < 0.05
-    assert 0 < (seen.decoded[0] - driving.keypoints).abs().mean() < driving.keypoints.abs().mean()
+    assert seen.keypoints is driving.keypoints and seen.image is driving.image
+    assert len(seen.decoded) == 2 and not torch.equal(seen.decoded[0][0], seen.decoded[1][0])
+    assert 0 < (seen.decoded[0][1] - driving.rotation).abs().max() < 0.05
+    assert 0 < (seen.decoded[0][0] - driving.keypoints).abs().mean() < driving.keypoints.abs().mean()
 
 
 def test_sources_are_what_receivers_hold(data: Path, tmp_path: Path) -> None:
@@ -183,6 +184,39 @@ def test_every_phase_gives_gradients_to_what_it_trains(data: Path, tmp_path: Pat
         assert sum(float(g.abs().sum()) for g in gradients) > 0
     if steps.critic is not None:
         assert torch.isfinite(steps.critic_loss(b.image, terms["rendered"], b.keypoints))
+
+
+def test_pairs_are_drawn_twice_to_be_steady(data: Path, tmp_path: Path) -> None:
+    """What two roundings of one motion change is a loss, nothing where they agree; both drawings are judged."""
+    clips = load_clips(data, "train", tmp_path, size=128)
+    nets = build(ModelConfig.preset("portrait"))
+    load_graphs(nets, load_pack().folder)
+    nets.eval()
+    steps = Phase("joint", nets, Perception(), tables=load_pack().tables, steady=2.0)
+    a, b = steps.batch(clips, 2, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        apart = steps.terms(a, b)
+        b.decoded = (b.decoded[0], b.decoded[0])
+        alike = steps.terms(a, b)
+    assert float(apart["steady"]) > 1e-4 and float(alike["steady"]) < 1e-6
+    assert apart["rendered"].shape == b.image.shape
+    assert "steady" not in Phase("joint", nets, Perception()).terms(a, b)
+
+
+def test_a_frozen_motion_network_witnesses(data: Path, tmp_path: Path) -> None:
+    """It finds nothing wrong in the true picture, and something in one whose face looks elsewhere."""
+    clips = load_clips(data, "train", tmp_path)
+    nets = build(ModelConfig.preset("portrait"))
+    load_graphs(nets, load_pack().folder)
+    witness = Phase("joint", nets, Perception()).witness
+    _, b = random_pairs(clips, 2, torch.Generator().manual_seed(0))
+    for name, value in witnessed(witness, b.image, b, torch.ones(30)).items():
+        assert float(value) == 0, name
+    mirrored = b.image.flip(3).requires_grad_()
+    terms = witnessed(witness, mirrored, b, torch.ones(30))
+    assert float(terms["seen"].detach()) > 0.01
+    sum(terms.values()).backward()
+    assert mirrored.grad.abs().sum() > 0 and not any(p.requires_grad for p in witness.parameters())
 
 
 def test_losses_know_their_values() -> None:

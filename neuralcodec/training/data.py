@@ -30,7 +30,7 @@ NEAR_FRAMES = 12
 SCENE_NODES = ModelConfig.preset("portrait").scene  # a side
 CANDIDATES = 12  # driving frames among which a hard pair is chosen
 SWAY = 0.12  # picture units, standard deviation: how far the scene behind a head moves in pairs made for that
-HELD = 0.6  # share of the coded sources that receivers held, where such pictures are at hand
+HELD = 0.8  # share of the coded sources that receivers held, where such pictures are at hand
 
 # MediaPipe face-mesh numbers of the 30 portrait keypoints: right eye (outer, inner, upper, lower), left eye, irises,
 # brows,
@@ -182,7 +182,7 @@ class Frames:
     translation: Tensor
     shape: Tensor
     scene: Tensor | None = None  # (B, M, 2): how what is not the head moved from the other picture of a pair to this
-    decoded: tuple[Tensor, Tensor] | None = None  # keypoints and rotation after the codec's quantizer
+    decoded: tuple[tuple[Tensor, Tensor], ...] = ()  # keypoints and rotation after the codec's quantizer, at two levels
 
     def to(self, device: torch.device) -> Frames:
         return self.each(lambda value: value.to(device, non_blocking=True))
@@ -197,8 +197,7 @@ class Frames:
     def each(self, change: Callable[[Tensor], Tensor]) -> Frames:
         """The same of every tensor changed."""
         changed: dict[str, Any] = {k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        decoded = None if self.decoded is None else (change(self.decoded[0]), change(self.decoded[1]))
-        return Frames(**changed, decoded=decoded)
+        return Frames(**changed, decoded=tuple((change(points), change(turns)) for points, turns in self.decoded))
 
 
 def gather(picks: list[tuple[Clip, int]], pictures: Sequence[Any] = ()) -> Frames:
@@ -371,20 +370,21 @@ def as_received(picture: Any, quality: int) -> Any:
 
 def as_decoded(frames: Frames, tables: MotionTables, random: torch.Generator) -> Frames:
     """The same frames with ``decoded`` set: their motion sent through the codec's quantizer, at random levels and
-    component counts."""
-    points, turns = frames.keypoints.clone(), frames.rotation.clone()
+    component counts; twice, at two levels, which round apart as one frame and the next do."""
+    decoded = tuple((frames.keypoints.clone(), frames.rotation.clone()) for _ in range(2))
     quantizer = Quantizer(tables)
-    for i in range(len(points)):
+    for i in range(len(frames.keypoints)):
         shape, place = frames.shape[i].numpy(), np.append(frames.translation[i].numpy(), np.float32(0))
         total = ((frames.keypoints[i].numpy() - place) / float(frames.scale[i])) @ frames.rotation[i].numpy().T
         motion = MotionParams.from_matrix(frames.rotation[i].numpy(), place, float(frames.scale[i]), total - shape)
         level, components = torch.randint(0, 5, (2,), generator=random).tolist()
-        quantizer.reset()
-        quantizer.forward(motion, level=level, components=3 + components, intra=True)
-        seen = quantizer.last
-        assert seen is not None
-        points[i], turns[i] = torch.from_numpy(seen.keypoints(shape)), torch.from_numpy(seen.rotation)
-    return replace(frames, decoded=(points, turns))
+        for step, (points, turns) in enumerate(decoded):
+            quantizer.reset()
+            quantizer.forward(motion, level=level + step, components=3 + components, intra=True)
+            seen = quantizer.last
+            assert seen is not None
+            points[i], turns[i] = torch.from_numpy(seen.keypoints(shape)), torch.from_numpy(seen.rotation)
+    return replace(frames, decoded=decoded)
 
 
 def random_patches(

@@ -32,6 +32,10 @@ _FACE_BLOCKS = (
 _FACE_DEPTHS = ("dw2_1", "dw3_1", "dw4_1", "dw5_3", "dw6")  # last block at 60, 30, 15, 8 and 4 pixels of a 120 crop
 
 
+# channels that leave a stage, expansion, blocks, stride of the first: MobileFaceNet's inverted residuals
+_RECOGNITION_STAGES = ((64, 2, 5, 2), (128, 4, 1, 2), (128, 2, 6, 1), (128, 4, 1, 2), (128, 2, 2, 1))
+
+
 class FrozenNetwork(nn.Module):
     """A network in evaluation mode for good: no gradients for its weights, ``train()`` does not reach it."""
 
@@ -93,6 +97,54 @@ class FaceNetwork(FrozenNetwork):
             if name in _FACE_DEPTHS:
                 features.append(x)
         return features, x
+
+
+class RecognitionNetwork(FrozenNetwork):
+    """MobileFaceNet (Chen et al. 2018): whose a face is. Weights of foamliu/MobileFaceNet (Apache 2.0), norms folded.
+
+    In: RGB 0..1 (B, 3, 112, 112), aligned to five points (`losses.IdentityLoss`). Out: unit vectors (B, 128).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, weights_path: str | Path) -> None:
+        super().__init__()
+        weights = read_weights(weights_path)
+        stem, relu, relu6 = "dw_conv", nn.ReLU(), nn.ReLU6()
+        try:
+            self.first = nn.Sequential(
+                _folded(weights, "conv1.0", "conv1.1", stride=2, groups=1), relu6,
+                _folded(weights, f"{stem}.depthwise", f"{stem}.bn1", stride=1, groups=64), relu,
+                _folded(weights, f"{stem}.pointwise", f"{stem}.bn2", stride=1, groups=1), relu,
+            )  # fmt: skip
+            self.blocks, inside, index = nn.ModuleList(), 64, 0
+            for channels, expansion, count, stride in _RECOGNITION_STAGES:
+                for step in (stride, *[1] * (count - 1)):
+                    key, inside = f"features.{index}.conv", inside * expansion
+                    self.blocks.append(nn.Sequential(
+                        _folded(weights, f"{key}.0.0", f"{key}.0.1", stride=1, groups=1), relu6,
+                        _folded(weights, f"{key}.1.0", f"{key}.1.1", stride=step, groups=inside), relu6,
+                        _folded(weights, f"{key}.2", f"{key}.3", stride=1, groups=1),
+                    ))  # fmt: skip
+                    inside, index = channels, index + 1
+            self.last = nn.Sequential(
+                _folded(weights, "conv2.0", "conv2.1", stride=1, groups=1), relu6,
+                _folded(weights, "gdconv.depthwise", "gdconv.bn", stride=1, groups=512, padding=0),
+                _folded(weights, "conv3", "bn", stride=1, groups=1),
+            )  # fmt: skip
+        except (KeyError, RuntimeError) as error:
+            raise PackError(f"{weights_path}: {error}; expected the weights of foamliu/MobileFaceNet") from None
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1))
+        self.freeze()
+
+    def forward(self, face: Tensor) -> Tensor:
+        x = self.first((face - self.mean) / self.std)
+        for block in self.blocks:
+            y = block(x)
+            x = x + y if x.shape == y.shape else y
+        return F.normalize(self.last(x).flatten(1).float())
 
 
 class Vgg19(FrozenNetwork):
@@ -157,12 +209,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return loaded
 
 
-def _folded(weights: dict[str, Tensor], conv: str, norm: str, *, stride: int, groups: int) -> nn.Conv2d:
+def _folded(
+    weights: dict[str, Tensor], conv: str, norm: str, *, stride: int, groups: int, padding: int | None = None
+) -> nn.Conv2d:
     """One convolution that computes conv then batch norm in evaluation mode."""
     kernel = weights[f"{conv}.weight"].float()
     gain = weights[f"{norm}.weight"].float() / torch.sqrt(weights[f"{norm}.running_var"].float() + 1e-5)
-    bias = weights[f"{norm}.bias"].float() - gain * weights[f"{norm}.running_mean"].float()
+    before = weights.get(f"{conv}.bias", torch.zeros(1)).float()
+    bias = weights[f"{norm}.bias"].float() + gain * (before - weights[f"{norm}.running_mean"].float())
     size = kernel.shape[-1]
-    layer = nn.Conv2d(kernel.shape[1] * groups, kernel.shape[0], size, stride, size // 2, groups=groups)
+    around = size // 2 if padding is None else padding
+    layer = nn.Conv2d(kernel.shape[1] * groups, kernel.shape[0], size, stride, around, groups=groups)
     layer.load_state_dict({"weight": kernel * gain[:, None, None, None], "bias": bias})
     return layer

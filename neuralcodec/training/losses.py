@@ -14,9 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuralcodec.models.layers import coordinate_grid
-from neuralcodec.training.feature_networks import FaceNetwork, Vgg19
+from neuralcodec.quality import C1, C2, KERNEL, LUMA, MID, SCALE_WEIGHTS, scales
+from neuralcodec.training.feature_networks import FaceNetwork, RecognitionNetwork, Vgg19
 
 FACE_CROP = 120  # pixels; what the face network was trained on
+# where recognition networks are trained to have eyes, nose tip and corners of the mouth, pixels of 112 x 112
+RECOGNITION_SIDE = 112
+RECOGNITION_POINTS = (
+    (38.2946, 51.6963),
+    (73.5318, 51.5014),
+    (56.0252, 71.7366),
+    (41.5493, 92.3655),
+    (70.7299, 92.2041),
+)
 VGG_WEIGHTS = (0.03125, 0.0625, 0.125, 0.25, 1.0)  # of relu1_1 .. relu5_1
 VGG_SCALES = 4  # the picture itself and three times half the side
 SIGMA_AFFINE, SIGMA_TPS, TPS_POINTS = 0.05, 0.005, 5  # random warps of the equivariance loss
@@ -59,6 +69,24 @@ class FaceFeatureLoss(nn.Module):
         return torch.stack(terms).mean()
 
 
+class IdentityLoss(nn.Module):
+    """1 - cosine between what a recognition network says of two pictures' faces: 0 for the same, 1 for two people.
+
+    Not in the paper. ``weights_path``: see RecognitionNetwork; the user supplies them, nothing is downloaded.
+    """
+
+    def __init__(self, weights_path: str | Path) -> None:
+        super().__init__()
+        self.network = RecognitionNetwork(weights_path)
+
+    def forward(self, prediction: Tensor, target: Tensor, points: Tensor) -> Tensor:
+        """prediction, target: RGB 0..1 (B, 3, S, S); points (B, 5, 2): eyes, nose tip, corners of the mouth, -1..1."""
+        with torch.no_grad():
+            grid = recognition_grid(points)
+            wanted = self.network(_sampled(target, grid))
+        return 1 - (self.network(_sampled(prediction, grid)) * wanted).sum(1).mean()
+
+
 class PerceptualLoss(nn.Module):
     """L_P: weighted L1 of VGG-19 features at relu1_1..relu5_1, at four picture scales.
 
@@ -98,6 +126,29 @@ def gradient_loss(prediction: Tensor, target: Tensor, scales: int = 4, weight: T
         terms += [(error.diff(dim=-1).abs() * weight[..., 1:]).mean()]
         terms += [(error.diff(dim=-2).abs() * weight[..., 1:, :]).mean()]
     return torch.stack(terms).mean()
+
+
+def ms_ssim_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """1 - MS-SSIM of the luma of RGB pictures 0..1 (B, 3, S, S), exactly as `neuralcodec.quality.ms_ssim` counts it."""
+    count = scales(*prediction.shape[-2:])
+    shares = torch.tensor(SCALE_WEIGHTS[:count], device=prediction.device)
+    luma = torch.tensor(LUMA, device=prediction.device)[:, None, None] * 255
+    bell = torch.tensor(KERNEL, device=prediction.device)
+    terms = []
+    with torch.autocast(prediction.device.type, enabled=False):  # differences of squares need float32
+        pair = torch.stack([(x.float() * luma).sum(1) - MID for x in (prediction, target)], 1)  # (B, 2, S, S)
+        for index in range(count):
+            x, y = pair.unbind(1)
+            planes = torch.stack([x, y, x * x, y * y, x * y], 1).flatten(0, 1)[:, None]
+            planes = F.conv2d(F.conv2d(planes, bell.view(1, 1, -1, 1)), bell.view(1, 1, 1, -1))
+            mean_x, mean_y, xx, yy, xy = planes.unflatten(0, (-1, 5))[:, :, 0].unbind(1)
+            similar = (2 * (xy - mean_x * mean_y) + C2) / (xx + yy - mean_x**2 - mean_y**2 + C2)
+            if index == count - 1:  # luminance counts at the coarsest scale alone
+                mean_x, mean_y = mean_x + MID, mean_y + MID
+                similar = similar * (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
+            terms.append(similar.mean((1, 2)).clamp_min(1e-4))  # a power's slope at 0 is infinite
+            pair = F.avg_pool2d(pair, 2)
+        return 1 - (torch.stack(terms, 1) ** (shares / shares.sum())).prod(1).mean()
 
 
 def discriminator_hinge(real: Tensor, rendered: Tensor) -> Tensor:
@@ -214,12 +265,29 @@ def face_grid(keypoints: Tensor, enlarge: float) -> Tensor:
     return centre[:, None, None] + half[:, None, None, None] * square
 
 
+def recognition_grid(points: Tensor) -> Tensor:
+    """Sampling grid (B, 112, 112, 2) that brings points (B, 5, 2) nearest to RECOGNITION_POINTS by a similarity."""
+    here = points.float()
+    wanted = torch.tensor(RECOGNITION_POINTS, device=here.device)
+    centre, goal = here.mean(1, keepdim=True), wanted.mean(0)
+    p, q = here - centre, wanted - goal
+    straight, across = (p * q).sum((1, 2)), (p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0]).sum(1)
+    back = torch.stack([straight, -across, across, straight], 1).view(-1, 2, 2)  # a turn times |p| |q|, for row vectors
+    back = back * (p.square().sum((1, 2)) / (straight**2 + across**2))[:, None, None]
+    axis = torch.arange(RECOGNITION_SIDE, device=here.device, dtype=torch.float32)
+    cells = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2) - goal
+    return (cells @ back + centre).view(-1, RECOGNITION_SIDE, RECOGNITION_SIDE, 2)
+
+
 def sample_face(image: Tensor, grid: Tensor) -> Tensor:
     """Face crop (B, 3, 120, 120) of pictures (B, 3, S, S); large pictures are halved first so that nothing aliases."""
-    image = image.float()
     while image.shape[-1] >= 2 * FACE_CROP:
-        image = F.avg_pool2d(image, 2)
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        image = F.avg_pool2d(image.float(), 2)
+    return _sampled(image, grid)
+
+
+def _sampled(image: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _mean_where(error: Tensor, found: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ The last three are quantization-aware where tables are given: the renderer then 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ from neuralcodec.training.losses import (
     head_pose_loss,
     keypoint_prior,
     landmark_loss,
+    ms_ssim_loss,
 )
 
 PHASES = ("motion", "render", "joint", "adversarial")
@@ -43,15 +45,19 @@ JITTER = 0.004  # picture units (half a pixel of 256): stands in for the motion 
 UNSENT = 0.05  # share of pairs rendered without the scene's mesh, as an avatar is
 FINE = torch.ones(len(PORTRAIT_POINTS))  # weight of each keypoint: eyes and lips decide what people see
 FINE[EYES], FINE[MOUTH] = 2.5, 2.5
+RECOGNIZED = [
+    PORTRAIT_POINTS.index(point) for point in (468, 473, 1, 61, 291)
+]  # irises, nose tip, corners of the mouth
 Terms = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Perception:
-    """The perceptual networks at hand; either may be missing (nothing can be downloaded on the user's behalf)."""
+    """The perceptual networks at hand; any may be missing (nothing can be downloaded on the user's behalf)."""
 
     face: nn.Module | None = None
     vgg: nn.Module | None = None
+    identity: nn.Module | None = None
 
     def __call__(self, picture: Tensor, target: Tensor, keypoints: Tensor) -> Terms:
         terms = {}
@@ -59,6 +65,8 @@ class Perception:
             terms["face net"] = self.face(picture, target, keypoints)
         if self.vgg is not None:
             terms["vgg"] = WEIGHTS.perceptual * self.vgg(picture, target)
+        if self.identity is not None:
+            terms["identity"] = 0.8 * self.identity(picture, target, keypoints[:, RECOGNIZED, :2])
         return terms
 
 
@@ -75,9 +83,10 @@ class Phase:
         near: float = 0.3,
         still: float = 0.0,
         before: float = 0.0,
+        steady: float = 0.0,
         device: Any = "cpu",
     ) -> None:
-        self.name, self.nets, self.perceive, self.tables = name, nets, perceive, tables
+        self.name, self.nets, self.perceive, self.tables, self.steady = name, nets, perceive, tables, steady
         self.shares = {"coded": coded, "near": near, "still": still, "before": before}  # of the pairs, see random_pairs
         self.trained: list[nn.Module] = {
             "motion": [nets.motion],
@@ -85,6 +94,8 @@ class Phase:
         }.get(name, [nets.motion, nets.reference, nets.render])
         gan = name == "adversarial" or (name == "joint" and nets.config.name != "portrait")
         self.critic = Discriminator(nets.config).to(device) if gan else None
+        # the motion network as it was: a rendered face must read as the true one does
+        self.witness = deepcopy(nets.motion).eval().requires_grad_(False)
 
     def batch(self, clips: list[Clip], count: int, random: torch.Generator) -> tuple[Any, Any]:
         if self.name == "motion":
@@ -97,6 +108,8 @@ class Phase:
             return motion_terms(self.nets, a, b)
         if self.name == "render":
             return render_terms(self.nets, a, b, self.perceive)
+        if self.nets.config.name == "portrait":
+            return guided_terms(self.nets, a, b, self.perceive, self.critic, self.witness, self.steady)
         return joint_terms(self.nets, a, b, self.perceive, self.critic)
 
     def critic_loss(self, real: Tensor, rendered: Tensor, keypoints: Tensor) -> Tensor:
@@ -132,7 +145,7 @@ def render_terms(nets: Networks, source: Frames, driving: Frames, perceive: Perc
     def jittered(points: Tensor) -> Tensor:
         return points + JITTER * torch.randn_like(points) * torch.tensor([1.0, 1.0, 0.5], device=points.device)
 
-    points, turn = driving.decoded or (driving.keypoints, driving.rotation)
+    points, turn = driving.decoded[0] if driving.decoded else (driving.keypoints, driving.rotation)
     picture, copied, _ = nets.render_full(
         source.image, *nets.reference(source.image),
         xs=jittered(source.keypoints), rs=source.rotation, xd=jittered(points), rd=turn,
@@ -149,8 +162,6 @@ def joint_terms(
     nets: Networks, source: Frames, driving: Frames, perceive: Perception, critic: Discriminator | None = None
 ) -> Terms:
     """The paper's training step (section 3.3): keypoints from both pictures, the driving one made from the source."""
-    if nets.config.name == "portrait":
-        return guided_terms(nets, source, driving, perceive, critic)
     found_s, found_d = nets.motion(source.image, None), nets.motion(driving.image, None)
     xs, xd = found_s.keypoints(), found_d.keypoints(found_s.canonical)
     warp = RandomWarp.sample(len(xs), device=xs.device)
@@ -172,11 +183,19 @@ def joint_terms(
 
 
 def guided_terms(
-    nets: Networks, source: Frames, driving: Frames, perceive: Perception, critic: Discriminator | None = None
+    nets: Networks,
+    source: Frames,
+    driving: Frames,
+    perceive: Perception,
+    critic: Discriminator | None = None,
+    witness: nn.Module | None = None,
+    steady: float = 0.0,
 ) -> Terms:
     """`portrait` as the codec runs it: found motion drives the renderer, whose error then trains the motion network.
 
-    Labels keep the keypoints where their names say; the picture decides the rest, below what labels can tell.
+    Labels keep the keypoints where their names say; the picture decides the rest, below what labels can tell. With
+    ``steady`` each pair is drawn twice, the motion rounded in two ways, and the two are held to each other: what the
+    steps of coded motion change is what a still head trembles by.
     """
 
     def found(frames: Frames) -> MotionOutput:
@@ -188,27 +207,45 @@ def guided_terms(
     beside = torch.cat([source.translation + away(source.scale), source.scale[:, None]], 1)
     elsewhere = nets.motion(source.image, beside).confidence
     xs, xd, turned = a.keypoints(), b.keypoints(a.canonical), b.rotation
-    if driving.decoded is None:
-        xd = xd + 0.5 * JITTER * torch.randn_like(xd)  # about what the quantizer adds at low rates
-    else:  # just what it adds, to what was found
-        points, turn = driving.decoded
-        xd, turned = xd + (points - driving.keypoints), turned + (turn - driving.rotation)
+    if driving.decoded:  # just what the quantizer adds, to what was found
+        errors = [(points - driving.keypoints, turn - driving.rotation) for points, turn in driving.decoded]
+    else:  # about what it adds
+        errors = [(0.5 * JITTER * torch.randn_like(xd), torch.zeros_like(turned)) for _ in range(2)]
+    errors = errors[: 2 if steady else 1]
+
+    def drawn(value: Tensor) -> Tensor:
+        return torch.cat([value] * len(errors))
+
     picture, copied, _ = nets.render_full(
-        source.image, *nets.reference(source.image), xs=xs, rs=a.rotation, xd=xd, rd=turned,
-        scene=sent_scene(driving),
+        drawn(source.image), *map(drawn, nets.reference(source.image)), xs=drawn(xs), rs=drawn(a.rotation),
+        xd=torch.cat([xd + off for off, _ in errors]), rd=torch.cat([turned + turn for _, turn in errors]),
+        scene=drawn(sent_scene(driving)),
     )  # fmt: skip
-    fine = FINE.to(xs.device)
+    wanted = driving.each(drawn)
+    fine, first = FINE.to(xs.device), picture[: len(xs)]
     return {
-        **picture_terms(picture, copied, driving, perceive),
-        **(judged(critic, picture, driving.image, driving.keypoints) if critic else {}),
+        **picture_terms(picture, copied, wanted, perceive),
+        **({"steady": steady * (first - picture[len(xs) :]).abs().mean()} if steady else {}),
+        **(witnessed(witness, picture, wanted, fine) if witness else {}),
+        **(judged(critic, first, driving.image, driving.keypoints) if critic else {}),
         "points": 10 * (landmark_loss(a.keypoints(), source.keypoints, fine)
                         + landmark_loss(b.keypoints(), driving.keypoints, fine)),
         "gaps": 10 * (gaps(b.keypoints()) - gaps(driving.keypoints)).abs().mean(),
         "turn": 2 * (b.rotation - driving.rotation).abs().mean(),
         "face": 0.1 * (-torch.log(b.confidence.clamp_min(1e-4)) - torch.log((1 - elsewhere).clamp_min(1e-4))).mean(),
-        "psnr": psnr(picture.detach(), driving.image),
-        "rendered": picture.detach(),
+        "psnr": psnr(first.detach(), driving.image),
+        "rendered": first.detach(),
     }  # fmt: skip
+
+
+def witnessed(witness: Any, picture: Tensor, wanted: Frames, fine: Tensor) -> Terms:
+    """Keypoints and openings that a frozen motion network finds in a rendered picture, held to the true picture's."""
+    box = torch.cat([wanted.translation, wanted.scale[:, None]], 1)
+    with torch.no_grad():
+        true = witness(wanted.image, box).keypoints()
+    found = witness(picture, box).keypoints()
+    apart = landmark_loss(found, true, fine)
+    return {"seen": 5 * apart, "seen gaps": 20 * (gaps(found) - gaps(true)).abs().mean()}
 
 
 def picture_terms(picture: Tensor, copied: Tensor, wanted: Frames, perceive: Perception) -> Terms:
@@ -218,6 +255,7 @@ def picture_terms(picture: Tensor, copied: Tensor, wanted: Frames, perceive: Per
         "picture": 5 * ((picture - wanted.image).abs() * weight).mean(),
         "copied": 1.5 * ((copied - wanted.image).abs() * weight).mean(),
         "edges": 12 * gradient_loss(picture, wanted.image, 3, weight),
+        "ms_ssim": 3 * ms_ssim_loss(picture, wanted.image),
         **perceive(picture, wanted.image, wanted.keypoints),
     }
 

@@ -30,7 +30,7 @@ from neuralcodec.errors import NeuralCodecError
 from neuralcodec.models import ModelConfig, build
 from neuralcodec.quantizer import MotionTables
 from neuralcodec.training.data import Clip, gather, load_clips, load_stills, mean_shape, scenes
-from neuralcodec.training.losses import FaceFeatureLoss, PerceptualLoss
+from neuralcodec.training.losses import FaceFeatureLoss, IdentityLoss, PerceptualLoss
 from neuralcodec.training.phases import PHASES, Perception, Phase, psnr
 from neuralcodec.training.start import freeze_norms, load_graphs
 
@@ -54,12 +54,14 @@ class Options:
     cache: Path = Path("cache")
     face_net: Path | None = None
     vgg: Path | None = None
+    identity: Path | None = None
     tables: Path | None = None
     coded: float = 0.0
     received: Path | None = None
     near: float = 0.3
     stills: float = 0.0
     before: float = 0.0
+    steady: float = 0.0
     seed: int = 0
     save_every: int = 500
     sample_every: int = 2000
@@ -117,9 +119,12 @@ class Run:
         perceive = Perception(
             FaceFeatureLoss(o.face_net).to(self.device) if o.face_net else None,
             PerceptualLoss(o.vgg).to(self.device) if o.vgg else None,
+            IdentityLoss(o.identity).to(self.device) if o.identity else None,
         )
         tables = MotionTables.load(o.tables) if o.tables else None
-        self.phase = Phase(o.phase, self.nets, perceive, tables, o.coded, o.near, o.stills, o.before, self.device)
+        self.phase = Phase(
+            o.phase, self.nets, perceive, tables, o.coded, o.near, o.stills, o.before, o.steady, self.device
+        )
         self.nets.requires_grad_(False)
         for part in self.phase.trained:
             part.requires_grad_(True)
@@ -342,6 +347,7 @@ def main() -> None:
     p.add_argument("--cache", type=Path, default=Path("cache"), help="folder for decoded frames (7 GB for 33,000)")
     p.add_argument("--face-net", type=Path, help="3DDFA MobileNet weights (safetensors) for the face feature loss")
     p.add_argument("--vgg", type=Path, help="torchvision's vgg19 state dict for the paper's perceptual loss")
+    p.add_argument("--identity", type=Path, help="weights of foamliu/MobileFaceNet for the identity loss")
     p.add_argument("--tables", type=Path, help="motion tables: the renderer then sees motion as the decoder will")
     p.add_argument("--coded", type=float, default=0.0, help="share of source pictures as receivers hold them")
     p.add_argument(
@@ -351,6 +357,9 @@ def main() -> None:
     p.add_argument("--stills", type=float, default=0.0, help="share of pairs made of one photograph (DATA/stills*)")
     p.add_argument(
         "--before", type=float, default=0.0, help="share of pairs that show a resting head before a scene that moves"
+    )
+    p.add_argument(
+        "--steady", type=float, default=0.0, help="weight of what coded motion's steps change; draws every pair twice"
     )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
