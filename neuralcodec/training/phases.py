@@ -3,7 +3,7 @@
 motion       L, H, Delta of `portrait` on tight face pictures, guided by landmark labels
 render       F, M, G of `portrait`, driven by labels
 joint        everything at once on picture pairs: the paper's six losses for `paper`; for `portrait` those of render,
-             with landmark guidance in place of the unsupervised ones
+             with landmark guidance in place of the unsupervised ones and rendered faces that must read like true ones
 adversarial  joint plus a discriminator (hinge and feature matching)
 
 The last three are quantization-aware where tables are given: the renderer then sees motion as a decoder has it.
@@ -94,8 +94,8 @@ class Phase:
         }.get(name, [nets.motion, nets.reference, nets.render])
         gan = name == "adversarial" or (name == "joint" and nets.config.name != "portrait")
         self.critic = Discriminator(nets.config).to(device) if gan else None
-        # the motion network as it was: a rendered face must read as the true one does
-        self.witness = deepcopy(nets.motion).eval().requires_grad_(False)
+        guided = nets.config.name == "portrait"  # then the motion network as it was says how a rendered face reads
+        self.witness = deepcopy(nets.motion).eval().requires_grad_(False) if guided else None
 
     def batch(self, clips: list[Clip], count: int, random: torch.Generator) -> tuple[Any, Any]:
         if self.name == "motion":
