@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +27,23 @@ from neuralcodec.training.feature_networks import (  # noqa: E402
 )
 
 
+def random_layer(
+    tensors: dict[str, torch.Tensor], generator: torch.Generator, conv: str, norm: str, shape: tuple[int, ...]
+) -> None:
+    """A convolution without bias and the batch norm behind it, as their state dicts name them."""
+    fan_in = shape[1] * shape[2] * shape[3]
+    tensors[f"{conv}.weight"] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
+    for name, low in (("weight", 0.5), ("bias", -0.2), ("running_mean", -0.2), ("running_var", 0.5)):
+        tensors[f"{norm}.{name}"] = low + torch.rand(shape[0], generator=generator)
+
+
 @pytest.fixture(scope="module")
 def face_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A face network file with the real layout and random numbers."""
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
 
-    def layer(conv: str, norm: str, shape: tuple[int, ...]) -> None:
-        fan_in = shape[1] * shape[2] * shape[3]
-        tensors[f"{conv}.weight"] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
-        for name, low in (("weight", 0.5), ("bias", -0.2), ("running_mean", -0.2), ("running_var", 0.5)):
-            tensors[f"{norm}.{name}"] = low + torch.rand(shape[0], generator=generator)
-
+    layer = partial(random_layer, tensors, generator)
     layer("conv1", "bn1", (16, 3, 3, 3))
     channels = 16
     for name, out, _ in _FACE_BLOCKS:
@@ -57,26 +63,21 @@ def recognition_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = torch.Generator().manual_seed(2)
     tensors: dict[str, torch.Tensor] = {}
 
-    def layer(conv: str, norm: str, *shape: int) -> None:
-        fan_in = shape[1] * shape[2] * shape[3]
-        tensors[f"{conv}.weight"] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
-        for name, low in (("weight", 0.5), ("bias", -0.2), ("running_mean", -0.2), ("running_var", 0.5)):
-            tensors[f"{norm}.{name}"] = low + torch.rand(shape[0], generator=generator)
-
-    layer("conv1.0", "conv1.1", 64, 3, 3, 3)
-    layer("dw_conv.depthwise", "dw_conv.bn1", 64, 1, 3, 3)
-    layer("dw_conv.pointwise", "dw_conv.bn2", 64, 64, 1, 1)
+    layer = partial(random_layer, tensors, generator)
+    layer("conv1.0", "conv1.1", (64, 3, 3, 3))
+    layer("dw_conv.depthwise", "dw_conv.bn1", (64, 1, 3, 3))
+    layer("dw_conv.pointwise", "dw_conv.bn2", (64, 64, 1, 1))
     inside, index = 64, 0
     for channels, expansion, count, _ in _RECOGNITION_STAGES:
         for _ in range(count):
             key, wide = f"features.{index}.conv", inside * expansion
-            layer(f"{key}.0.0", f"{key}.0.1", wide, inside, 1, 1)
-            layer(f"{key}.1.0", f"{key}.1.1", wide, 1, 3, 3)
-            layer(f"{key}.2", f"{key}.3", channels, wide, 1, 1)
+            layer(f"{key}.0.0", f"{key}.0.1", (wide, inside, 1, 1))
+            layer(f"{key}.1.0", f"{key}.1.1", (wide, 1, 3, 3))
+            layer(f"{key}.2", f"{key}.3", (channels, wide, 1, 1))
             inside, index = channels, index + 1
-    layer("conv2.0", "conv2.1", 512, 128, 1, 1)
-    layer("gdconv.depthwise", "gdconv.bn", 512, 1, 7, 7)
-    layer("conv3", "bn", 128, 512, 1, 1)
+    layer("conv2.0", "conv2.1", (512, 128, 1, 1))
+    layer("gdconv.depthwise", "gdconv.bn", (512, 1, 7, 7))
+    layer("conv3", "bn", (128, 512, 1, 1))
     tensors["conv3.bias"] = torch.randn(128, generator=generator)
     path = tmp_path_factory.mktemp("weights") / "recognition.safetensors"
     save_file(tensors, path)

@@ -145,7 +145,7 @@ def test_decoded_motion_is_close_but_not_equal(data: Path, tmp_path: Path) -> No
     clips = load_clips(data, "train", tmp_path)
     _, driving = random_pairs(clips, 2, torch.Generator().manual_seed(0))
     driving.shape = driving.shape * 0 + clips[0].shape
-    seen = as_decoded(driving, load_pack().tables, torch.Generator().manual_seed(0))
+    seen = as_decoded(driving, load_pack().tables, torch.Generator().manual_seed(0), roundings=2)
     assert seen.keypoints is driving.keypoints and seen.image is driving.image
     assert len(seen.decoded) == 2 and not torch.equal(seen.decoded[0][0], seen.decoded[1][0])
     assert 0 < (seen.decoded[0][1] - driving.rotation).abs().max() < 0.05

@@ -182,7 +182,12 @@ class Frames:
     translation: Tensor
     shape: Tensor
     scene: Tensor | None = None  # (B, M, 2): how what is not the head moved from the other picture of a pair to this
-    decoded: tuple[tuple[Tensor, Tensor], ...] = ()  # keypoints and rotation after the codec's quantizer, at two levels
+    decoded: tuple[tuple[Tensor, Tensor], ...] = ()  # keypoints and rotation after the quantizer, one of each rounding
+
+    @property
+    def box(self) -> Tensor:
+        """Where the motion network looks (B, 3): centre x, y and half side."""
+        return torch.cat([self.translation, self.scale[:, None]], 1)
 
     def to(self, device: torch.device) -> Frames:
         return self.each(lambda value: value.to(device, non_blocking=True))
@@ -258,16 +263,17 @@ def random_pairs(
     still: float = 0.0,
     before: float = 0.0,
     tables: MotionTables | None = None,
+    roundings: int = 1,
 ) -> tuple[Frames, Frames]:
     """``count`` pairs (source, driving) of one clip each under one camera.
 
     A share ``hard`` takes the most different of a dozen candidate driving frames (in all keypoints, in how far the eyes
     or how far the mouth stand open: a closed eye is one frame in fifty), a share ``near`` one at most half a second
-    away (a codec that renews its references lives there); half of the pairs are moved, scaled and turned a little,
-    half mirrored. A share ``coded`` of the sources went through the reference codec or, for most where a clip has such
-    pictures, is what receivers hold in their place; with ``tables`` the driving motion is known as decoded, too. A
-    share ``still`` shows photographs (clips of one frame), source and driving moved apart, a share ``before`` heads
-    that hardly move before a scene that does (see `before_scenes`).
+    away (a codec that renews its references lives there); half of the pairs are moved, scaled and turned a little, half
+    mirrored. A share ``coded`` of the sources went through the reference codec or, for most where a clip has such
+    pictures, is what receivers hold in their place; with ``tables`` the driving motion is known as decoded, too, in
+    ``roundings`` ways. A share ``still`` shows photographs (clips of one frame), source and driving moved apart, a
+    share ``before`` heads that hardly move before a scene that does (see `before_scenes`).
     """
     sources, drivings, pictures = [], [], []
     photographs, films = [c for c in clips if len(c) == 1], [c for c in clips if len(c) > 1]
@@ -316,7 +322,7 @@ def random_pairs(
     driving = replace(driving, scene=scenes(source, driving))
     if known:
         driving.scene[known] = sway  # type: ignore[index]
-    return source, driving if tables is None else as_decoded(driving, tables, random)
+    return source, driving if tables is None else as_decoded(driving, tables, random, roundings)
 
 
 def before_scenes(frames: Frames, rows: list[int], backdrops: Frames, random: torch.Generator) -> Tensor:
@@ -368,10 +374,10 @@ def as_received(picture: Any, quality: int) -> Any:
     return decode_reference(encode_reference(picture, quality=quality, preset=8), picture.shape[0])
 
 
-def as_decoded(frames: Frames, tables: MotionTables, random: torch.Generator) -> Frames:
+def as_decoded(frames: Frames, tables: MotionTables, random: torch.Generator, roundings: int = 1) -> Frames:
     """The same frames with ``decoded`` set: their motion sent through the codec's quantizer, at random levels and
-    component counts; twice, at two levels, which round apart as one frame and the next do."""
-    decoded = tuple((frames.keypoints.clone(), frames.rotation.clone()) for _ in range(2))
+    component counts. Two ``roundings`` are two levels, which round apart as one frame and the next do."""
+    decoded = tuple((frames.keypoints.clone(), frames.rotation.clone()) for _ in range(roundings))
     quantizer = Quantizer(tables)
     for i in range(len(frames.keypoints)):
         shape, place = frames.shape[i].numpy(), np.append(frames.translation[i].numpy(), np.float32(0))

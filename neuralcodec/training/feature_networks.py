@@ -47,6 +47,21 @@ class FrozenNetwork(nn.Module):
         return self
 
 
+class ImageNetInput(FrozenNetwork):
+    """A frozen network that was trained on RGB 0..1 less ImageNet's mean, over its deviation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1))
+
+    def normalised(self, image: Tensor) -> Tensor:
+        return (image - self.mean) / self.std
+
+
 class FaceNetwork(FrozenNetwork):
     """3DDFA_V2's MobileNet-V1 x0.5 (MIT licence), batch norm folded into its convolutions.
 
@@ -99,24 +114,21 @@ class FaceNetwork(FrozenNetwork):
         return features, x
 
 
-class RecognitionNetwork(FrozenNetwork):
+class RecognitionNetwork(ImageNetInput):
     """MobileFaceNet (Chen et al. 2018): whose a face is. Weights of foamliu/MobileFaceNet (Apache 2.0), norms folded.
 
     In: RGB 0..1 (B, 3, 112, 112), aligned to five points (`losses.IdentityLoss`). Out: unit vectors (B, 128).
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, weights_path: str | Path) -> None:
         super().__init__()
         weights = read_weights(weights_path)
-        stem, relu, relu6 = "dw_conv", nn.ReLU(), nn.ReLU6()
+        relu, relu6 = nn.ReLU(), nn.ReLU6()
         try:
             self.first = nn.Sequential(
                 _folded(weights, "conv1.0", "conv1.1", stride=2, groups=1), relu6,
-                _folded(weights, f"{stem}.depthwise", f"{stem}.bn1", stride=1, groups=64), relu,
-                _folded(weights, f"{stem}.pointwise", f"{stem}.bn2", stride=1, groups=1), relu,
+                _folded(weights, "dw_conv.depthwise", "dw_conv.bn1", stride=1, groups=64), relu,
+                _folded(weights, "dw_conv.pointwise", "dw_conv.bn2", stride=1, groups=1), relu,
             )  # fmt: skip
             self.blocks, inside, index = nn.ModuleList(), 64, 0
             for channels, expansion, count, stride in _RECOGNITION_STAGES:
@@ -135,25 +147,20 @@ class RecognitionNetwork(FrozenNetwork):
             )  # fmt: skip
         except (KeyError, RuntimeError) as error:
             raise PackError(f"{weights_path}: {error}; expected the weights of foamliu/MobileFaceNet") from None
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1))
         self.freeze()
 
     def forward(self, face: Tensor) -> Tensor:
-        x = self.first((face - self.mean) / self.std)
+        x = self.first(self.normalised(face))
         for block in self.blocks:
             y = block(x)
             x = x + y if x.shape == y.shape else y
         return F.normalize(self.last(x).flatten(1).float())
 
 
-class Vgg19(FrozenNetwork):
+class Vgg19(ImageNetInput):
     """VGG-19 up to relu5_1 (L_P): RGB 0..1 (B, 3, S, S) -> relu1_1 (B, 64, S, S) .. relu5_1 (B, 512, S/16, S/16)."""
 
     WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512)  # 0 is a 2x2 max pooling
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, weights_path: str | Path) -> None:
         super().__init__()
         weights = read_weights(weights_path)
@@ -171,12 +178,10 @@ class Vgg19(FrozenNetwork):
                 raise PackError(f"{weights_path}: {error}; expected torchvision's vgg19 state dict") from None
             self.layers.append(layer)
             channels, index = width, index + 2  # convolution and ReLU
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1))
         self.freeze()
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        x = (image - self.mean) / self.std
+        x = self.normalised(image)
         features = []
         first_of_block = True
         for layer in self.layers:

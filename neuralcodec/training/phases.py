@@ -45,9 +45,8 @@ JITTER = 0.004  # picture units (half a pixel of 256): stands in for the motion 
 UNSENT = 0.05  # share of pairs rendered without the scene's mesh, as an avatar is
 FINE = torch.ones(len(PORTRAIT_POINTS))  # weight of each keypoint: eyes and lips decide what people see
 FINE[EYES], FINE[MOUTH] = 2.5, 2.5
-RECOGNIZED = [
-    PORTRAIT_POINTS.index(point) for point in (468, 473, 1, 61, 291)
-]  # irises, nose tip, corners of the mouth
+# irises, nose tip, corners of the mouth: what recognition networks are aligned to
+RECOGNIZED = [PORTRAIT_POINTS.index(point) for point in (468, 473, 1, 61, 291)]
 Terms = dict[str, Tensor]
 
 
@@ -100,7 +99,9 @@ class Phase:
     def batch(self, clips: list[Clip], count: int, random: torch.Generator) -> tuple[Any, Any]:
         if self.name == "motion":
             return random_patches(clips, count, PATCH, random, PATCH_GROW, PATCH_DOWN)
-        return random_pairs(clips, count, random, tables=self.tables, **self.shares)
+        return random_pairs(
+            clips, count, random, tables=self.tables, roundings=2 if self.steady else 1, **self.shares
+        )
 
     def terms(self, a: Any, b: Any) -> Terms:
         """Loss terms of the trained modules; "psnr" among them is for the log."""
@@ -199,7 +200,7 @@ def guided_terms(
     """
 
     def found(frames: Frames) -> MotionOutput:
-        box = torch.cat([frames.translation, frames.scale[:, None]], 1)
+        box = frames.box
         jitter = 0.04 * box[:, 2:] * torch.randn_like(box)
         return nets.motion(frames.image, box + jitter)  # as following a face does
 
@@ -210,8 +211,8 @@ def guided_terms(
     if driving.decoded:  # just what the quantizer adds, to what was found
         errors = [(points - driving.keypoints, turn - driving.rotation) for points, turn in driving.decoded]
     else:  # about what it adds
-        errors = [(0.5 * JITTER * torch.randn_like(xd), torch.zeros_like(turned)) for _ in range(2)]
-    errors = errors[: 2 if steady else 1]
+        times = 2 if steady else 1
+        errors = [(0.5 * JITTER * torch.randn_like(xd), torch.zeros_like(turned)) for _ in range(times)]
 
     def drawn(value: Tensor) -> Tensor:
         return torch.cat([value] * len(errors))
@@ -226,7 +227,7 @@ def guided_terms(
     return {
         **picture_terms(picture, copied, wanted, perceive),
         **({"steady": steady * (first - picture[len(xs) :]).abs().mean()} if steady else {}),
-        **(witnessed(witness, picture, wanted, fine) if witness else {}),
+        **(witnessed(witness, picture, driving, fine) if witness else {}),
         **(judged(critic, first, driving.image, driving.keypoints) if critic else {}),
         "points": 10 * (landmark_loss(a.keypoints(), source.keypoints, fine)
                         + landmark_loss(b.keypoints(), driving.keypoints, fine)),
@@ -238,12 +239,13 @@ def guided_terms(
     }  # fmt: skip
 
 
-def witnessed(witness: Any, picture: Tensor, wanted: Frames, fine: Tensor) -> Terms:
-    """Keypoints and openings that a frozen motion network finds in a rendered picture, held to the true picture's."""
-    box = torch.cat([wanted.translation, wanted.scale[:, None]], 1)
+def witnessed(witness: Any, picture: Tensor, driving: Frames, fine: Tensor) -> Terms:
+    """Keypoints and openings that a frozen motion network finds in rendered pictures (one or more batches of them,
+    joined), held to those in the true ones."""
+    times = len(picture) // len(driving.image)
     with torch.no_grad():
-        true = witness(wanted.image, box).keypoints()
-    found = witness(picture, box).keypoints()
+        true = witness(driving.image, driving.box).keypoints().repeat(times, 1, 1)
+    found = witness(picture, driving.box.repeat(times, 1)).keypoints()
     apart = landmark_loss(found, true, fine)
     return {"seen": 5 * apart, "seen gaps": 20 * (gaps(found) - gaps(true)).abs().mean()}
 

@@ -274,8 +274,7 @@ def validate(
         batch = gather([(clip, 0), *((clip, t) for t in times)]).to(device)
         keypoints, rotation = batch.keypoints, batch.rotation
         if motion:
-            box = torch.cat([batch.translation, batch.scale[:, None]], 1)
-            r, t, s, c, d, _ = nets.motion(batch.image, box)
+            r, t, s, c, d, _ = nets.motion(batch.image, batch.box)
             keypoints, rotation = s[:, :, None] * ((c + d) @ r) + t[:, None], r
             errors.append((128 * (keypoints - batch.keypoints)[..., :2].norm(dim=2)).mean(0))
         features = [f.expand(len(times), *f.shape[1:]) for f in nets.reference(batch.image[:1])]
