@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,11 @@ def portrait() -> Array:
 
 
 def estimate(
-    yaw: float = 0.0, x: float = 0.0, scale: float = 0.5, smile: float = 0.0, shape: float = 0.0
+    yaw: float = 0.0, x: float = 0.0, y: float = 0.0, scale: float = 0.5, smile: float = 0.0, shape: float = 0.0
 ) -> MotionEstimate:
     """Of somebody whose canonical keypoints are ``shape`` everywhere."""
     delta = np.full((30, 3), smile, np.float32)
-    motion = MotionParams(yaw, 0, 0, np.array([x, 0, 0], np.float32), scale, delta)
+    motion = MotionParams(yaw, 0, 0, np.array([x, y, 0], np.float32), scale, delta)
     return MotionEstimate(motion, np.full((30, 3), shape, np.float32), 0.9)
 
 
@@ -68,7 +69,7 @@ def test_relative_motion_starts_at_the_avatars_own(networks: Inference, portrait
     after = driver.driven(estimate(yaw=30, x=0.4, smile=0.25, scale=0.55), here).motion
     turn = own.rotation.T @ after.rotation
     assert np.allclose(turn, rotation_matrix(10, 0, 0), atol=1e-4)
-    assert np.allclose(after.delta - own.delta, 0.05, atol=1e-5)
+    assert np.allclose((after.delta - own.delta)[:16], 0.05, atol=1e-5)  # lips: see below
     assert np.isclose(after.scale / own.scale, 1.1, atol=1e-5)
     assert np.isclose((after.translation - own.translation)[0], 0.1 * own.scale / 0.5, atol=1e-5)
     driver.recenter()
@@ -95,8 +96,37 @@ def test_the_avatar_stays_in_the_picture(networks: Inference, portrait: Array) -
     driver = AvatarDriver(nc.Avatar(portrait, CONSENT), networks)
     here = Square(0, 0, 256)
     driver.driven(estimate(), here)
-    far = driver.driven(estimate(x=5.0, scale=3.0), here).motion
-    assert far.translation[0] <= 0.6 and far.scale <= 1.6 * driver._own.motion.scale + 1e-5
+    own = driver._own
+    for x, y in ((5.0, 5.0), (-5.0, -5.0)):
+        far = driver.driven(estimate(x=x, y=y), here).motion.keypoints(own.canonical)[:, :2]
+        assert np.abs(far).max() <= max(0.95, np.abs(own.keypoints[:, :2]).max()) + 1e-5
+        assert np.allclose(np.abs(far).max(0), 0.95, atol=1e-5)  # no nearer to the middle than it takes
+    close = replace(own.motion, scale=1.3 * own.motion.scale)  # a picture with more of a face in it
+    driver._own = replace(own, motion=close)
+    large = driver.driven(estimate(scale=3.0), here).motion
+    assert np.isclose(large.scale, 1.6 * close.scale)
+    face = large.keypoints(own.canonical)[:, :2]
+    assert np.ptp(face[:, 1]) > 1.9 and np.isclose(face[:, 1].min(), -face[:, 1].max(), atol=1e-5)
+
+
+def test_relative_turns_end_where_the_pack_no_longer_shows_them_well(networks: Inference, portrait: Array) -> None:
+    here, limits = Square(0, 0, 256), networks.pack.view_range
+    for transfer, turned in (("relative", limits.yaw), ("absolute", 60.0)):
+        driver = AvatarDriver(nc.Avatar(portrait, CONSENT, transfer), networks)
+        own = driver._own.motion.rotation if transfer == "relative" else np.eye(3)
+        driver.driven(estimate(), here)
+        for sign in (-1, 1):
+            turn = own.T @ driver.driven(estimate(yaw=60.0 * sign), here).motion.rotation
+            assert np.allclose(turn, rotation_matrix(sign * turned, 0, 0), atol=1e-4)
+
+
+def test_lips_that_move_a_little_are_driven_further(networks: Inference, portrait: Array) -> None:
+    driver = AvatarDriver(nc.Avatar(portrait, CONSENT), networks)
+    here = Square(0, 0, 256)
+    start = driver.driven(estimate(), here).motion.delta
+    little, wide = (driver.driven(estimate(smile=by), here).motion.delta - start for by in (0.01, 0.1))
+    assert np.allclose(little[16:26], 0.0125, atol=1e-5) and np.allclose(little[:16], 0.01, atol=1e-5)
+    assert np.allclose(wide, 0.1, atol=1e-5)  # sizes of 0.05 and 0.55 head units
 
 
 def test_only_the_avatars_picture_is_ever_sent(portrait_clip: list[Array], portrait: Array) -> None:
