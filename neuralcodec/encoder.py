@@ -16,6 +16,7 @@ from .entropy import EntropyCoder
 from .errors import BitstreamError
 from .face import CropFollower, Face, Square, crop
 from .inference import Inference, MotionEstimate, ReferenceFeatures
+from .lids import Lids
 from .motion import Array, MotionParams
 from .pack import Pack, load_pack
 from .packet import (
@@ -123,6 +124,7 @@ class Encoder:
             key=None if signing_key is None else private_key(signing_key), context=signing_context,
             full_frame=full_frame, repeat_header=repeat_header, focus=focus,
         )  # fmt: skip
+        self._lids = Lids()
         self._face: Face | None = None  # where it was last seen, source pixels
         self._size: tuple[int, int] | None = None  # as the header says
         self._camera: tuple[int, int] | None = None
@@ -181,6 +183,8 @@ class Encoder:
             with self._timed("motion"):
                 estimate = self._look(tile, square, face)
         self._face = Face.from_box(square, estimate.box) if estimate else None
+        if estimate is not None:
+            estimate = replace(estimate, motion=self._lids.closed(estimate.motion, estimate.canonical, seconds))
         if self._avatar is not None:  # from here on the camera's picture is out of play
             estimate = self._avatar.driven(estimate, square) if estimate else None
             picture, tile, square = self._avatar.tile, self._avatar.tile, self._avatar.square

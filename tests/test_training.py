@@ -12,8 +12,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from neuralcodec.errors import PackError  # noqa: E402
+from neuralcodec.inference import Inference  # noqa: E402
 from neuralcodec.models import ModelConfig, build  # noqa: E402
 from neuralcodec.motion import rotation_matrix  # noqa: E402
 from neuralcodec.pack import load_pack  # noqa: E402
@@ -31,7 +33,7 @@ from neuralcodec.training.data import (  # noqa: E402
 )
 from neuralcodec.training.losses import gradient_loss  # noqa: E402
 from neuralcodec.training.phases import Perception, Phase, face_weight, psnr, witnessed  # noqa: E402
-from neuralcodec.training.received import received  # noqa: E402
+from neuralcodec.training.received import photographed, received, store  # noqa: E402
 from neuralcodec.training.start import freeze_norms, load_graphs  # noqa: E402
 from neuralcodec.training.train import Options, train  # noqa: E402
 
@@ -109,7 +111,14 @@ def test_photographs_are_pairs_of_one_moved_picture(data: Path, tmp_path: Path) 
     with np.load(data / "train" / "labels" / "one.npz") as label:
         np.savez(folder / "she.npz", **{key: label[key][:1] for key in label})
     stills = load_stills(tmp_path)
-    assert [len(still) for still in stills] == [1]
+    assert [len(still) for still in stills] == [1] and not stills[0].received
+    networks = Inference(load_pack(), device="cpu", threads=1)
+    coarse, fine = (photographed(stills[0].frames[0], kbps, networks) for kbps in (1.0, 24.0))
+    errors = [np.square(picture.astype(float) - stills[0].frames[0]).mean() for picture in (coarse, fine)]
+    assert 0 < 1.5 * errors[1] < errors[0] < 400
+    store(tmp_path / "she.npz", [0], [coarse])
+    (held,) = load_stills(tmp_path, received=tmp_path)
+    assert [(row, np.array_equal(picture, coarse)) for row, picture in held.received] == [(0, True)]
     a, b = random_pairs([clip, *stills], 8, torch.Generator().manual_seed(0), still=1.0)
     assert (a.keypoints - b.keypoints).abs().amax((1, 2)).min() > 0.01
     for side in (a, b):
@@ -280,6 +289,20 @@ def test_a_run_learns_saves_and_resumes(data: Path, tmp_path: Path) -> None:
     assert last > first > 0
     assert not list((tmp_path / "run").glob("*.part"))
     assert (tmp_path / "run" / f"motion-{last:06d}.png").stat().st_size > 1000
+
+
+def test_a_run_trains_only_what_it_is_told_to(data: Path, tmp_path: Path) -> None:
+    options = Options(data, tmp_path, phase="render", minutes=0.001, size=128, batch=1, cache=tmp_path, workers=0)
+    torch.manual_seed(options.seed)
+    before = build(ModelConfig.preset("portrait")).state_dict()
+    train(replace(options, only=["render.g3.1", "render.up"]))
+    after = load_file(tmp_path / "networks.safetensors")
+    parameters = [name for name, _ in build(ModelConfig.preset("portrait")).named_parameters()]
+    learned = [name for name in parameters if not torch.equal(before[name], after[name])]
+    assert any(n.startswith("render.g3.1") for n in learned) and any(n.startswith("render.up") for n in learned)
+    assert all(name.startswith(("render.g3.1", "render.up")) for name in learned), learned
+    with pytest.raises(SystemExit, match=r"No parameter of phase render has a name that begins with motion\."):
+        train(replace(options, out=tmp_path / "none", only=["motion"]))
 
 
 def test_blends_lie_between_two_runs() -> None:

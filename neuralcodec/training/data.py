@@ -101,15 +101,16 @@ def load_clips(
     return clips
 
 
-def load_stills(data: Path, *, size: int = 256) -> list[Clip]:
-    """The labelled photographs of ``data/stills*`` as clips of one frame."""
+def load_stills(data: Path, *, size: int = 256, received: Path | None = None) -> list[Clip]:
+    """The labelled photographs of ``data/stills*`` as clips of one frame. received: see `load_clips`."""
     pick = _picked(data)
     stills = []
     for path in sorted(data.glob("stills*/labels/*.npz")):
         label = np.load(path)
         if label["found"].all():
             frames = shrink(decode(path.parent.parent / f"{path.stem}.jpg"), size)
-            stills.append(_labelled(path.stem, frames, label, np.arange(1), pick, ()))
+            held = _received(received / f"{path.stem}.npz", range(1), size) if received else ()
+            stills.append(_labelled(path.stem, frames, label, np.arange(1), pick, held))
     if not stills:
         raise SystemExit(
             f"{data} holds no labelled photographs; put .jpg files of {size} x {size} into {data / 'stills'}, then run "

@@ -1,10 +1,11 @@
-"""What receivers hold in place of a frame: the codec's own pictures of training clips, for renderers to learn from.
+"""What receivers hold in place of a frame: the codec's own pictures of training footage, for renderers to learn from.
 
     python -m neuralcodec.training.received DATA --out RECEIVED --kbps 2 4 8
 
 Runs the encoder over the training clips, six seconds at a time at one of the rates in turn, and keeps every picture
 that a receiver has by then, coarse keys and long chains of updates alike, with the number of the frame it stands for.
-``neuralcodec.training.train --received`` reads them.
+Of a photograph (DATA/stills*) it keeps the first key at one of the rates. ``neuralcodec.training.train --received``
+reads them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,14 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from neuralcodec.chain import start_chain
 from neuralcodec.encoder import Encoder
 from neuralcodec.errors import NeuralCodecError
-from neuralcodec.training.data import decode
+from neuralcodec.focus import soften
+from neuralcodec.inference import Inference
+from neuralcodec.pack import load_pack
+from neuralcodec.rate import RateControl
+from neuralcodec.training.data import decode, shrink
 
 STRETCH = 150  # frames
 
@@ -37,10 +43,24 @@ def received(frames: Sequence[Any], kbps: float, pack: str | None = None) -> tup
     return numbers, pictures
 
 
+def photographed(picture: Any, kbps: float, networks: Inference) -> Any:
+    """The first picture that a receiver of this photograph would have, uint8 (S, S, 3)."""
+    rate = RateControl(kbps)
+    soft = soften(picture, networks.estimate(picture).box.tolist(), rate.softness)
+    _, _, shown = start_chain(soft, max_bytes=rate.key_bytes, preset=rate.preset)
+    return shown
+
+
+def store(path: Path, numbers: Sequence[int], pictures: Sequence[Any]) -> None:
+    partial = path.with_suffix(".part.npz")
+    np.savez_compressed(partial, frames=np.array(numbers), pictures=np.stack(pictures))
+    partial.replace(path)
+
+
 def main() -> None:
-    p = argparse.ArgumentParser(prog="neuralcodec.training.received", description="Code training clips as calls do.")
-    p.add_argument("data", type=Path, help="folder with train/ as neuralcodec.training.prepare writes it")
-    p.add_argument("--out", type=Path, required=True, help="folder for one .npz a clip")
+    p = argparse.ArgumentParser(prog="neuralcodec.training.received", description="Code training footage as calls do.")
+    p.add_argument("data", type=Path, help="folder with train/ as neuralcodec.training.prepare writes it, and stills*/")
+    p.add_argument("--out", type=Path, required=True, help="folder for one .npz a clip or photograph")
     p.add_argument("--kbps", type=float, nargs="+", default=[4.0], help="rates, taken in turn")
     p.add_argument("--pack", help="pack that codes; the bundled one by default")
     options = p.parse_args()
@@ -62,9 +82,13 @@ def main() -> None:
             numbers += [start + number for number in found]
             pictures += shown
         if numbers:  # a clip without a face leaves nothing
-            partial = stored.with_suffix(".part.npz")
-            np.savez_compressed(partial, frames=np.array(numbers), pictures=np.stack(pictures))
-            partial.replace(stored)
+            store(stored, numbers, pictures)
+    networks = Inference(load_pack(options.pack), device="cpu", threads=1)
+    for i, path in enumerate(track(sorted(options.data.glob("stills*/*.jpg")), "photographs")):
+        stored = options.out / f"{path.stem}.npz"
+        if not stored.exists():
+            picture = shrink(decode(path), networks.pack.size)[0]
+            store(stored, [0], [photographed(picture, options.kbps[i % len(options.kbps)], networks)])
 
 
 if __name__ == "__main__":

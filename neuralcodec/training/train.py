@@ -15,7 +15,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Options:
     received: Path | None = None
     near: float = 0.3
     stills: float = 0.0
+    only: Sequence[str] = ()
     before: float = 0.0
     steady: float = 0.0
     seed: int = 0
@@ -106,7 +107,7 @@ class Run:
         if o.preset == "portrait":
             self.nets.motion.mean_shape.copy_(mean_shape(self.clips))  # type: ignore[operator]
         if o.stills:
-            self.clips += load_stills(o.data, size=size)
+            self.clips += load_stills(o.data, size=size, received=o.received)
         self.latest, self.smooth = o.out / "networks.safetensors", o.out / "average.safetensors"
         if self.latest.exists():
             self.nets.load_state_dict(load_file(self.latest))
@@ -126,9 +127,15 @@ class Run:
             o.phase, self.nets, perceive, tables, o.coded, o.near, o.stills, o.before, o.steady, self.device
         )
         self.nets.requires_grad_(False)
-        for part in self.phase.trained:
-            part.requires_grad_(True)
-        self.trained = [p for part in self.phase.trained for p in part.parameters()]
+        named = {id(p): name for name, p in self.nets.named_parameters()}
+        self.trained = [
+            p for part in self.phase.trained for p in part.parameters()
+            if not o.only or named[id(p)].startswith(tuple(o.only))
+        ]  # fmt: skip
+        if not self.trained:
+            raise SystemExit(f"No parameter of phase {o.phase} has a name that begins with {' or '.join(o.only)}.")
+        for p in self.trained:
+            p.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self.trained, lr=o.rate, betas=(0.9, 0.99), weight_decay=1e-4)
         self.memory = o.out / f"{o.phase}.safetensors"
         self.step = self.first = restore(self.optimizer, self.memory)
@@ -360,6 +367,10 @@ def main() -> None:
     p.add_argument(
         "--steady", type=float, default=0.0, help="weight of what coded motion's steps change; draws every pair twice"
     )
+    p.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME",
+        help="train only parameters whose names begin so, for example render.g render.up; the others stay as they are",
+    )  # fmt: skip
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     p.add_argument("--sample-every", type=int, default=2000, help="steps between validations with a contact sheet")

@@ -1,0 +1,55 @@
+"""Closing eyes, driven as far as it takes for them to be seen closed. Pure; knows no network and no packet.
+
+The motion network tells closed eyes from open ones (96 % of the frames of 20 people, by dlib's eyelids), but what a
+renderer draws of half-closed lids is more open than they were, and a blink is mostly half-closed frames. So the sender
+closes lids the further, the less of their usual opening is left.
+
+Lids nearer than SHUT of it are sent closed, those at OPEN or more as found. On eleven training clips, 200 frames each,
+as sent at 4 kbit/s: 71 of 115 closed frames shown closed without, 83 with 0.4 and 0.85, 89 with these, 85 with 0.5 and
+0.88 and lids that pass each other; open frames shown open 97.9 % without and 97 % with these.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from .gaze import EYES, POINTS
+from .motion import Array, MotionParams
+
+SHUT, OPEN = 0.6, 0.9  # of an eye's usual opening
+RISE, FALL = 0.2, 10.0  # seconds, time constants of how usual is followed: eyes are open nearly all of the time
+UPPER = 0.8  # of the way between the lids that the upper one goes
+
+
+class Lids:
+    """Of one person, frame after frame."""
+
+    def __init__(self) -> None:
+        self._usual: list[float] = []  # openings of both eyes, in eye widths
+        self._seconds = 0.0
+
+    def closed(self, motion: MotionParams, canonical: Array, seconds: float) -> MotionParams:
+        """``motion`` of the frame at ``seconds``, found on ``canonical`` (K, 3), its lids closed as far as they are to
+        be sent."""
+        if len(canonical) != POINTS:
+            return motion
+        elapsed, self._seconds = max(0.0, seconds - self._seconds), seconds
+        face = canonical + motion.delta
+        widths = [float(np.linalg.norm(face[outer] - face[inner])) for outer, inner, *_ in EYES]
+        gaps = [float(face[lower, 1] - face[upper, 1]) for _, _, upper, lower, _ in EYES]
+        openings = [gap / max(width, 1e-6) for gap, width in zip(gaps, widths, strict=True)]
+        self._usual = [
+            before + (now - before) * (1 - math.exp(-elapsed / (RISE if now > before else FALL)))
+            for before, now in zip(self._usual or openings, openings, strict=True)
+        ]
+        delta = np.array(motion.delta)
+        for (_, _, upper, lower, _), gap, now, usual in zip(EYES, gaps, openings, self._usual, strict=True):
+            left = now / max(usual, 1e-6)
+            if gap > 0 and left < OPEN:
+                way = gap * (1 - max(0.0, (left - SHUT) / (OPEN - SHUT) * OPEN) / left)
+                delta[upper, 1] += UPPER * way
+                delta[lower, 1] -= (1 - UPPER) * way
+        return replace(motion, delta=delta)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from neuralcodec.gaze import EYES
+from neuralcodec.lids import OPEN, SHUT, Lids
+from neuralcodec.motion import Array, MotionParams
+
+
+def face(*left: float, usual: float = 0.03) -> tuple[MotionParams, Array]:
+    """Eyes 0.1 wide, open by these shares of ``usual``: one for both or one each."""
+    canonical = np.random.default_rng(1).normal(0, 0.2, (30, 3)).astype(np.float32)
+    for (outer, inner, upper, lower, _), share in zip(EYES, left * (2 // len(left)), strict=True):
+        canonical[inner] = canonical[outer] + [0.1, 0, 0]
+        canonical[lower] = canonical[upper] + [0, share * usual, 0]
+    return MotionParams(0, 0, 0, np.zeros(3, np.float32), 0.5, np.zeros((30, 3), np.float32)), canonical
+
+
+def gaps(motion: MotionParams, canonical: Array, usual: float = 0.03) -> Array:
+    points = canonical + motion.delta
+    return np.array([points[lower, 1] - points[upper, 1] for _, _, upper, lower, _ in EYES]) / usual
+
+
+@pytest.mark.parametrize(
+    ("left", "sent"),
+    [(1.1, 1.1), (1.0, 1.0), (0.91, 0.91), ((SHUT + OPEN) / 2, OPEN / 2), (SHUT, 0.0), (0.2, 0.0), (-0.1, -0.1)],
+)
+def test_lids_close_the_further_the_less_is_left(left: float, sent: float) -> None:
+    lids = Lids()
+    lids.closed(*face(1.0), 0.0)
+    motion, canonical = face(left)
+    found = lids.closed(motion, canonical, 0.0)  # no time has passed, so usual is what it was
+    assert np.allclose(gaps(found, canonical), sent, atol=1e-5)
+    moved = np.flatnonzero((found.delta != motion.delta).any(1)).tolist()
+    assert moved == ([] if sent == left else [2, 3, 6, 7]) and not (found.delta - motion.delta)[:, [0, 2]].any()
+    assert not motion.delta.any()  # what came in is as it was
+
+
+def test_each_eye_closes_by_itself() -> None:
+    lids = Lids()
+    lids.closed(*face(1.0), 0.0)
+    wink = face(0.5, 1.0)
+    assert np.allclose(gaps(lids.closed(*wink, 0.04), wink[1]), [0, 1], atol=1e-5)
+
+
+def test_usual_follows_opening_eyes_at_once_and_closing_ones_slowly() -> None:
+    lids = Lids()
+    shut = face(0.5)
+    assert np.allclose(gaps(lids.closed(*shut, 0.0), shut[1]), 0.5, atol=1e-5)  # nothing else is known yet
+    for frame in range(1, 26):  # the eyes open for a second
+        lids.closed(*face(1.0), frame / 25)
+    assert np.allclose(gaps(lids.closed(*shut, 26 / 25), shut[1]), 0, atol=1e-5)
+    for second in range(2, 60):  # they stay half closed, as a smile's do: that is what this face is like
+        smile = lids.closed(*shut, second)
+    assert np.allclose(gaps(smile, shut[1]), 0.5, atol=1e-5)
+
+
+def test_other_layouts_of_keypoints_pass() -> None:
+    motion = MotionParams(0, 0, 0, np.zeros(3, np.float32), 0.5, np.ones((15, 3), np.float32))
+    assert Lids().closed(motion, np.zeros((15, 3), np.float32), 0.0) is motion
