@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,9 @@ import neuralcodec as nc
 from neuralcodec.concealment import Concealment
 from neuralcodec.face import Square, crop
 from neuralcodec.fragments import PART_BYTES
+from neuralcodec.gaze import EYES
+from neuralcodec.inference import Inference, MotionEstimate
+from neuralcodec.motion import Array
 from neuralcodec.packet import End, Motion, Parity, ReferencePart, StreamHeader, Update, parse_packet
 from neuralcodec.quality import psnr
 from neuralcodec.rate import PART_HEADER, RateControl
@@ -350,3 +355,33 @@ def test_headers_of_the_transport_are_part_of_the_rate(portrait_clip: list[np.nd
     assert encoder.target_kbps == 1
     with pytest.raises(ValueError, match="target_kbps is 0.1"):
         encoder.target_kbps = 0.1
+
+
+def test_lids_are_sent_as_closed_as_they_are_to_be_seen(
+    portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where eyes are half closed to the motion network, the receiver's keypoints are shut."""
+    found = Inference.motion
+
+    def half_closed(self: Inference, image: Array, box: Array) -> MotionEstimate:
+        seen = found(self, image, box)
+        delta = seen.motion.delta.copy()
+        if closing:
+            for _, _, upper, lower, _ in EYES:
+                gap = (seen.canonical + delta)[lower, 1] - (seen.canonical + delta)[upper, 1]
+                delta[upper, 1] += 0.55 * gap
+        return replace(seen, motion=replace(seen.motion, delta=delta))
+
+    monkeypatch.setattr(Inference, "motion", half_closed)
+    sender, receiver = nc.Encoder(8, device="cpu", threads=1), nc.Decoder(device="cpu", threads=1)
+    gaps = []
+    for pts in range(12):
+        closing = 6 <= pts
+        for packet in sender.encode(portrait_clip[0], pts):
+            for frame in receiver.decode(bytes(packet)):
+                held = receiver._pictures.get(frame.reference)
+                assert held is not None
+                points = held.features.canonical + frame.motion.delta
+                gaps.append(np.mean([points[lower, 1] - points[upper, 1] for _, _, upper, lower, _ in EYES]))
+    assert len(gaps) == 12 and gaps[5] > 0.02
+    assert abs(np.mean(gaps[8:])) < 0.15 * gaps[5]  # sent as found they would be open by 0.45 of it
