@@ -151,8 +151,8 @@ def ms_ssim_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def blur(length: int, device: torch.device) -> Tensor:
-    """The filter of MS-SSIM where it covers a line of ``length`` values, as a matrix (length - taps + 1, length): ten
-    times as fast on a processor as a convolution with one channel and its gradients."""
+    """The filter of MS-SSIM where it covers a line of ``length`` values, as a matrix (length - taps + 1, length): on a
+    processor far faster than a convolution of one channel, whose gradients took a third of a training step."""
     bell = torch.tensor(KERNEL, device=device)
     out = torch.zeros(length - len(bell) + 1, length, device=device)
     for shift, tap in enumerate(bell):
