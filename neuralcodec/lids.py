@@ -22,8 +22,8 @@ from .motion import Array, MotionParams
 
 SHUT, OPEN = 0.5, 0.85  # of an eye's usual opening
 # Seconds, time constants of how usual is followed. It falls within seconds, too: eyes that look down or smile for long
-# are not closing. So followed, 90 % of the frames of 35 training clips are told right (mean of both shares), 94 % with the
-# middle opening of each clip, which nobody knows beforehand.
+# are not closing. So followed, 90 % of the frames of 35 training clips are told right (mean of both shares), 94 % with
+# the middle opening of each clip, which nobody knows beforehand.
 RISE, FALL = 1.0, 5.0
 UPPER = 0.8  # of the way between the lids that the upper one goes
 
