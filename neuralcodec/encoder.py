@@ -183,10 +183,11 @@ class Encoder:
             with self._timed("motion"):
                 estimate = self._look(tile, square, face)
         self._face = Face.from_box(square, estimate.box) if estimate else None
+        found = estimate  # by which pictures are chosen: what they show is not driven
         if estimate is not None:
             estimate = replace(estimate, motion=self._lids.closed(estimate.motion, estimate.canonical, seconds))
         if self._avatar is not None:  # from here on the camera's picture is out of play
-            estimate = self._avatar.driven(estimate, square) if estimate else None
+            found = estimate = self._avatar.driven(estimate, square) if estimate else None
             picture, tile, square = self._avatar.tile, self._avatar.tile, self._avatar.square
 
         if estimate is None:
@@ -198,7 +199,7 @@ class Encoder:
                 self._pts = pts
                 return self._sent(packets)
         often = self._rate.since_picture < max(OFTEN_SECONDS, OFTEN_FRAMES * elapsed)
-        pictures = self._refresh(Shot(picture, tile, square, estimate), seconds)
+        pictures = self._refresh(Shot(picture, tile, square, found), seconds)
         if pictures:
             packets += [*self._aggregator.close(self._protection.again), *pictures]
         with self._timed("scene"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from neuralcodec import chain
 from neuralcodec.chain import HASH_BYTES, ChainDecoder, ChainEncoder, chain_digest, start_chain
+from neuralcodec.demo import moving_portrait
 from neuralcodec.errors import BitstreamError
 from neuralcodec.quality import psnr
 
@@ -51,6 +53,14 @@ def test_an_update_is_a_fraction_of_its_key_and_as_good(coded: Coded) -> None:
     assert 600 <= len(key[0]) <= 1000  # the budget was 900
     assert np.mean([len(update) for update, _, _ in updates]) < 0.4 * len(key[0])
     assert psnr(scene(5), updates[-1][2]) > psnr(scene(5), key[2]) + 5
+
+
+def test_no_update_is_much_coarser_than_the_one_before() -> None:
+    """As SVT-AV1's layers would have it: 1.3 dB here."""
+    pictures = list(islice(moving_portrait(), 0, 60, 6))
+    sender, _, _ = start_chain(pictures[0], max_bytes=900, preset=8)
+    quality = [psnr(picture, sender.code(picture)[1]) for picture in pictures[1:]]
+    assert max(a - b for a, b in pairwise(quality)) < 0.7
 
 
 def test_digests_name_the_whole_chain(coded: Coded) -> None:

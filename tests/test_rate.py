@@ -1,21 +1,25 @@
+import math
+
 import numpy as np
 import pytest
 
 from neuralcodec.rate import (
     CLOSE,
     CODING_SHARE,
+    DRIFT_LEAST,
+    DRIFT_MOST,
     EVIDENCE,
     FAR,
     IDLE_EVIDENCE,
     LOWEST_KBPS,
     MOTION_ERROR,
     MOTION_SHARE,
+    PAID,
     PIXEL,
     PLENTY,
     PLENTY_SHARE,
     REFERENCE_BYTES,
     START_BYTES,
-    TURNS,
     WINDOW_SECONDS,
     RateControl,
     distance,
@@ -64,6 +68,7 @@ def test_a_new_target_forgets_nothing_of_what_was_sent_and_seen() -> None:
         rate.advance(frame / 25)
         rate.spend(40)
     rate.sent_key(900)
+    rate.affords_picture(FAR)
     costs, key = rate.picture_bytes, rate.key_bytes
     rate.target_kbps = 4
     assert rate.target_kbps == 4 and rate.bytes_per_second == 500 and rate.preset == 7
@@ -94,11 +99,38 @@ def test_the_purse_pays_a_picture_when_the_head_is_far_and_waits_when_it_is_near
     rate.advance(0.0)
     rate.sent_key(1000)
     assert not rate.affords_picture(FAR)
-    rate.advance(paid(rate))
+    rate.advance(PAID * paid(rate))
     assert rate.affords_picture(FAR) and not rate.affords_picture((CLOSE + FAR) / 2)
     assert not rate.affords_picture(CLOSE - 0.01)
     rate.spend(int(rate.picture_bytes) + 1)
     assert not rate.affords_picture(FAR)
+
+
+def test_what_an_update_takes_is_foretold_from_how_far_the_head_has_gone() -> None:
+    rate, dice = RateControl(4), np.random.default_rng(5)
+    rate.advance(0.0)
+    rate.sent_key(1000)
+    for _ in range(20):
+        drift = float(dice.uniform(0.3, 40))
+        rate.affords_picture(drift)
+        rate.sent_update(round(80 * math.sqrt(drift + DRIFT_LEAST)))
+    expected = {}
+    for drift in (0.5, 30.0, 2 * DRIFT_MOST, float("inf")):
+        rate.affords_picture(drift)
+        expected[drift] = rate.picture_bytes
+        assert rate.next_bytes == pytest.approx(80 * math.sqrt(min(drift, DRIFT_MOST) + DRIFT_LEAST), rel=0.02)
+    rate.ended_chain()  # the next one stands on its own, however far the head has gone
+    assert rate.picture_bytes == rate.key_bytes != expected[float("inf")]
+
+
+def test_a_signature_is_no_part_of_what_grows_with_drift() -> None:
+    rates = [RateControl(4), RateControl(4)]
+    for rate, extra in zip(rates, (0, 64), strict=True):
+        rate.sent_key(1000, extra)
+        for drift, update in ((20.0, 300), (2.0, 120)):
+            rate.affords_picture(drift)
+            rate.sent_update(update + extra)
+    assert rates[1].picture_bytes == pytest.approx(rates[0].picture_bytes + 64)
 
 
 def test_a_head_at_rest_gets_what_would_be_lost() -> None:
@@ -209,6 +241,7 @@ def test_while_a_finer_key_is_on_its_way_only_a_far_head_gets_a_picture() -> Non
 def test_long_run_rate_is_the_target(kbps: float) -> None:
     """A head that never rests: pictures of changing size and motion together come to the target over a minute."""
     rate, sent = RateControl(kbps), 0
+    rate.sent_key(rate.first_bytes)
     for frame in range(1500):
         rate.advance(frame / 25)
         cost = 6
@@ -279,6 +312,7 @@ def test_no_picture_is_begun_that_its_window_has_no_room_for() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
     rate.sent_key(1000)
+    rate.affords_picture(FAR)  # so far it is
     rate.spend(int((1 + window_excess(4)) * WINDOW_SECONDS * rate.bytes_per_second - 0.5 * rate.next_bytes))
     rate._purse = 1000.0
     assert not rate.affords_picture(FAR)
@@ -291,15 +325,20 @@ def test_the_key_of_a_coarser_chain_takes_the_place_of_a_dear_update() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
     rate.sent_key(rate.key_bytes)
-    before = rate.key_bytes
-    for turn in range(len(TURNS)):
+    before, near, far = rate.key_bytes, 4.0, 36.0
+
+    def update(drift: float) -> None:
+        """One that takes half a key at 16 pixels."""
+        rate.affords_picture(drift)
         assert not rate.wants_coarser()
-        rate.sent_update(int(0.5 * before * TURNS[turn]))
+        rate.sent_update(int(0.5 * before * math.sqrt((drift + DRIFT_LEAST) / (16 + DRIFT_LEAST))))
+
+    for _ in range(10):
+        update(far)
     for _ in range(int(PLENTY / PLENTY_SHARE) + 1):
         rate.note_error(0.0, 100.0)
-    for turn in range(len(TURNS) - 1):
-        assert not rate.wants_coarser()
-        rate.sent_update(int(0.5 * before * TURNS[turn]))
+    update(near)
+    rate.affords_picture(far)
     assert rate.wants_coarser() and 0.5 * before < rate.key_bytes < before
     rate.sent_key(rate.key_bytes)
     assert not rate.wants_coarser()
