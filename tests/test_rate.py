@@ -321,7 +321,7 @@ def test_no_picture_is_begun_that_its_window_has_no_room_for() -> None:
 
 
 def test_the_key_of_a_coarser_chain_takes_the_place_of_a_dear_update() -> None:
-    """Where hardly anything of the error is coding, and not before; and only an update that costs half as much."""
+    """Where hardly anything of the error is coding, and not before; and only an update that costs as much."""
     rate = RateControl(4)
     rate.advance(0.0)
     rate.sent_key(rate.key_bytes)
@@ -338,7 +338,7 @@ def test_the_key_of_a_coarser_chain_takes_the_place_of_a_dear_update() -> None:
     for _ in range(int(PLENTY / PLENTY_SHARE) + 1):
         rate.note_error(0.0, 100.0)
     update(near)
-    rate.affords_picture(16.0)
+    rate.affords_picture(far)
     assert rate.wants_coarser() and 0.5 * before < rate.key_bytes < before
     rate.sent_key(rate.key_bytes)
     assert not rate.wants_coarser()
