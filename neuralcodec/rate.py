@@ -46,8 +46,8 @@ PART_SECONDS, PART_BYTES_MIN = 0.1, 150  # of the rate in a part of a key that g
 PART_HEADER = 22  # bytes around a part, at most: kind, id, index, count, codec, hash, crop
 UPDATE_SHARE = 0.06  # of its key's bytes that an update takes at a drift of one pixel, until updates have been seen
 # What an update takes grows as the square root of the drift that it makes up for, which foretells it better than the
-# updates before it do: by a factor of 1.3 off (root mean square over 14 training clips), not of 1.7. Pixels; the first
-# is added, so that tiny updates have to save up longer, the second is the most that is reckoned with.
+# updates before it do: by a factor of 1.3 off (root mean square over 14 training clips, 0.1 pixel added), not of 1.7.
+# Pixels; DRIFT_LEAST is added, so that tiny updates save up longer, DRIFT_MOST is the most that is reckoned with.
 DRIFT_LEAST, DRIFT_MOST = 3.0, 64.0
 # Of an update that is due now, what has to be saved up; the rest is owed, and still no window gets too full.
 PAID = 0.45
