@@ -45,6 +45,8 @@ PROBE_RATIO = 0.88
 # index, UPDATES_COARSER (of AV1's 255) above that of the key, whose quality all of them build on. 28 training clips of
 # six seconds at 4 kbit/s, with rate.PAID: 26.39 dB, MS-SSIM 0.901, landmarks 1.52 px off, for 26.30, 0.899 and 1.56
 # before; 36 gives fewer, finer updates (26.32 dB, 1.49 px), 52 more and coarser ones (26.40 dB, 1.55 px).
+# hierarchical-levels now only says which pictures an update is predicted from; 2 is from before, 0 is refused, and
+# others were not compared.
 UPDATES_COARSER = 44
 _PARAMETERS = (
     "pred-struct=1:keyint=-1:scd=0:tune=1:lp=1:hierarchical-levels=2:use-fixed-qindex-offsets=1"

@@ -5,7 +5,8 @@ Knows no bytes of packets and no networks; time is an argument. The first pictur
 of it is paid for, no two seconds get too full with it, and the head has moved away from all pictures that are held.
 Motion that takes too much is coded coarser. Where most of what a receiver sees wrong is the coding of the pictures, and
 not what has moved since, a finer chain begins, and where hardly anything is, a coarser one. The constants of pictures
-were chosen on validation clips before 2026-11-25, all others on training clips since.
+were chosen on validation clips before 2026-11-25 (not UPDATE_SHARE, DRIFT_LEAST and PAID), all others on training clips
+since.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ PLENTY_SHARE, PLENTY = 0.2, 0.5
 IDLE_EVIDENCE = 0.1  # of a frame in which rate finds no other use
 PART_SECONDS, PART_BYTES_MIN = 0.1, 150  # of the rate in a part of a key that goes out little by little
 PART_HEADER = 22  # bytes around a part, at most: kind, id, index, count, codec, hash, crop
-UPDATE_SHARE = 0.06  # of its key's bytes that an update takes at a drift of one pixel, until updates have been seen
+UPDATE_SHARE = 0.06  # of its key's bytes, times _growth: what an update takes until updates have been seen
 # What an update takes grows as the square root of the drift that it makes up for, which foretells it better than the
 # updates before it do: by a factor of 1.3 off (root mean square over 14 training clips, 0.1 pixel added), not of 1.7.
 # Pixels; DRIFT_LEAST is added, so that tiny updates save up longer, DRIFT_MOST is the most that is reckoned with.
@@ -114,7 +115,7 @@ def _from_floor(ladder: Sequence[tuple[float, T]], value: float) -> T:
 
 
 def _growth(drift: float) -> float:
-    """How many times what it takes at a pixel of drift an update takes at ``drift`` pixels."""
+    """What updates take is in proportion to this, the root of ``drift`` pixels and DRIFT_LEAST."""
     return math.sqrt(min(drift, DRIFT_MOST) + DRIFT_LEAST)
 
 
@@ -145,7 +146,7 @@ class RateControl:
         self._motion_error = MOTION_ERROR  # pixels of 256 that its keypoints are off, lately
         self._changed = 0.0  # seconds, when the quality of motion changed
         self._alone_bytes = float(self.still_bytes)  # what a picture is expected to take that stands on its own
-        self._pixel_bytes: float | None = None  # what an update is expected to take per pixel of drift; None: no chain
+        self._root_bytes: float | None = None  # what updates take for each unit of _growth; None: no chain
         self._update_extra = 0  # bytes of it that are no picture
         self._drift = 0.0  # pixels that the nearest picture is off
         self._purse = 0.0
@@ -246,18 +247,18 @@ class RateControl:
 
     def sent_key(self, count: int, extra: int = 0) -> None:
         """A chain was begun with so many bytes. extra: bytes that each update takes besides its picture."""
-        self._pixel_bytes, self._update_extra, self._evidence, self._plenty = UPDATE_SHARE * count, extra, 0.0, 0.0
+        self._root_bytes, self._update_extra, self._evidence, self._plenty = UPDATE_SHARE * count, extra, 0.0, 0.0
         self._picture_at = self._seconds or 0.0
 
     def ended_chain(self) -> None:
         """The next picture is a key again."""
-        self._pixel_bytes, self._alone_bytes = None, float(self.key_bytes)
+        self._root_bytes, self._alone_bytes = None, float(self.key_bytes)
 
     def sent_update(self, count: int) -> None:
         """An update of so many bytes was sent for the drift that was last asked about."""
-        if self._pixel_bytes is not None:
+        if self._root_bytes is not None:
             seen = max(0, count - self._update_extra) / _growth(self._drift)
-            self._pixel_bytes += MEMORY * (seen - self._pixel_bytes)
+            self._root_bytes += MEMORY * (seen - self._root_bytes)
         self._picture_at = self._seconds or 0.0
 
     def note_error(self, coding: float, shown: float) -> None:
@@ -306,9 +307,9 @@ class RateControl:
     @property
     def picture_bytes(self) -> float:
         """What the next picture is expected to take, if it is an update, at the drift that was last asked about."""
-        if self._pixel_bytes is None:
+        if self._root_bytes is None:
             return self._alone_bytes
-        return self._pixel_bytes * _growth(self._drift) + self._update_extra
+        return self._root_bytes * _growth(self._drift) + self._update_extra
 
     @property
     def next_bytes(self) -> float:
