@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.coding --clips DIR`` prints the table and keeps it all in ``benchmarks/results/coding.json``; a
 run that was stopped goes on where it stopped (``--fresh`` begins anew). ``--limit`` takes fewer clips, ``--frames``
-fewer frames of each. Streams are files: 8 frames of motion share a packet, references and headers are counted.
+fewer frames of each. Streams are files: 8 frames of motion share a packet and wait for 12 more; references and headers
+are counted.
 
 PSNR and MS-SSIM are measured on every fifth frame. Rate error: of the bytes in any 2 s of the file against the target.
 The first picture goes out at once and is then paid off, so the first seconds after it take less than the target. All
@@ -43,7 +44,7 @@ def measure(clip: clips.Clip, target: float, options: argparse.Namespace) -> dic
     shown = target in TARGETS
     sent = ours.send(
         clip, kbps=target, pack=options.pack, device=options.device, threads=options.cores,
-        every=EVERY if shown else MINUTE, frames_per_packet=ours.FILE_FRAMES,
+        every=EVERY if shown else MINUTE, **ours.FILE,
     )  # fmt: skip
     row: dict[str, Any] = {
         "kbps": sent.kbps,
@@ -75,7 +76,7 @@ def pictures(clip: clips.Clip, options: argparse.Namespace) -> list[list[Any]]:
     for target in (2.0, 4.0, 8.0, 16.0):
         step = max(1, chosen[1])
         sent = ours.send(
-            clip, kbps=target, pack=options.pack, device=options.device, every=step, frames_per_packet=ours.FILE_FRAMES
+            clip, kbps=target, pack=options.pack, device=options.device, every=step, **ours.FILE
         )
         columns.append([sent.frames[i // step * step] for i in chosen])
     return [list(row) for row in zip(*columns, strict=True)]
@@ -127,7 +128,7 @@ def held_still(clip: clips.Clip, options: argparse.Namespace) -> dict[str, Any]:
     still = clips.Clip(clip.name, [clip.frames[0]] * STILL_FRAMES, clip.sha256)
     sent = ours.send(
         still, kbps=MOTION_TARGET, pack=options.pack, device=options.device, threads=options.cores,
-        every=MINUTE, frames_per_packet=ours.FILE_FRAMES,
+        every=MINUTE, **ours.FILE,
     )  # fmt: skip
     payload, packet = float(np.mean(sent.motion_payload)), float(np.mean(sent.motion_bytes))
     return {"payload": payload, "packet": packet, "kbps": sent.kbps}
@@ -139,7 +140,7 @@ def a_minute(clip: clips.Clip, options: argparse.Namespace) -> dict[str, Any]:
     frames = (there_and_back * (MINUTE // len(there_and_back) + 1))[:MINUTE]
     sent = ours.send(
         clips.Clip(clip.name, frames, clip.sha256), kbps=LOWEST, pack=options.pack, device=options.device,
-        threads=options.cores, every=MINUTE, frames_per_packet=ours.FILE_FRAMES,
+        threads=options.cores, every=MINUTE, **ours.FILE,
     )  # fmt: skip
     return {"kbps": sent.kbps, "bytes": len(sent.file), "references": sent.references, "updates": sent.updates}
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-FILE_FRAMES = 8  # of motion that share a packet in a file: neuralcodec.video.FRAMES_PER_PACKET
+FILE = {"frames_per_packet": 8, "lookahead": 12}  # as neuralcodec.encode_file makes them
 
 
 @dataclass(frozen=True)

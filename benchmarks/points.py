@@ -147,7 +147,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Ours:
-    """neuralcodec at one target rate, kbit/s. frames_per_packet: of motion, 1 as in a call or ours.FILE_FRAMES."""
+    """neuralcodec at one target rate, kbit/s. frames_per_packet, lookahead: as in a call, or as ours.FILE."""
 
     footage: Footage
     kbps: float
@@ -155,6 +155,7 @@ class Ours:
     device: str = "cpu"
     codec: str = "neuralcodec"
     frames_per_packet: int = 1
+    lookahead: int = 0
 
     @property
     def name(self) -> str:
@@ -166,6 +167,7 @@ class Ours:
             "codec": self.codec,
             "target_kbps": self.kbps,
             "frames_per_packet": self.frames_per_packet,
+            "lookahead": self.lookahead,
             "device": self.device,
             "pack": _pack_id(self.pack),
             "source": source_version(),
@@ -177,7 +179,7 @@ class Ours:
         cpu = cpu_seconds()
         sent = ours.send(
             clip, kbps=self.kbps, pack=self.pack, device=self.device, threads=1,
-            frames_per_packet=self.frames_per_packet,
+            frames_per_packet=self.frames_per_packet, lookahead=self.lookahead,
         )  # fmt: skip
         cpu = cpu_seconds() - cpu
         per_frame: list[list[int]] = [[] for _ in clip.frames]
@@ -189,7 +191,7 @@ class Ours:
             "references": sent.bytes_by_kind.get("ReferencePart", 0),
             "sent": per_frame,
             "setting": {
-                "target_kbps": self.kbps, "frames_per_packet": self.frames_per_packet,
+                "target_kbps": self.kbps, "frames_per_packet": self.frames_per_packet, "lookahead": self.lookahead,
                 "bytes_by_kind": sent.bytes_by_kind, "references": sent.references,
             },  # fmt: skip
             "library": f"{sent.library}, pack {_pack_id(self.pack)}, {sent.provider}",

@@ -58,10 +58,12 @@ def plan(options: argparse.Namespace, groups: Sequence[str]) -> list[running.Job
     jobs: list[running.Job] = []
     if options.only != "baselines":
         for index, pack in enumerate(options.pack or [None]):
-            ways = {OURS: 1, FILES: ours.FILE_FRAMES} if index == 0 else {f"{OURS}:{Path(pack).name}": 1}
-            for name, shared in ways.items():
+            ways: dict[str, dict[str, int]] = {OURS: {}, FILES: ours.FILE}
+            if index:
+                ways = {f"{OURS}:{Path(pack).name}": {}}
+            for name, way in ways.items():
                 jobs += [
-                    (Ours(clip, kbps, pack, options.device, name, shared), tuple(groups))
+                    (Ours(clip, kbps, pack, options.device, name, **way), tuple(groups))
                     for kbps in options.kbps
                     for clip in footage
                 ]

@@ -76,7 +76,7 @@ def measure(clip: clips.Clip, options: argparse.Namespace, pictures: Pictures | 
     """One clip through encoder and decoder."""
     sent = ours.send(
         clip, kbps=options.kbps, pack=options.pack, device=options.device, threads=options.cores,
-        frames_per_packet=ours.FILE_FRAMES,
+        **ours.FILE,
     )  # fmt: skip
     freeze = ours.first_reference(sent.file, clip.size[0])
     digest, motions = ours.follow_symbols(sent.file, _pack_folder(options.pack) / "tables.json")

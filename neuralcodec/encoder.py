@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,30 @@ from .packet import (
 from .protection import HEARD_SECONDS, Aggregator, Protection, believed, protection
 from .quantizer import Quantizer
 from .rate import RateControl, distance
-from .sender import OFTEN_SECONDS, OVERDUE, PictureSender, Shot, squared_error
+from .sender import OFTEN_SECONDS, OVERDUE, Held, PictureSender, Shot, squared_error
 from .signing import private_key
 from .stats import EncoderStats, timed
 
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
+LOOKAHEAD_MAX = 16  # frames
 SURE = 0.5  # confidence below which the motion network does not see a face
 # How often the encoder renders a frame itself to see whether the receiver had better not; at low frame rates, which
 # are often those of a machine that has too much to do, seldom enough to cost little.
 CHECK_SECONDS, CHECK_FRAMES = 0.5, 8
 OFTEN_FRAMES = 1.5  # pictures that come with nearly every frame are shown as they are, however slowly
 WORSE, BETTER = 1.12, 0.95  # rendered error over held error past which frames are shown as they are, and moved again
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A frame whose motion is to be coded. estimate: with the lids as they are to be sent. reference: the picture in
+    use when it was taken. often: pictures came with nearly every frame then."""
+
+    shot: Shot
+    estimate: MotionEstimate | None
+    pts: int
+    reference: int
+    often: bool
 
 
 class Encoder:
@@ -66,6 +80,8 @@ class Encoder:
     signing_context: what both ends know of this call (at most 255 bytes), so that a picture signed in another call
         is not accepted in this one.
     frames_per_packet: motion frames that share a packet, 1 to 16. Each saves up to 3 bytes and waits for the last one.
+    lookahead: frames that motion waits, 0 to 16, so that a frame is shown from the best of the pictures before and
+        after it, and the first picture is chosen among as many. Not with an avatar, whose pictures do not age.
     packet_overhead: bytes that the transport puts around each datagram (IPv4 and UDP: 28, with RTP 40), counted in
         target_kbps; the packets that one call of encode gives are taken to share datagrams, as `packet.bundled` does.
     updates: code references after the first as updates of it; False: each on its own, several times as large, for
@@ -93,6 +109,7 @@ class Encoder:
         signing_key: Any = None,
         signing_context: bytes = b"",
         frames_per_packet: int = 1,
+        lookahead: int = 0,
         packet_overhead: int = 0,
         updates: bool = True,
         preset: int | None = None,
@@ -104,6 +121,8 @@ class Encoder:
             raise ValueError(f"preset is {preset}; expected 0 to 13, or None.")
         if not 1 <= frames_per_packet <= 16:
             raise ValueError(f"frames_per_packet is {frames_per_packet}; expected 1 to 16.")
+        if not 0 <= lookahead <= LOOKAHEAD_MAX:
+            raise ValueError(f"lookahead is {lookahead}; expected 0 to {LOOKAHEAD_MAX} frames.")
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.time_base = Fraction(time_base).limit_denominator(1 << 30)
         self.frame_duration = frame_duration
@@ -114,10 +133,13 @@ class Encoder:
             raise ValueError("avatar must be an Avatar, and goes without full_frame: no surroundings are sent with it.")
         self._avatar = AvatarDriver(avatar, self._networks) if avatar is not None else None
         self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", Square(*crop))
-        packets_per_second = 1 / (frames_per_packet * frame_duration * float(self.time_base))
+        frame_seconds = frame_duration * float(self.time_base)
+        packets_per_second = 1 / (frames_per_packet * frame_seconds)
         self._packet_overhead = packet_overhead
         headers = packet_overhead * packets_per_second / 125
-        self._rate = RateControl(target_kbps, headers, preset, ageless=avatar is not None)
+        self._lookahead = 0 if avatar is not None else lookahead
+        lag = (self._lookahead + (frames_per_packet - 1) / 2) * frame_seconds
+        self._rate = RateControl(target_kbps, headers, preset, ageless=avatar is not None, lag=lag)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._pictures = PictureSender(
             self.pack, self._networks, self.stats, self._rate, updates=updates,
@@ -140,7 +162,9 @@ class Encoder:
         self._check_at, self._checked = 0.0, 0  # seconds and frames at the last check
         self._wants_intra = False
         self._sequence = 0
-        self._pts: int | None = None
+        self._pts: int | None = None  # of the last motion frame
+        self._given: int | None = None  # of the last picture
+        self._taken: deque[_Taken] = deque()  # frames whose motion has not been coded yet
         self._intra_at = 0.0
         self._measured = 0  # frames in the mean of keypoint_error_px
         self._waiting: list[int] = []  # pts of frames before the first face
@@ -192,26 +216,25 @@ class Encoder:
 
         if estimate is None:
             self.stats.face_lost_frames += 1
-            if not self.stats.references:
+            if not self.stats.references and not self._taken:
                 self._waiting.append(pts)
                 if self.repeat_header:  # live: what is long past is shown to nobody
                     del self._waiting[:-WAITING_LIVE]
-                self._pts = pts
                 return self._sent(packets)
         often = self._rate.since_picture < max(OFTEN_SECONDS, OFTEN_FRAMES * elapsed)
-        pictures = self._refresh(Shot(picture, tile, square, found), seconds)
-        if pictures:
-            packets += [*self._aggregator.close(self._protection.again), *pictures]
-        with self._timed("scene"):
-            scene = self._scene(picture, tile, square, estimate)
-        for late in self._waiting:
-            packets += self._motion(estimate, square, scene, late, seconds, as_is=False)
+        shot = Shot(picture, tile, square, found, seconds)
+        if self.stats.references or not self._lookahead:
+            packets += self._refresh(shot, seconds)
+        active = self._pictures.active
+        self._taken.extend(_Taken(shot, estimate, late, active, often=False) for late in self._waiting)
+        self._taken.append(_Taken(shot, estimate, pts, active, often))
         self._waiting.clear()
-        as_is = self._as_is or estimate is None or (self._pictures.fresh and often and not self._wants_intra)
-        as_is &= self._avatar is None  # its picture is nobody's present state
-        packets += self._motion(estimate, square, scene, pts, seconds, as_is=as_is)
-        if estimate is not None and self._avatar is None:
-            self._check(tile, square, estimate, scene, seconds)
+        if not self.stats.references:
+            if estimate is not None and len(self._taken) <= self._lookahead:
+                return self._sent(packets)
+            packets += self._begin()
+        while len(self._taken) > self._lookahead:
+            packets += self._shown(self._taken.popleft())
         return self._sent(packets)
 
     @property
@@ -254,8 +277,13 @@ class Encoder:
 
     def flush(self) -> list[Packet]:
         """What is still waiting to be sent, and the packet that ends the stream."""
-        frames = self._aggregator.close(self._protection.again)
-        return self._sent([*self._pictures.again, *frames, End(self.stats.frames)])
+        packets = self._pictures.again
+        if self._taken and not self.stats.references:
+            packets += self._begin()
+        while self._taken:
+            packets += self._shown(self._taken.popleft())
+        packets += self._aggregator.close(self._protection.again)
+        return self._sent([*packets, End(self.stats.frames)])
 
     def _intra_on_its_way(self, seen: int | None) -> bool:
         """Whether a receiver that has seen this frame may yet get the last intra frame."""
@@ -282,6 +310,13 @@ class Encoder:
         estimate = self._networks.motion(tile, face.box_in(square))
         return estimate if estimate.confidence >= SURE else None
 
+    def _begin(self) -> list[Packet]:
+        """The first picture: of the frames that wait, the one in whose middle the others are."""
+        shots = [frame.shot for frame in self._taken if frame.shot.estimate is not None]
+        faces = [shot.estimate.placed(shot.square, shots[0].square).keypoints for shot in shots if shot.estimate]
+        ways = [sum(distance(one, other) for other in faces) for one in faces]
+        return self._refresh(shots[int(np.argmin(ways))], self._now)
+
     def _refresh(self, shot: Shot, seconds: float) -> list[Packet]:
         """Choose the reference for this frame; send a new one where it is due."""
         if self._avatar is not None and self._pictures.keeps:
@@ -291,34 +326,50 @@ class Encoder:
                 shot, seconds, self._sequence, as_is=self._as_is, moved=self._follower.moved
             )
         self._wants_intra |= self._pictures.began
+        if packets and self._named not in self._pictures.held:  # by frames that wait for others to share a packet
+            packets = [*self._aggregator.close(self._protection.again), *packets]
         return packets
 
-    def _scene(self, picture: Array, tile: Array, square: Square, estimate: MotionEstimate | None) -> Array:
-        """How what is not the head moved since the reference in use, in the square that this was cut from."""
-        held = self._pictures.current
-        if estimate is None or self._avatar is not None or self._pictures.fresh:
-            found = np.zeros((0, 2), np.float32)  # nothing moved since a picture of this very frame
-        else:
-            here = tile if square == held.crop else crop(picture, held.crop, self.pack.size)
-            last = self._quantizer.last if self._pictures.active == self._named else None
-            start = None if last is None else last.scene
-            found = self._networks.scene(held.features, here, estimate.placed(square, held.crop), start)
-        return found
+    def _shown(self, frame: _Taken) -> list[Packet]:
+        """Packets of a frame's motion, from the best picture there is by now."""
+        key = self._pictures.active
+        if self._lookahead:
+            key = self._pictures.best_for(frame.shot, frame.reference, self._named, as_is=self._as_is)
+        held, estimate = self._pictures.held[key], frame.estimate
+        fresh = held.of == frame.shot.seconds  # that picture is of this very frame
+        as_is = self._as_is or estimate is None or (fresh and frame.often and not self._wants_intra)
+        as_is &= self._avatar is None  # its picture is nobody's present state
+        with self._timed("scene"):
+            if estimate is None or self._avatar is not None or fresh:
+                scene = np.zeros((0, 2), np.float32)  # nothing moved since a picture of this very frame
+            else:
+                scene = self._scene(frame.shot, estimate, key)
+        packets = self._motion(frame, scene, key, as_is=as_is)
+        if estimate is not None and self._avatar is None:
+            self._check(frame, estimate, scene, held)
+        return packets
 
-    def _motion(
-        self, estimate: MotionEstimate | None, square: Square, scene: Array, pts: int, seconds: float, *, as_is: bool
-    ) -> list[Packet]:
-        """``estimate`` was made in ``square``; what is sent is in the square that the reference was cut from."""
-        held, before, period = self._pictures.current, self._quantizer.last, self._protection.period
+    def _scene(self, shot: Shot, estimate: MotionEstimate, key: int) -> Array:
+        """How what is not the head moved since the picture of this id, in the square that this was cut from."""
+        held = self._pictures.held[key]
+        here = shot.tile if shot.square == held.crop else crop(shot.picture, held.crop, self.pack.size)
+        last = self._quantizer.last if key == self._named else None
+        start = None if last is None else last.scene
+        return self._networks.scene(held.features, here, estimate.placed(shot.square, held.crop), start)
+
+    def _motion(self, frame: _Taken, scene: Array, key: int, *, as_is: bool) -> list[Packet]:
+        """Its motion was found in its own square; what is sent is in the square that the picture was cut from."""
+        estimate, pts, seconds = frame.estimate, frame.pts, frame.shot.seconds
+        held, before, period = self._pictures.held[key], self._quantizer.last, self._protection.period
         intra = before is None or ((self._wants_intra or seconds - self._intra_at >= period) and not as_is)
         frozen = estimate is None or (self._as_is and not intra)  # nothing moves, so nothing is sent
         true: MotionParams | None = None
         with self._timed("motion"):
             reference = held.features
             if estimate is not None and not frozen:
-                true = estimate.placed(square, held.crop).relative_to(reference.canonical)
+                true = estimate.placed(frame.shot.square, held.crop).relative_to(reference.canonical)
                 true = replace(true, scene=scene)
-        names = intra or self._pictures.active != self._named
+        names = intra or key != self._named
         with self._timed("entropy"):
             quality = self._rate.quality
             if names:
@@ -332,12 +383,12 @@ class Encoder:
         step = None if self._pts is None else pts - self._pts
         head = Motion(
             self._sequence, quality.level, quality.components, b"", intra,
-            reference=self._pictures.active if names else None,
+            reference=key if names else None,
             pts=pts if intra else None,
             pts_step=None if intra or step == self.frame_duration else step,
             as_is=as_is and not intra,
         )  # fmt: skip
-        self._sequence, self._pts, self._named = (self._sequence + 1) % 256, pts, self._pictures.active
+        self._sequence, self._pts, self._named = (self._sequence + 1) % 256, pts, key
         self.stats.as_is_frames += head.as_is
         if intra:
             self._wants_intra, self._intra_at, self._intra_sequence = False, seconds, head.sequence
@@ -345,13 +396,13 @@ class Encoder:
         with self._timed("entropy"):
             return self._aggregator.add(head, symbols, self._protection.again)
 
-    def _check(self, tile: Array, square: Square, estimate: MotionEstimate, scene: Array, seconds: float) -> None:
-        """Now and then: does rendering this frame beat showing the reference as it is?"""
-        held = self._pictures.current
-        since = self.stats.frames - self._checked
-        if seconds - self._check_at < CHECK_SECONDS or since < CHECK_FRAMES or held.crop != square:
+    def _check(self, frame: _Taken, estimate: MotionEstimate, scene: Array, held: Held) -> None:
+        """Now and then: does rendering this frame beat showing the picture as it is?"""
+        since, tile = self.stats.frames - self._checked, frame.shot.tile
+        early = frame.shot.seconds - self._check_at < CHECK_SECONDS or since < CHECK_FRAMES
+        if early or held.crop != frame.shot.square:
             return
-        self._check_at, self._checked = seconds, self.stats.frames
+        self._check_at, self._checked = frame.shot.seconds, self.stats.frames
         with self._timed("check"):
             motion = replace(estimate.relative_to(held.features.canonical), scene=scene)
             rendered = squared_error(tile, self._networks.render(held.features, motion))
@@ -395,9 +446,9 @@ class Encoder:
         return protection(self._loss, heard=self._now - self._heard_at < HEARD_SECONDS)
 
     def _check_pts(self, pts: int) -> None:
-        last = self._waiting[-1] if self._waiting else self._pts
-        if last is not None and pts <= last:
-            raise ValueError(f"pts {pts} does not follow {last}: timestamps must rise from frame to frame.")
+        if self._given is not None and pts <= self._given:
+            raise ValueError(f"pts {pts} does not follow {self._given}: timestamps must rise from frame to frame.")
+        self._given = pts
 
     def _timed(self, stage: str) -> AbstractContextManager[None]:
         return timed(self.stats.stage_seconds, stage)

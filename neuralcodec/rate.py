@@ -63,7 +63,6 @@ WINDOW_SECONDS, WINDOW_EXCESS = 2.0, ((6.0, 0.075), (0.0, 0.09))
 # three of four training clips are over by 3 % and not by 12 to 16, but 20 whole clips lose 0.15 dB and likeness (0.69
 # for 0.73), and at 2 kbit/s 0.4 dB.
 START_BYTES, START_MOTION = 60, 0.2
-SWITCH = 0.7  # another held reference is taken when its distance is below this share of the present one's
 PERIOD = 2.0  # seconds between intra frames: how long a late joiner waits, and how long a lost packet is felt
 
 
@@ -130,10 +129,17 @@ class RateControl:
     headers_kbps: of the target, what a transport's headers are expected to take until `spend_headers` has told.
     preset: of SVT-AV1 for pictures; None: by the rate.
     ageless: pictures do not age, as an avatar's: motion comes first, at its finest, and they get what it leaves.
+    lag: seconds that motion waits before it is sent, on average.
     """
 
     def __init__(
-        self, target_kbps: float, headers_kbps: float = 0.0, preset: int | None = None, *, ageless: bool = False
+        self,
+        target_kbps: float,
+        headers_kbps: float = 0.0,
+        preset: int | None = None,
+        *,
+        ageless: bool = False,
+        lag: float = 0.0,
     ) -> None:
         self._ageless = ageless
         self._headers = headers_kbps * 125  # bytes a second of them, lately
@@ -149,7 +155,7 @@ class RateControl:
         self._root_bytes: float | None = None  # what updates take for each unit of _growth; None: no chain
         self._update_extra = 0  # bytes of it that are no picture
         self._drift = 0.0  # pixels that the nearest picture is off
-        self._purse = 0.0
+        self._purse, self._lag = 0.0, lag
         self._sent: deque[tuple[float, int]] = deque()  # seconds and bytes of what was sent within WINDOW_SECONDS
         self._share = 0.0  # of coding in the error that the last check found
         self._evidence = 0.0  # that this chain is too coarse
@@ -199,7 +205,8 @@ class RateControl:
         while self._sent and self._sent[0][0] <= seconds - WINDOW_SECONDS + 1e-6:
             self._sent.popleft()
         # unspent rate does not pile up into a burst, nor is it lost while pictures wait for their window
-        self._purse = min(self._purse, self._full if self._has_room else self._window_bytes)
+        most = self._full if self._has_room else self._window_bytes
+        self._purse = min(self._purse, most + self._lag * self._motion)
         if self._pinched is None:
             self._pinched = seconds + MOTION_SECONDS  # when motion has been measured
         elif seconds - self._pinched >= COARSER_SECONDS:
@@ -318,8 +325,8 @@ class RateControl:
 
     @property
     def purse(self) -> float:
-        """Bytes that can be spent now."""
-        return self._purse
+        """Bytes that can be spent now: not what frames that wait will take."""
+        return self._purse - self._lag * self._motion
 
     @property
     def room(self) -> float:
@@ -376,14 +383,14 @@ class RateControl:
         if not self._has_room:
             return False
         if waiting:
-            return drift >= FAR and self._purse >= self.picture_bytes
-        if self._purse >= self._full:  # more would be lost
+            return drift >= FAR and self.purse >= self.picture_bytes
+        if self.purse >= self._full:  # more would be lost
             if drift < CLOSE and self._share > CODING_SHARE:  # a picture of this chain would show nothing new
                 self._evidence += IDLE_EVIDENCE
                 return False
             return True
         urgency = float(np.clip((drift - CLOSE) / (FAR - CLOSE), 0, 1))
-        return drift >= CLOSE and self._purse >= PAID * (2 - urgency) * self.picture_bytes
+        return drift >= CLOSE and self.purse >= PAID * (2 - urgency) * self.picture_bytes
 
     @property
     def _full(self) -> float:

@@ -8,7 +8,7 @@ Knows packets, chains and the rate; no motion packets and no clock: time is an a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .chain import HASH_BYTES, ChainEncoder, start_chain
-from .face import Square, resize
+from .face import Square, crop, resize
 from .focus import soften
 from .fragments import PART_BYTES, UPDATE_MAX, split, split_update
 from .inference import Inference, MotionEstimate, ReferenceFeatures
@@ -24,7 +24,7 @@ from .motion import Array
 from .pack import Pack
 from .packet import SIGNED, Feedback, Packet, Parity, ReferencePart, StreamHeader
 from .protection import Protection, protection
-from .rate import FAR, REFERENCES_HELD, SWITCH, RateControl, distance
+from .rate import FAR, REFERENCES_HELD, RateControl, distance
 from .reference import BACKDROP, KEY, PICTURE, UPDATE, decode_reference, encode_reference
 from .signing import SIGNATURE_BYTES, sign, statement
 from .stats import EncoderStats, timed
@@ -33,18 +33,22 @@ OVERDUE = 0.2  # seconds after which an update that a receiver in trouble does n
 ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
 OFTEN_SECONDS = 0.14  # pictures that follow each other faster than this are shown as they are
 UPDATE_HEADER, UPDATE_PART = 24, 80  # bytes around an update, at most; of one part of it where it has to wait
+# A frame is rendered from the held picture whose keypoints are nearest in pixels of 256, CHANGE times what differs from
+# it as it is, in grey levels, added; from another than before where that is below SWITCH of the present one's.
+CHANGE, SWITCH = 3.0, 0.9
 GREY_PER_PIXEL = 4.0  # rms grey levels of change that count as one pixel of drift where no face can be measured
 
 
 @dataclass(frozen=True)
 class Shot:
     """A frame of the camera. picture: all of it, uint8 RGB. square: what is coded of it; tile: that, (S, S, 3).
-    estimate: the face found in the tile, or None."""
+    estimate: the face found in the tile, or None. seconds: when it was taken."""
 
     picture: Array
     tile: Array
     square: Square
     estimate: MotionEstimate | None
+    seconds: float
 
 
 @dataclass
@@ -52,11 +56,12 @@ class Held:
     """A picture that the receiver should have."""
 
     features: ReferenceFeatures
-    keypoints: Array | None  # of the camera's picture; None: no face in it
+    estimate: MotionEstimate | None  # of the camera's picture; None: no face in it
     crop: Square
     error: float  # mean squared error of coding
     since: int  # sequence number of the first frame after it was sent
-    at: float  # seconds, when it was sent
+    of: float  # seconds, when it was taken
+    at: float  # and when it was sent
     chain: ChainEncoder | None = None  # that it belongs to; None: a still
     packets: Sequence[Packet] = ()  # of an update, to send it again
     lost: bool = False  # a receiver has said so and not yet said that it came after all
@@ -116,7 +121,6 @@ class PictureSender:
         self.active = self.next_id = 0  # ids of the picture in use and of the next one
         self.wanted = False  # one that stands on its own is due
         self.began = False  # with this frame one has become the picture in use
-        self.fresh = False  # the picture in use is of this very frame
         self.again: list[Packet] = []  # to be sent once more with the next frame
         self._pack, self._networks, self._stats = pack, networks, stats
         self._updates, self._key, self._context = updates, key, context
@@ -134,12 +138,19 @@ class PictureSender:
         """The picture in use."""
         return self.held[self.active]
 
+    def best_for(self, shot: Shot, then: int, last: int, *, as_is: bool) -> int:
+        """Id of the held picture for a frame that has waited while others were sent. then: in use when it was taken;
+        last: of the frame before. as_is: see `refresh`."""
+        if shot.estimate is None or as_is or not (near := self._distances(shot)):
+            return then if then in self.held else self.active
+        return self._best(shot, near, last)
+
     def refresh(self, shot: Shot, seconds: float, sequence: int, *, as_is: bool, moved: bool) -> list[Packet]:
         """Choose the picture for the frame of this number and time; send a new one where it is due.
 
         as_is: frames are shown as pictures, so that keypoints say nothing. moved: the coded square jumped.
         """
-        self._now, self._sequence, self.began, self.fresh = seconds, sequence, False, False
+        self._now, self._sequence, self.began = seconds, sequence, False
         best, drift = self._nearest(shot, as_is=as_is)
         if self._chain is not None and self._coming is None and self.rate.wants_finer():
             self._begin_finer(shot)
@@ -168,7 +179,7 @@ class PictureSender:
 
     def refine(self, shot: Shot, seconds: float, sequence: int) -> list[Packet]:
         """Of a picture that does not age: the next part of a finer one of the same, with what motion leaves."""
-        self._now, self._sequence, self.began, self.fresh = seconds, sequence, False, False
+        self._now, self._sequence, self.began = seconds, sequence, False
         if self._chain is not None and self._coming is None and self.rate.wants_finest():
             self._begin_finer(shot)
         return self._send_parts(self._coming) if self._coming else []
@@ -188,19 +199,32 @@ class PictureSender:
 
     def _nearest(self, shot: Shot, *, as_is: bool) -> tuple[int, float]:
         """The held picture that is best for this frame, and how far away it is, pixels of 256."""
-        estimate = shot.estimate
-        if estimate is None or as_is:
+        if shot.estimate is None or as_is:
             return self.active, self._staleness(shot)
-        near = {
-            key: distance(held.keypoints, estimate.placed(shot.square, held.crop).keypoints)
+        near = self._distances(shot)
+        return self._best(shot, near, self.active), min(near.values(), default=float("inf"))
+
+    def _distances(self, shot: Shot) -> dict[int, float]:
+        """How far the face in each held picture is from this one, pixels of 256; without pictures of no face."""
+        assert shot.estimate is not None
+        return {
+            key: distance(held.estimate.keypoints, shot.estimate.placed(shot.square, held.crop).keypoints)
             for key, held in self.held.items()
-            if held.keypoints is not None and not held.lost
+            if held.estimate is not None and not held.lost
         }
-        best = min(near, key=near.__getitem__, default=self.active)
-        drift = near.get(best, float("inf"))
-        if self.active in near and drift >= SWITCH * near[self.active]:
-            best = self.active
-        return best, drift
+
+    def _best(self, shot: Shot, near: Mapping[int, float], last: int) -> int:
+        """Of the pictures of these ids and distances the one from which this frame will look best; not another than
+        ``last`` for little."""
+        costs = {key: way + CHANGE * self._change(shot, self.held[key]) for key, way in near.items()}
+        best = min(costs, key=costs.__getitem__, default=self.active)
+        return last if last in costs and costs[best] >= SWITCH * costs[last] else best
+
+    def _change(self, shot: Shot, held: Held) -> float:
+        """Root mean square of what differs from this picture, grey levels."""
+        same = held.crop == shot.square
+        tile = shot.tile if same else crop(shot.picture, held.crop, shot.tile.shape[0])
+        return float(np.sqrt(squared_error(tile[::2, ::2], held.features.picture[::2, ::2])))
 
     def _staleness(self, shot: Shot) -> float:
         """How far the picture has moved on from the one in use, as drift, where no keypoints can tell."""
@@ -265,7 +289,7 @@ class PictureSender:
         codec = KEY if self._updates else PICTURE
         packets += self._unprotected(self._parts(coded, codec, shot.square, self.next_id))
         self._hold(self._take_id(), shot, shown)
-        self.wanted, self.began, self.fresh = False, True, True
+        self.wanted, self.began = False, True
         self._stats.references += 1
         return packets
 
@@ -323,9 +347,7 @@ class PictureSender:
         self.rate.sent_update(twice * size)
         self._late = _Coming(self._take_id(), self._chain, shot, shown, size, packets)
         self._stats.updates += 1
-        sent = self._send_late(self._late)
-        self.fresh = self._late is None
-        return sent
+        return self._send_late(self._late)
 
     def _focused(self, shot: Shot) -> Array:
         """The tile, softened around the head."""
@@ -339,11 +361,10 @@ class PictureSender:
 
     def _hold(self, key: int, shot: Shot, shown: Array, packets: Sequence[Packet] = ()) -> None:
         """Remember what the receiver now has under this id, and use it."""
-        keypoints = None if shot.estimate is None else shot.estimate.keypoints
         self.held = {k: sent for k, sent in self.held.items() if (k - key) % REFERENCES_HELD}
         features, error = self._networks.reference(shown), squared_error(shot.tile, shown)
         self.held[key] = Held(
-            features, keypoints, shot.square, error, self._sequence, self._now, self._chain, packets
+            features, shot.estimate, shot.square, error, self._sequence, shot.seconds, self._now, self._chain, packets
         )  # fmt: skip
         self.active = self._newest = key
 

@@ -26,7 +26,9 @@ from .motion import View
 from .pack import Pack
 from .packet import DIMENSION_MAX, FORMAT_VERSION, SIGNED, End, Motion, Packet, ReferencePart, StreamHeader, Update
 
-FRAMES_PER_PACKET = 8  # of a file: nobody waits for it, and each frame saves up to 3 bytes
+# Of a file, for which nobody waits: frames that share a packet save up to 3 bytes each, and frames that wait for the
+# pictures after them are shown from the nearer of two.
+FRAMES_PER_PACKET, LOOKAHEAD = 8, 12
 
 Progress = Callable[[int, int], None]  # frames done, frames in all (0: not known)
 
@@ -77,6 +79,7 @@ def encode_file(
     threads: int | None = None,
     signing_key: Any = None,
     frames_per_packet: int = FRAMES_PER_PACKET,
+    lookahead: int = LOOKAHEAD,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FileStats:
@@ -92,7 +95,7 @@ def encode_file(
             target_kbps, pack=pack, device=device, crop=crop, time_base=reader.time_base,
             frame_duration=reader.frame_duration, full_frame=full_frame, gray=reader.gray and avatar is None,
             avatar=avatar, threads=threads, repeat_header=False, signing_key=signing_key,
-            frames_per_packet=frames_per_packet,
+            frames_per_packet=frames_per_packet, lookahead=lookahead,
         )  # fmt: skip
         with output_path(dst, overwrite=overwrite) as temporary:
             with open(temporary, "wb") as file:

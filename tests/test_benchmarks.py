@@ -40,7 +40,7 @@ from benchmarks import (
 )
 from benchmarks.cache import Cache
 from benchmarks.curves import Point
-from neuralcodec.video import FRAMES_PER_PACKET
+from neuralcodec.video import FRAMES_PER_PACKET, LOOKAHEAD
 
 CURVE = [Point(4, 28.0), Point(8, 31.0), Point(16, 33.5), Point(32, 35.0)]
 
@@ -211,7 +211,7 @@ def test_rates_count_headers_first_pictures_and_shared_packets() -> None:
 
 
 def test_files_are_measured_as_files_are_made() -> None:
-    assert ours.FILE_FRAMES == FRAMES_PER_PACKET
+    assert ours.FILE == {"frames_per_packet": FRAMES_PER_PACKET, "lookahead": LOOKAHEAD}
 
 
 # --- a run ---

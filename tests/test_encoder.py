@@ -14,6 +14,7 @@ from neuralcodec.packet import End, Motion, Parity, ReferencePart, StreamHeader,
 from neuralcodec.quality import psnr
 from neuralcodec.rate import PART_HEADER, RateControl
 from neuralcodec.reference import PICTURE
+from neuralcodec.sender import PictureSender
 
 Coded = tuple[nc.Encoder, list[list[object]]]
 
@@ -190,6 +191,55 @@ def test_frames_share_packets(portrait_clip: list[np.ndarray]) -> None:
     assert shared.stats.bytes_motion < alone.stats.bytes_motion
     with pytest.raises(ValueError, match="frames_per_packet is 0"):
         nc.Encoder(2, device="cpu", frames_per_packet=0)
+
+
+def test_with_lookahead_a_picture_serves_the_frames_before_it(portrait_clip: list[np.ndarray]) -> None:
+    """Motion comes four frames later, none is lost, and frames are shown from the nearer of two pictures."""
+    encoder, decoder = nc.Encoder(48, device="cpu", threads=1, lookahead=4), nc.Decoder(device="cpu", threads=1)
+    film, shown, taken_with, early = portrait_clip[:20], [], {0: 0}, 0
+    for pts, image in enumerate([*film, None]):
+        packets = encoder.flush() if image is None else encoder.encode(image, pts)
+        for packet in packets:
+            if isinstance(packet, Update):
+                taken_with[packet.reference] = pts
+            for frame in decoder.decode(bytes(packet), wanted=lambda _: False):
+                assert frame.state is Concealment.RECEIVED
+                early += taken_with[frame.reference] > frame.pts
+                shown.append(frame.pts)
+        assert image is None or len(shown) == max(0, pts - 3)
+    assert shown == list(range(len(film))) and len(taken_with) > 2 and early > 0
+    with pytest.raises(ValueError, match="lookahead is 17; expected 0 to 16 frames"):
+        nc.Encoder(lookahead=17, device="cpu")
+
+
+def test_frames_that_waited_survive_a_picture_that_takes_their_place(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture with every frame, eight held; every frame names the oldest and waits to share a packet."""
+
+    def oldest(self: PictureSender, shot: object, then: int, last: int, *, as_is: bool) -> int:
+        return next(iter(self.held))
+
+    monkeypatch.setattr(PictureSender, "best_for", oldest)
+    monkeypatch.setattr(RateControl, "affords_picture", lambda self, drift, waiting=False: True)
+    encoder = nc.Encoder(500, device="cpu", threads=1, frames_per_packet=16, lookahead=2, preset=13)
+    decoder = nc.Decoder(device="cpu", threads=1)
+    packets = [p for pts, image in enumerate(portrait_clip) for p in encoder.encode(image, pts)]
+    shown = [f for p in [*packets, *encoder.flush()] for f in decoder.decode(bytes(p), wanted=lambda _: False)]
+    assert encoder.stats.updates > 12 and [f.pts for f in shown] == list(range(len(portrait_clip)))
+    assert {f.state for f in shown} == {Concealment.RECEIVED}
+
+
+def test_a_frame_is_shown_from_the_picture_that_looks_like_it(portrait_clip: list[np.ndarray]) -> None:
+    """The same head before two walls: keypoints cannot tell the pictures apart."""
+    encoder, other = nc.Encoder(64, device="cpu", threads=1, crop="none"), portrait_clip[0].copy()
+    other[:60] = other[60:120]
+    named = []
+    for pts, image in enumerate((portrait_clip[0], other, portrait_clip[0])):
+        if pts == 1:
+            encoder.send_reference()
+        named += [p.reference for p in encoder.encode(image, pts) if isinstance(p, Motion)]
+    assert encoder.stats.references == 2 and named == [0, 1, 0]
 
 
 def test_a_lost_face_is_followed_in_pixels_and_comes_back(portrait_clip: list[np.ndarray]) -> None:

@@ -36,10 +36,10 @@ def received(frames: Sequence[Any], kbps: float, pack: str | None = None) -> tup
     numbers, pictures = [], []
     for number, frame in enumerate(frames):
         encoder.encode(frame, number)
-        sender = encoder._pictures
-        if sender.fresh:  # a finer key that came in parts is of an earlier frame
+        held = encoder._pictures.held.get(encoder._pictures.active)
+        if held and held.of == float(number * encoder.time_base):  # a key that came in parts is of an earlier frame
             numbers.append(number)
-            pictures.append(sender.current.features.picture)
+            pictures.append(held.features.picture)
     return numbers, pictures
 
 
