@@ -17,7 +17,7 @@ from benchmarks.clips import Array
 from neuralcodec.avatar import Transfer
 from neuralcodec.quality import psnr
 
-STEP = 4  # frames of the driver between two that are sent: four times the movement in the same time
+STEP = 4  # all frames are sent and shown, every fourth is looked at
 FACE = (*range(17, 27), *range(36, 48), *range(48, 68))  # brows, eyes, mouth in the 68-point numbering
 # How deep each of them lies in the mean head, in its units: fitted as pose.HEAD was.
 DEPTH = np.array([
@@ -67,9 +67,9 @@ def _one(
     clip: clips.Clip, other: clips.Clip, kind: Transfer, pack: nc.Pack, threads: int, pictures: Path | None
 ) -> dict[str, Any] | None:
     avatar = nc.Avatar(other.frames[0], "footage kept for evaluation, not shown to anybody", kind)
-    frames = clip.frames[::STEP]
     encoder = nc.Encoder(KBPS, pack=pack, device="cpu", threads=threads, avatar=avatar)
-    shown = _decoded(encoder, frames, nc.Decoder(pack=pack, device="cpu", threads=threads))
+    shown = _decoded(encoder, clip.frames, nc.Decoder(pack=pack, device="cpu", threads=threads))[::STEP]
+    frames = clip.frames[::STEP]
     pictures_shown = [frame.image for frame in shown]
     boxes = [faces._boxes(films) for films in (other.frames[:1], frames, pictures_shown)]
     if boxes[0] is None or boxes[1] is None or boxes[2] is None or len(shown) != len(frames):
