@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import NoFaceError
 from .face import Square, crop, frames_head, head_square
-from .gaze import MOUTH, POINTS
+from .gaze import POINTS
 from .inference import Inference, MotionEstimate
 from .motion import Array, MotionParams, euler_angles, rotation_matrix
 
@@ -24,7 +24,7 @@ EDGE = 0.95  # coded-picture units: its face stays as far inside the picture, or
 # Of the 30 keypoints that gaze.py tells of. Lips arrive at about 0.8 of how far they were driven, by the landmarks of
 # dlib, wide open mouths in full: so the first are driven further. Sizes of the movement of all ten, head units: half of
 # the frames of 32 training clips are under 0.084, 2 % over 0.3.
-LIPS, WIDE = 0.25, (0.15, 0.3)
+MOUTH, LIPS, WIDE = slice(16, 26), 0.25, (0.15, 0.3)
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,7 +38,6 @@ from .quantizer import Quantizer
 from .rate import RateControl, distance
 from .sender import OFTEN_SECONDS, OVERDUE, Held, PictureSender, Shot, squared_error
 from .signing import private_key
-from .smoothing import middle_of_five
 from .stats import EncoderStats, timed
 
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
@@ -82,8 +81,7 @@ class Encoder:
         is not accepted in this one.
     frames_per_packet: motion frames that share a packet, 1 to 16. Each saves up to 3 bytes and waits for the last one.
     lookahead: frames that motion waits, 0 to 16, so that a frame is shown from the best of the pictures before and
-        after it, the first picture is chosen among as many, and from 2 on motion trembles less. Not with an avatar,
-        whose pictures do not age.
+        after it, and the first picture is chosen among as many. Not with an avatar, whose pictures do not age.
     packet_overhead: bytes that the transport puts around each datagram (IPv4 and UDP: 28, with RTP 40), counted in
         target_kbps; the packets that one call of encode gives are taken to share datagrams, as `packet.bundled` does.
     updates: code references after the first as updates of it; False: each on its own, several times as large, for
@@ -140,7 +138,6 @@ class Encoder:
         self._packet_overhead = packet_overhead
         headers = packet_overhead * packets_per_second / 125
         self._lookahead = 0 if avatar is not None else lookahead
-        self._past: deque[_Taken] = deque(maxlen=2)  # the frames before the one whose motion is coded next
         lag = (self._lookahead + (frames_per_packet - 1) / 2) * frame_seconds
         self._rate = RateControl(target_kbps, headers, preset, ageless=avatar is not None, lag=lag)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
@@ -339,7 +336,6 @@ class Encoder:
         key = self._pictures.active
         if self._lookahead:
             key = self._pictures.best_for(frame.shot, frame.reference, self._named, as_is=self._as_is)
-            frame = self._calmed(frame)
         held, estimate = self._pictures.held[key], frame.estimate
         fresh = held.of == frame.shot.seconds  # that picture is of this very frame
         as_is = self._as_is or estimate is None or (fresh and frame.often and not self._wants_intra)
@@ -353,15 +349,6 @@ class Encoder:
         if estimate is not None and self._avatar is None:
             self._check(frame, estimate, scene, held)
         return packets
-
-    def _calmed(self, frame: _Taken) -> _Taken:
-        """The frame without the tremble of its motion, where two before it and two after it tell what is tremble."""
-        row = [*self._past, frame, *list(self._taken)[:2]]
-        self._past.append(frame)
-        motions = [f.estimate.motion for f in row if f.estimate is not None and f.shot.square == frame.shot.square]
-        if frame.estimate is None or len(motions) < 5:
-            return frame
-        return replace(frame, estimate=replace(frame.estimate, motion=middle_of_five(motions)))
 
     def _scene(self, shot: Shot, estimate: MotionEstimate, key: int) -> Array:
         """How what is not the head moved since the picture of this id, in the square that this was cut from."""

@@ -2,8 +2,8 @@
 look into the lens. Pure; knows no network.
 
 Of the 30 keypoints of a `portrait` pack, 0-3 and 4-7 are the right and the left eye (outer and inner corner, upper and
-lower lid), 8 and 9 their irises and 16-25 the mouth. An eye is a ball that the iris sits on, so a turn of it moves the
-iris by ``BALL * sin(angle)`` eye widths.
+lower lid) and 8 and 9 their irises. An eye is a ball that the iris sits on, so a turn of it moves the iris by
+``BALL * sin(angle)`` eye widths.
 
 Measured on the labels of 208 clips of 129 people, in eye widths and in the head's own frame: the iris rests 0.00
 beside and 0.049 above the middle between the corners; clips differ by 0.029 and 0.026, 5 and 4 degrees, and no picture
@@ -21,7 +21,6 @@ from .motion import Array, MotionParams
 
 POINTS = 30  # keypoints of the packs whose layout is known
 EYES = ((0, 1, 2, 3, 8), (4, 5, 6, 7, 9))  # outer corner, inner corner, upper lid, lower lid, iris
-MOUTH = range(16, 26)
 BALL = 0.36  # eye widths: the pupil is about 10 mm before the centre of rotation, the corners are about 28 mm apart
 REST_Y = -0.049  # eye widths: see above
 TURN_MAX = (25.0, 15.0)  # degrees in the head, sideways and up or down: beyond it people turn their heads instead

@@ -1,28 +1,20 @@
-"""Takes the tremble out of pose and expression, and the flicker out of pictures.
+"""Takes the tremble out of pose and expression, and the flicker out of pictures, without waiting for a later frame.
 
-Where later frames are known, motion is that of a parabola through five (Savitzky and Golay, Analytical Chemistry 1964).
-Where nothing waits, it goes through the one-euro filter of Casiez, Roussel and Vogel (CHI 2012): a first-order low pass
-whose cutoff rises with speed, so that a still head is calmed and a fast one is hardly delayed. Speed is one number for
-the rotation, the translation, the size and each keypoint, measured in what it does to the picture, so that a talking
-mouth does not wake up the brows. Pictures go through a first-order low pass that opens where they move. Pure; time is
-an argument.
+Motion goes through the one-euro filter of Casiez, Roussel and Vogel (CHI 2012): a first-order low pass whose cutoff
+rises with speed, so that a still head is calmed and a fast one is hardly delayed. Speed is one number for the rotation,
+the translation, the size and each keypoint, measured in what it does to the picture, so that a talking mouth does not
+wake up the brows. Pictures go through a first-order low pass that opens where they move. Pure; time is an argument.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
-from .gaze import EYES, MOUTH, POINTS
 from .motion import POSE_SIZE, Array, MotionParams
-
-# 14 training clips as files at 4 kbit/s: landmarks of still heads tremble 5 % less and are 0.02 px nearer, for 1 % less
-# rate and 0.01 dB. Lids and lips move faster than the rest and stay as found: a blink would lose a sixth of its depth.
-MIDDLE_OF_FIVE = np.array([-3, 12, 17, 12, -3], np.float32) / 35
 
 STILL_HZ = 1.5  # cutoff of what does not move
 HZ_PER_SPEED = 0.12  # cutoff gained for each pixel (of 256) a second
@@ -36,20 +28,6 @@ BLOCK = 16  # pixels, side of the squares in which two pictures are compared
 # landmarks a third nearer to the original's, change from frame to frame 4 % nearer; landmarks 0.01 px further off.
 CALM, MOVED = 2.0, 6.0  # 8-bit steps apart, mean over a block: all of LEFT_OUT below the first, nothing from the second
 LEFT_OUT = 0.5  # of a change
-
-
-def middle_of_five(motions: Sequence[MotionParams]) -> MotionParams:
-    """The third of five motions in a row, equally long apart, without the tremble of a network that sees each alone."""
-    third = motions[2]
-    flat = np.array([motion.flat_head() for motion in motions])
-    steps = flat - flat[2]
-    steps[:, [0, 2]] = (steps[:, [0, 2]] + 180.0) % 360.0 - 180.0  # yaw and roll wrap
-    calm = MotionParams.from_flat(flat[2] + MIDDLE_OF_FIVE @ steps)
-    delta = calm.delta.copy()
-    if len(delta) == POINTS:
-        fast = [*(lid for _, _, upper, lower, _ in EYES for lid in (upper, lower)), *MOUTH]
-        delta[fast] = third.delta[fast]
-    return replace(calm, delta=delta, scene=third.scene)
 
 
 class MotionSmoother:

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from neuralcodec.gaze import EYES, MOUTH, POINTS
 from neuralcodec.motion import Array, MotionParams
-from neuralcodec.smoothing import BLOCK, MotionSmoother, PictureSmoother, middle_of_five
+from neuralcodec.smoothing import BLOCK, MotionSmoother, PictureSmoother
 
 RATE = 25
 
@@ -131,17 +130,3 @@ def test_a_picture_of_another_size_starts_anew() -> None:
     smoother = PictureSmoother()
     smoother.smooth(np.full((64, 64, 3), 10, np.uint8))
     assert np.array_equal(smoother.smooth(np.full((32, 32, 3), 11, np.uint8)), np.full((32, 32, 3), 11, np.uint8))
-
-
-def test_with_two_frames_after_it_motion_trembles_less_and_moves_as_it_did() -> None:
-    noise = np.random.default_rng(2).normal(size=(200, 7 + 3 * POINTS)) * 0.01
-    fast = [*(lid for eye in EYES for lid in eye[2:4]), *MOUTH]
-    calm = 7 + 3 * np.setdiff1d(np.arange(POINTS), fast)
-    rows = [[MotionParams.from_flat(v) for v in noise[i : i + 5]] for i in range(196)]
-    out = np.array([middle_of_five(row).flat_head() for row in rows])
-    assert out[:, calm].std() < 0.75 * noise[:, calm].std() and out[:, 3].std() < 0.75 * noise[:, 3].std()
-    assert np.allclose(middle_of_five(rows[0]).delta[fast], rows[0][2].delta[fast])
-    parabola = np.array([np.full(7 + 3 * POINTS, 0.02 * t * t - 0.1 * t) for t in range(-2, 3)])
-    parabola[:, 0] = [176, 178, 180, -178, -176]  # yaw that wraps
-    kept = middle_of_five([MotionParams.from_flat(v) for v in parabola]).flat_head()
-    assert np.allclose(kept[1:], 0, atol=1e-5) and abs(abs(kept[0]) - 180) < 1e-3
