@@ -161,7 +161,7 @@ class RateControl:
         self._evidence = 0.0  # that this chain is too coarse
         self._plenty = 0.0  # and that it is too fine
         self._seconds: float | None = None
-        self._picture_at = 0.0
+        self._picture_at = float("-inf")  # seconds, of the last picture
 
     @property
     def target_kbps(self) -> float:
