@@ -161,13 +161,16 @@ class Ours:
     def name(self) -> str:
         return f"{self.kbps:g} kbit/s"
 
+    @property
+    def way(self) -> dict[str, int]:
+        return {"frames_per_packet": self.frames_per_packet, "lookahead": self.lookahead}
+
     def what(self) -> dict[str, Any]:
         return {
             **_clip_key(self.footage),
             "codec": self.codec,
             "target_kbps": self.kbps,
-            "frames_per_packet": self.frames_per_packet,
-            "lookahead": self.lookahead,
+            **self.way,
             "device": self.device,
             "pack": _pack_id(self.pack),
             "source": source_version(),
@@ -179,7 +182,7 @@ class Ours:
         cpu = cpu_seconds()
         sent = ours.send(
             clip, kbps=self.kbps, pack=self.pack, device=self.device, threads=1,
-            frames_per_packet=self.frames_per_packet, lookahead=self.lookahead,
+            **self.way,
         )  # fmt: skip
         cpu = cpu_seconds() - cpu
         per_frame: list[list[int]] = [[] for _ in clip.frames]
@@ -191,7 +194,7 @@ class Ours:
             "references": sent.bytes_by_kind.get("ReferencePart", 0),
             "sent": per_frame,
             "setting": {
-                "target_kbps": self.kbps, "frames_per_packet": self.frames_per_packet, "lookahead": self.lookahead,
+                "target_kbps": self.kbps, **self.way,
                 "bytes_by_kind": sent.bytes_by_kind, "references": sent.references,
             },  # fmt: skip
             "library": f"{sent.library}, pack {_pack_id(self.pack)}, {sent.provider}",

@@ -58,9 +58,7 @@ def plan(options: argparse.Namespace, groups: Sequence[str]) -> list[running.Job
     jobs: list[running.Job] = []
     if options.only != "baselines":
         for index, pack in enumerate(options.pack or [None]):
-            ways: dict[str, dict[str, int]] = {OURS: {}, FILES: ours.FILE}
-            if index:
-                ways = {f"{OURS}:{Path(pack).name}": {}}
+            ways = {OURS: {}, FILES: ours.FILE} if index == 0 else {f"{OURS}:{Path(pack).name}": {}}
             for name, way in ways.items():
                 jobs += [
                     (Ours(clip, kbps, pack, options.device, name, **way), tuple(groups))

@@ -224,7 +224,7 @@ class Encoder:
         often = self._rate.since_picture < max(OFTEN_SECONDS, OFTEN_FRAMES * elapsed)
         shot = Shot(picture, tile, square, found, seconds)
         if self.stats.references or not self._lookahead:
-            packets += self._refresh(shot, seconds)
+            packets += self._refresh(shot)
         active = self._pictures.active
         self._taken.extend(_Taken(shot, estimate, late, active, often=False) for late in self._waiting)
         self._taken.append(_Taken(shot, estimate, pts, active, often))
@@ -316,15 +316,15 @@ class Encoder:
         square = shots[-1].square
         faces = [(shot, shot.estimate.placed(shot.square, square).keypoints) for shot in shots if shot.estimate]
         ways = [sum(distance(face, other) for _, other in faces) for _, face in faces]
-        return self._refresh(faces[int(np.argmin(ways))][0] if faces else shots[-1], self._now)
+        return self._refresh(faces[int(np.argmin(ways))][0] if faces else shots[-1])
 
-    def _refresh(self, shot: Shot, seconds: float) -> list[Packet]:
+    def _refresh(self, shot: Shot) -> list[Packet]:
         """Choose the reference for this frame; send a new one where it is due."""
         if self._avatar is not None and self._pictures.keeps:
-            packets = self._pictures.refine(shot, seconds, self._sequence)
+            packets = self._pictures.refine(shot, self._now, self._sequence)
         else:
             packets = self._pictures.refresh(
-                shot, seconds, self._sequence, as_is=self._as_is, moved=self._follower.moved
+                shot, self._now, self._sequence, as_is=self._as_is, moved=self._follower.moved
             )
         self._wants_intra |= self._pictures.began
         if packets and self._named not in self._pictures.held:  # by frames that wait for others to share a packet
