@@ -74,7 +74,7 @@ def _one(
     boxes = [faces._boxes(films) for films in (other.frames[:1], frames, pictures_shown)]
     if boxes[0] is None or boxes[1] is None or boxes[2] is None or len(shown) != len(frames):
         return None
-    before, after = faces._look(frames, boxes[1]), faces._look(pictures_shown, boxes[2])
+    before, after = faces.look_twice(frames, boxes[1]), faces.look_twice(pictures_shown, boxes[2])
     if pictures is not None:
         chosen = np.linspace(0, len(frames) - 1, 6).astype(int)
         rows = [[other.frames[0], *(frames[i] for i in chosen)], [other.frames[0], *(shown[i].image for i in chosen)]]

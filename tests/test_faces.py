@@ -100,6 +100,20 @@ def test_a_moved_picture_is_that_distance_away() -> None:
 
 
 @needs_networks
+def test_two_looks_see_a_mirrored_face_as_the_same() -> None:
+    skimage = pytest.importorskip("skimage")
+    dlib = pytest.importorskip("dlib")
+    photograph = skimage.data.astronaut()[:256, 96:352]
+    mirrored = np.ascontiguousarray(photograph[:, ::-1])
+    box = faces._detect(photograph)
+    other = dlib.rectangle(255 - box.right(), box.top(), 255 - box.left(), box.bottom())
+    one, two = faces.look_twice([photograph], [box]), faces.look_twice([mirrored], [other])
+    back = two.landmarks[:, faces.MIRRORED] * [-1, 1] + [255, 0]
+    assert np.abs(back - one.landmarks).max() < 1e-9
+    assert np.abs(faces._look([photograph], [box]).landmarks - one.landmarks).max() > 0.1  # one look is not so
+
+
+@needs_networks
 def test_a_clip_without_a_face_has_no_figures() -> None:
     clip = clips.from_frames("grey", [np.full((64, 64, 3), 128, np.uint8)] * 2)
     assert faces.landmark_figures(clip, clip.frames) == faces.identity_figures(clip, clip.frames) == {}
