@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,10 @@ class Shot:
     estimate: MotionEstimate | None
     seconds: float
 
+    @cached_property
+    def half(self) -> Array:
+        return _half(self.tile)
+
 
 @dataclass
 class Held:
@@ -65,6 +70,10 @@ class Held:
     chain: ChainEncoder | None = None  # that it belongs to; None: a still
     packets: Sequence[Packet] = ()  # of an update, to send it again
     lost: bool = False  # a receiver has said so and not yet said that it came after all
+
+    @cached_property
+    def half(self) -> Array:
+        return _half(self.features.picture)
 
 
 @dataclass
@@ -223,8 +232,8 @@ class PictureSender:
     def _change(self, shot: Shot, held: Held) -> float:
         """Root mean square of what differs from this picture, grey levels."""
         same = held.crop == shot.square
-        tile = shot.tile if same else crop(shot.picture, held.crop, shot.tile.shape[0])
-        return float(np.sqrt(squared_error(tile[::2, ::2], held.features.picture[::2, ::2])))
+        half = shot.half if same else _half(crop(shot.picture, held.crop, shot.tile.shape[0]))
+        return float(np.sqrt(squared_error(half, held.half)))
 
     def _staleness(self, shot: Shot) -> float:
         """How far the picture has moved on from the one in use, as drift, where no keypoints can tell."""
@@ -394,6 +403,11 @@ class PictureSender:
 
     def _timed(self) -> AbstractContextManager[None]:
         return timed(self._stats.stage_seconds, "reference")
+
+
+def _half(picture: Array) -> Array:
+    """Every second pixel of every second row, side by side in memory: compared in a tenth of the time."""
+    return np.ascontiguousarray(picture[::2, ::2])
 
 
 def squared_error(a: Array, b: Array) -> float:
