@@ -34,7 +34,8 @@ def transfer(
     footage: Sequence[clips.Clip], pack: nc.Pack, threads: int, pictures: Path | None, bar: Any
 ) -> dict[str, Any]:
     """Each clip drives the first picture of the next; pooled over clips, for both ways of transfer. And its own first
-    picture, for scale: nobody else's face is in the way there, and what is missing to 1 is the codec's and dlib's."""
+    picture, for scale: nobody else's face is in the way there, and what is missing to 1 is the codec's and dlib's.
+    dlib looks at every picture and at its mirror image: by single looks the three come out 0.01 to 0.02 lower."""
     result: dict[str, Any] = {}
     kinds: dict[str, tuple[Transfer, int]] = {
         "relative": ("relative", 1),
