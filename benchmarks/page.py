@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks import comparison, report, resources
 from benchmarks.clips import FPS
 from benchmarks.comparison import METRICS
+from benchmarks.ours import FILE
 
 Result = Mapping[str, Any]
 
@@ -35,7 +36,7 @@ def sentence(result: Result) -> str:
 def files(result: Result) -> str:
     """The same for ours as a file; empty when that was not measured."""
     parts = _ratios(result["headline_files"])
-    start = "As a file, whose packets wait for 8 frames and hold them all"
+    start = f"As a file, whose packets hold {FILE['frames_per_packet']} frames and wait for {FILE['lookahead']} more"
     return f"{start}: {'; '.join(parts)}." if parts else ""
 
 
