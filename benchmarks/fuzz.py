@@ -114,7 +114,7 @@ def stream(pack: Pack, seed: int) -> tuple[list[Packet], Pictures]:
     coded = [encode_reference(np.roll(picture, 31 * i, 1), max_bytes=2500) for i in range(3)]
     packets: list[Packet] = [header]
     packets += split(coded[0], reference=0, codec=BACKDROP, crop=(80, 0, 480))
-    chain, key, _ = start_chain(picture, max_bytes=900, preset=8)
+    chain, key, _ = start_chain(picture, max_bytes=900, preset=8, coarser=44)
     update = chain.code(np.roll(picture, 2, 1))[0]
     packets += split(key, reference=4, codec=KEY, crop=(80, 0, 480))
     packets.append(Update(5, 0, 1, chain.digest[:HASH_BYTES], update))

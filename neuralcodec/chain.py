@@ -42,15 +42,12 @@ PROBE_PRESET = 8  # finds the quality for a byte budget; keys of slower presets 
 PROBE_RATIO = 0.88
 # Left alone SVT-AV1 spends in layers: of four updates the first and third came out 1.8 dB coarser than the fourth and
 # 3.5 coarser than the key, and shown as references they were dark blocks on faces. So every update has one quantizer
-# index, UPDATES_COARSER (of AV1's 255) above that of the key, whose quality all of them build on. 28 training clips of
-# six seconds at 4 kbit/s, with rate.PAID: 26.39 dB, MS-SSIM 0.901, landmarks 1.52 px off, for 26.30, 0.899 and 1.56
-# before; 36 gives fewer, finer updates (26.32 dB, 1.49 px), 52 more and coarser ones (26.40 dB, 1.55 px).
+# index, ``coarser`` (of AV1's 255) above that of the key, whose quality all of them build on (rate.COARSER).
 # hierarchical-levels now only says which pictures an update is predicted from; 2 is from before, 0 is refused, and
 # others were not compared.
-UPDATES_COARSER = 44
 _PARAMETERS = (
     "pred-struct=1:keyint=-1:scd=0:tune=1:lp=1:hierarchical-levels=2:use-fixed-qindex-offsets=1"
-    f":key-frame-qindex-offset=-{UPDATES_COARSER}:qindex-offsets=[0,0,0,0,0,0]"
+    ":qindex-offsets=[0,0,0,0,0,0]"
 )
 _OBU_SEQUENCE, _OBU_FRAME = 1, 6
 _TEMPORAL_DELIMITER = b"\x12\x00"
@@ -112,12 +109,12 @@ class ChainDecoder:
 
 
 class ChainEncoder:
-    """The sending end: one picture in, its bytes and what the receiver sees out."""
+    """The sending end: one picture in, its bytes and what the receiver sees out. coarser: see `start_chain`."""
 
-    def __init__(self, size: int, crf: int, preset: int) -> None:
+    def __init__(self, size: int, crf: int, preset: int, coarser: int) -> None:
         self.size, self.crf = size, crf
         self._receiver = ChainDecoder(size)
-        self._context = _svt(size, crf, preset)
+        self._context = _svt(size, crf, preset, coarser)
         self._pictures = 0
 
     @property
@@ -135,19 +132,21 @@ class ChainEncoder:
         return coded, self._receiver.update(coded, chain_digest(self.digest, coded)[:HASH_BYTES])
 
 
-def start_chain(image: Array, *, max_bytes: int, preset: int) -> tuple[ChainEncoder, bytes, Array]:
+def start_chain(
+    image: Array, *, max_bytes: int, preset: int, coarser: int
+) -> tuple[ChainEncoder, bytes, Array]:
     """A chain whose key takes ``max_bytes`` or a little less; with it the key's bytes and what the receiver sees.
 
-    The key's budget sets the quality of the whole chain: updates of a talking head take about a tenth of its bytes.
+    The key's budget sets the quality of the whole chain, ``coarser`` how much less updates have: quantizer indices.
     """
     planes, size = planes_from_rgb(image), image.shape[0]
     low, high = CRF_BEST, CRF_WORST
     while low < high:  # the finest quality expected to fit
         middle = (low + high) // 2
-        length = len(_coded(_svt(size, middle, PROBE_PRESET), planes, 0)[1])
+        length = len(_coded(_svt(size, middle, PROBE_PRESET, coarser), planes, 0)[1])
         low, high = (low, middle) if length * PROBE_RATIO <= max_bytes else (middle + 1, high)
     while True:  # slower presets mostly save PROBE_RATIO, but not on every picture
-        chain = ChainEncoder(size, low, preset)
+        chain = ChainEncoder(size, low, preset, coarser)
         coded, shown = chain.code(image)
         if len(coded) <= max_bytes or low == CRF_WORST:
             return chain, coded, shown
@@ -162,13 +161,14 @@ def chain_digest(before: bytes, coded: bytes) -> bytes:
 # --- AV1 through PyAV ------------------------------------------------------------------------------------------------
 
 
-def _svt(size: int, crf: int, preset: int) -> av.VideoCodecContext:
+def _svt(size: int, crf: int, preset: int, coarser: int) -> av.VideoCodecContext:
     os.environ.setdefault("SVT_LOG", "-1")  # nothing else keeps the library's banner off stderr
     context = open_codec(ENCODER, "w")
     context.width = context.height = size
     context.pix_fmt = "yuv420p"
     context.time_base, context.framerate = Fraction(1, 25), Fraction(25)  # required by the library, not coded
-    context.options = {"preset": str(preset), "svtav1-params": f"{_PARAMETERS}:crf={crf}"}
+    parameters = f"{_PARAMETERS}:key-frame-qindex-offset=-{coarser}:crf={crf}"
+    context.options = {"preset": str(preset), "svtav1-params": parameters}
     with scheduling_kept():
         context.open()
     return context

@@ -290,7 +290,7 @@ class PictureSender:
         self._coming = self._late = None
         with self._timed():
             if self._updates:
-                self._chain, coded, shown = start_chain(self._focused(shot), max_bytes=budget, preset=self.rate.preset)
+                self._chain, coded, shown = self._started(shot, budget)
                 self.rate.sent_key(len(coded), SIGNATURE_BYTES if self._key else 0)
             else:
                 coded = encode_reference(self._focused(shot), max_bytes=budget)
@@ -306,7 +306,7 @@ class PictureSender:
         """Code the key of a finer chain. Its parts go out as the rate allows, and nothing refers to it until then."""
         budget = self.rate.key_bytes - (SIGNATURE_BYTES if self._key else 0)
         with self._timed():
-            chain, coded, shown = start_chain(self._focused(shot), max_bytes=budget, preset=self.rate.preset)
+            chain, coded, shown = self._started(shot, budget)
         key = self._take_id()
         parts = self._parts(coded, KEY, shot.square, key, self.rate.part_bytes)
         self._coming = _Coming(key, chain, shot, shown, len(coded), parts)
@@ -357,6 +357,11 @@ class PictureSender:
         self._late = _Coming(self._take_id(), self._chain, shot, shown, size, packets)
         self._stats.updates += 1
         return self._send_late(self._late)
+
+    def _started(self, shot: Shot, max_bytes: int) -> tuple[ChainEncoder, bytes, Array]:
+        """A chain as fine as the rate allows, its key's bytes and what the receiver sees."""
+        rate = self.rate
+        return start_chain(self._focused(shot), max_bytes=max_bytes, preset=rate.preset, coarser=rate.coarser)
 
     def _focused(self, shot: Shot) -> Array:
         """The tile, softened around the head."""

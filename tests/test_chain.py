@@ -33,7 +33,7 @@ def named(picture: tuple[bytes, bytes, np.ndarray]) -> tuple[bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def coded() -> Coded:
-    sender, key, shown = start_chain(scene(0), max_bytes=900, preset=8)
+    sender, key, shown = start_chain(scene(0), max_bytes=900, preset=8, coarser=44)
     pictures = [(key, sender.digest, shown)]
     for step in range(1, 6):
         update, shown = sender.code(scene(step))
@@ -58,7 +58,7 @@ def test_an_update_is_a_fraction_of_its_key_and_as_good(coded: Coded) -> None:
 def test_no_update_is_much_coarser_than_the_one_before() -> None:
     """As SVT-AV1's layers would have it: 1.3 dB here."""
     pictures = list(islice(moving_portrait(), 0, 60, 6))
-    sender, _, _ = start_chain(pictures[0], max_bytes=900, preset=8)
+    sender, _, _ = start_chain(pictures[0], max_bytes=900, preset=8, coarser=44)
     quality = [psnr(picture, sender.code(picture)[1]) for picture in pictures[1:]]
     assert max(a - b for a, b in pairwise(quality)) < 0.7
 
@@ -90,7 +90,7 @@ def test_a_key_begins_anew(coded: Coded) -> None:
 
 @pytest.mark.parametrize("size", [64, 112, 256])
 def test_the_sequence_header_rebuilt_is_the_encoders_own_but_for_the_level(size: int) -> None:
-    sender = ChainEncoder(size, 60, 8)
+    sender = ChainEncoder(size, 60, 8, coarser=44)
     sequence, _ = chain._coded(sender._context, chain.planes_from_rgb(scene(0, size)), 0)
     flags = chain._flags(sequence, size)
     assert 0 <= flags < 1 << 13
@@ -143,7 +143,7 @@ def test_reserved_flags_are_refused(coded: Coded) -> None:
 
 
 def test_nothing_is_said_on_the_terminal_and_no_thread_becomes_real_time(capfd: pytest.CaptureFixture[str]) -> None:
-    sender, _, _ = start_chain(scene(0), max_bytes=700, preset=8)
+    sender, _, _ = start_chain(scene(0), max_bytes=700, preset=8, coarser=44)
     sender.code(scene(1))
     assert capfd.readouterr() == ("", "")
     if hasattr(os, "sched_getscheduler"):

@@ -33,7 +33,7 @@ def networks(pack: Pack) -> Inference:
 @pytest.fixture(scope="module")
 def coded(portrait_clip: list[np.ndarray]) -> list[tuple[bytes, bytes, np.ndarray]]:
     """A key and nine updates: bytes, digest, picture."""
-    chain, key, shown = start_chain(portrait_clip[0], max_bytes=1200, preset=8)
+    chain, key, shown = start_chain(portrait_clip[0], max_bytes=1200, preset=8, coarser=44)
     found = [(key, chain.digest, shown)]
     for image in portrait_clip[1:10]:
         update, shown = chain.code(image)
@@ -135,7 +135,7 @@ def test_a_new_key_starts_over(
     receiver, sent = Receiver(pack, networks), packets(coded, pack)
     for parts in [sent[0], *sent[2:5]]:  # an update that never comes
         receiver.take(parts)
-    chain, key, _ = start_chain(portrait_clip[12], max_bytes=900, preset=8)
+    chain, key, _ = start_chain(portrait_clip[12], max_bytes=900, preset=8, coarser=44)
     receiver.take([*split(key, reference=5, codec=KEY, crop=PLACE)])
     update, shown = chain.code(portrait_clip[13])
     receiver.take([*split_update(update, reference=6, hash=chain.digest[:4], crop=(8, 8, 200))])
