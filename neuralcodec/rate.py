@@ -88,10 +88,10 @@ PINCH_MAX = 3  # steps that it gets coarser, besides, while a window is full
 HEADER_SECONDS = 1.0  # over which the headers of a transport are measured
 PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
 # By how many quantizer indices (of AV1's 255) updates are coarser than their key, from this rate on. 28 training clips
-# of six seconds at 4 kbit/s, as calls: 44 gives 26.39 dB, MS-SSIM 0.901 and landmarks 1.52 px off, 36 fewer and finer
-# updates (26.32 dB, 1.49 px), 52 more and coarser ones (26.40 dB, 1.55 px). 14 of them at 2 kbit/s, as files: 16 gives
-# 24.96 dB, 0.870, 1.72 px and a VMAF of 19.7, 30 gives 24.71 dB, 0.862, 1.91 px and 17.5, 44 24.46 dB, 0.853, 2.03 px
-# and 15.7. Less than 16, and rates between, were not tried.
+# of six seconds at 4 kbit/s, motion not waiting: 44 gives 26.39 dB, MS-SSIM 0.901 and landmarks 1.52 px off, 36 fewer
+# and finer updates (26.32 dB, 1.49 px), 52 more and coarser ones (26.40 dB, 1.55 px). 14 of them at 2 kbit/s, as files:
+# 16 gives 24.96 dB, 0.870, 1.72 px and a VMAF of 19.7, 30 gives 24.71 dB, 0.862, 1.91 px and 17.5, 44 gives 24.46 dB,
+# 0.853, 2.03 px and 15.7. Less than 16, and rates between, were not tried.
 COARSER = ((2.5, 44), (0.0, 16))
 
 # Width in pixels of the boxes that blur what is not the head (focus.py), from keys of so many bytes on. Eight training
