@@ -42,7 +42,7 @@ PROBE_PRESET = 8  # finds the quality for a byte budget; keys of slower presets 
 PROBE_RATIO = 0.88
 # Left alone SVT-AV1 spends in layers: of four updates the first and third came out 1.8 dB coarser than the fourth and
 # 3.5 coarser than the key, and shown as references they were dark blocks on faces. So every update has one quantizer
-# index, ``coarser`` (of AV1's 255) above that of the key, whose quality all of them build on (rate.COARSER).
+# index, ``coarser`` (of AV1's 255) above that of the key, whose quality all of them build on (rate.UPDATES_COARSER).
 # hierarchical-levels now only says which pictures an update is predicted from; 2 is from before, 0 is refused, and
 # others were not compared.
 _PARAMETERS = (
@@ -132,9 +132,7 @@ class ChainEncoder:
         return coded, self._receiver.update(coded, chain_digest(self.digest, coded)[:HASH_BYTES])
 
 
-def start_chain(
-    image: Array, *, max_bytes: int, preset: int, coarser: int
-) -> tuple[ChainEncoder, bytes, Array]:
+def start_chain(image: Array, *, max_bytes: int, preset: int, coarser: int) -> tuple[ChainEncoder, bytes, Array]:
     """A chain whose key takes ``max_bytes`` or a little less; with it the key's bytes and what the receiver sees.
 
     The key's budget sets the quality of the whole chain, ``coarser`` how much less updates have: quantizer indices.

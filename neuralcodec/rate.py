@@ -92,7 +92,7 @@ PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many 
 # and finer updates (26.32 dB, 1.49 px), 52 more and coarser ones (26.40 dB, 1.55 px). 14 of them at 2 kbit/s, as files:
 # 16 gives 24.96 dB, 0.870, 1.72 px and a VMAF of 19.7, 30 gives 24.71 dB, 0.862, 1.91 px and 17.5, 44 gives 24.46 dB,
 # 0.853, 2.03 px and 15.7. Less than 16, and rates between, were not tried.
-COARSER = ((2.5, 44), (0.0, 16))
+UPDATES_COARSER = ((2.5, 44), (0.0, 16))
 
 # Width in pixels of the boxes that blur what is not the head (focus.py), from keys of so many bytes on. Eight training
 # clips at 4 kbit/s: width 1 gives 24.8 dB and 25.2 in the face, 3 gives 24.7 and 25.5, 5 gives 24.2 and 25.6.
@@ -107,10 +107,6 @@ def motion_quality(target_kbps: float) -> MotionQuality:
 
 def picture_preset(target_kbps: float) -> int:
     return _from_floor(PRESETS, target_kbps)
-
-
-def updates_coarser(target_kbps: float) -> int:
-    return _from_floor(COARSER, target_kbps)
 
 
 def window_excess(target_kbps: float) -> float:
@@ -197,9 +193,9 @@ class RateControl:
         return picture_preset(self.bytes_per_second / 125) if self._preset is None else self._preset
 
     @property
-    def coarser(self) -> int:
-        """Of updates than their key, in the next chain."""
-        return updates_coarser(self.bytes_per_second / 125)
+    def updates_coarser(self) -> int:
+        """Quantizer indices, of the next chain."""
+        return _from_floor(UPDATES_COARSER, self.bytes_per_second / 125)
 
     def advance(self, seconds: float) -> None:
         """Time has come to ``seconds``."""

@@ -361,7 +361,7 @@ class PictureSender:
     def _started(self, shot: Shot, max_bytes: int) -> tuple[ChainEncoder, bytes, Array]:
         """A chain as fine as the rate allows, its key's bytes and what the receiver sees."""
         rate = self.rate
-        return start_chain(self._focused(shot), max_bytes=max_bytes, preset=rate.preset, coarser=rate.coarser)
+        return start_chain(self._focused(shot), max_bytes=max_bytes, preset=rate.preset, coarser=rate.updates_coarser)
 
     def _focused(self, shot: Shot) -> Array:
         """The tile, softened around the head."""

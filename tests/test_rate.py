@@ -260,7 +260,8 @@ def test_picture_sizes_stay_in_bounds_and_rise_with_the_rate() -> None:
     for sizes in ([r.first_bytes for r in rates], [r.still_bytes for r in rates]):
         assert sizes == sorted(sizes) and REFERENCE_BYTES[0] <= sizes[0] and sizes[-1] <= REFERENCE_BYTES[1]
     assert [r.preset for r in rates] == sorted(r.preset for r in rates)
-    assert [r.coarser for r in rates] == sorted(r.coarser for r in rates) and rates[0].coarser < rates[1].coarser
+    offsets = [r.updates_coarser for r in rates]
+    assert offsets == sorted(offsets) and offsets[0] < offsets[1]
 
 
 def test_headers_take_of_the_rate_what_they_really_take() -> None:

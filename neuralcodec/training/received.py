@@ -47,7 +47,7 @@ def photographed(picture: Any, kbps: float, networks: Inference) -> Any:
     """The first picture that a receiver of this photograph would have, uint8 (S, S, 3)."""
     rate = RateControl(kbps)
     soft = soften(picture, networks.estimate(picture).box.tolist(), rate.softness)
-    _, _, shown = start_chain(soft, max_bytes=rate.key_bytes, preset=rate.preset, coarser=rate.coarser)
+    _, _, shown = start_chain(soft, max_bytes=rate.key_bytes, preset=rate.preset, coarser=rate.updates_coarser)
     return shown
 
 
