@@ -86,13 +86,18 @@ MOTION_SECONDS, MOTION_FRAMES = 0.5, 12  # over which share and error are measur
 COARSER_SECONDS, FINER_SECONDS = 0.24, 1.0  # from one step of its quality to the next
 PINCH_MAX = 3  # steps that it gets coarser, besides, while a window is full
 HEADER_SECONDS = 1.0  # over which the headers of a transport are measured
-PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))  # of SVT-AV1 from this rate on: many pictures a second must be coded faster
+# Of SVT-AV1 from this rate on: many pictures a second must be coded faster, less so where nobody waits for them. Chains
+# of seven training clips, bits at equal MS-SSIM and time of a picture, for 4: 3 takes 3 % less and 1.5 times as long, 2
+# takes 5 % and 1.7 times, 1 8 % and 3 times, 0 9 % and 8 times.
+PRESETS = ((14.0, 8), (6.0, 6), (0.0, 4))
+PRESETS_AHEAD = ((14.0, 4), (6.0, 2), (0.0, 1))
 # By how many quantizer indices (of AV1's 255) updates are coarser than their key, from this rate on. 28 training clips
 # of six seconds at 4 kbit/s, motion not waiting: 44 gives 26.39 dB, MS-SSIM 0.901 and landmarks 1.52 px off, 36 fewer
 # and finer updates (26.32 dB, 1.49 px), 52 more and coarser ones (26.40 dB, 1.55 px). 14 of them at 2 kbit/s, as files:
 # 16 gives 24.96 dB, 0.870, 1.72 px and a VMAF of 19.7, 30 gives 24.71 dB, 0.862, 1.91 px and 17.5, 44 gives 24.46 dB,
-# 0.853, 2.03 px and 15.7. Less than 16, and rates between, were not tried.
-UPDATES_COARSER = ((2.5, 44), (0.0, 16))
+# 0.853, 2.03 px and 15.7; 8 and 0 are like 16. At 3 kbit/s 16 gives 25.83 dB, 0.892 and a VMAF of 28.0, 44 25.95 dB,
+# 0.890 and 26.1; at 4 26.89 dB, 0.907 and 37.7 for 27.14 dB, 0.913 and 37.6.
+UPDATES_COARSER = ((3.5, 44), (0.0, 16))
 
 # Width in pixels of the boxes that blur what is not the head (focus.py), from keys of so many bytes on. Eight training
 # clips at 4 kbit/s: width 1 gives 24.8 dB and 25.2 in the face, 3 gives 24.7 and 25.5, 5 gives 24.2 and 25.6.
@@ -103,10 +108,6 @@ SHARP_KBPS = 24.0  # from here on nothing is blurred
 def motion_quality(target_kbps: float) -> MotionQuality:
     """The finest used at this rate."""
     return QUALITIES[_from_floor(LADDER, target_kbps)]
-
-
-def picture_preset(target_kbps: float) -> int:
-    return _from_floor(PRESETS, target_kbps)
 
 
 def window_excess(target_kbps: float) -> float:
@@ -135,6 +136,7 @@ class RateControl:
     headers_kbps: of the target, what a transport's headers are expected to take until `spend_headers` has told.
     preset: of SVT-AV1 for pictures; None: by the rate.
     ageless: pictures do not age, as an avatar's: motion comes first, at its finest, and they get what it leaves.
+    ahead: pictures are coded ahead of the frames they are for, so that nobody waits for them.
     lag: seconds that motion waits before it is sent, on average.
     """
 
@@ -145,11 +147,13 @@ class RateControl:
         preset: int | None = None,
         *,
         ageless: bool = False,
+        ahead: bool = False,
         lag: float = 0.0,
     ) -> None:
         self._ageless = ageless
         self._headers = headers_kbps * 125  # bytes a second of them, lately
-        self._preset = preset
+        presets = PRESETS_AHEAD if ahead else PRESETS
+        self._presets = presets if preset is None else ((0.0, preset),)
         self._aim(target_kbps)
         self.key_bytes = self.first_bytes
         self._motion = self._start_motion  # bytes a second that motion takes, lately
@@ -190,7 +194,7 @@ class RateControl:
     @property
     def preset(self) -> int:
         """Of SVT-AV1, for the next chain."""
-        return picture_preset(self.bytes_per_second / 125) if self._preset is None else self._preset
+        return _from_floor(self._presets, self.bytes_per_second / 125)
 
     @property
     def updates_coarser(self) -> int:

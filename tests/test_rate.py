@@ -259,7 +259,8 @@ def test_picture_sizes_stay_in_bounds_and_rise_with_the_rate() -> None:
     rates = [RateControl(kbps) for kbps in (0.5, 4, 1000)]
     for sizes in ([r.first_bytes for r in rates], [r.still_bytes for r in rates]):
         assert sizes == sorted(sizes) and REFERENCE_BYTES[0] <= sizes[0] and sizes[-1] <= REFERENCE_BYTES[1]
-    assert [r.preset for r in rates] == sorted(r.preset for r in rates)
+    live, ahead = ([RateControl(kbps, ahead=a).preset for kbps in (0.5, 8, 1000)] for a in (False, True))
+    assert live == sorted(live) and ahead == sorted(ahead) and all(a < b for a, b in zip(ahead, live, strict=True))
     offsets = [r.updates_coarser for r in rates]
     assert offsets == sorted(offsets) and offsets[0] < offsets[1]
 
