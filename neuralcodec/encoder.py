@@ -17,7 +17,7 @@ from .entropy import EntropyCoder
 from .errors import BitstreamError
 from .face import CropFollower, Face, Square, crop
 from .inference import Inference, MotionEstimate, ReferenceFeatures
-from .lids import Lids
+from .lids import Lids, openings
 from .motion import Array, MotionParams
 from .pack import Pack, load_pack
 from .packet import (
@@ -42,6 +42,7 @@ from .stats import EncoderStats, timed
 
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
 LOOKAHEAD_MAX = 16  # frames
+BLINK = 0.3  # of the widest eyes among them: the first picture is of none whose eyes are so much less open
 SURE = 0.5  # confidence below which the motion network does not see a face
 # How often the encoder renders a frame itself to see whether the receiver had better not; at low frame rates, which
 # are often those of a machine that has too much to do, seldom enough to cost little.
@@ -86,7 +87,7 @@ class Encoder:
         target_kbps; the packets that one call of encode gives are taken to share datagrams, as `packet.bundled` does.
     updates: code references after the first as updates of it; False: each on its own, several times as large, for
     channels that lose so much that chains break all the time.
-    preset: of SVT-AV1 for pictures, 0 to 13; None: by the rate 4 to 8, with lookahead 1 to 4. With 8 a picture takes a
+    preset: of SVT-AV1 for pictures, 0 to 13; None: by the rate 4 to 8, with lookahead 1 or 2. With 8 a picture takes a
         third of the time it takes with 4 and 6 % more bytes, with 1 three times as long and 8 % fewer.
     focus: soften what lies around the head before pictures are coded, the more the lower the rate; see focus.py.
     """
@@ -313,10 +314,17 @@ class Encoder:
         return estimate if estimate.confidence >= SURE else None
 
     def _begin(self) -> list[Packet]:
-        """The first picture: of the frames that wait, the one whose face is in the middle of the others."""
+        """The first picture: of the waiting frames with open eyes the one whose face is in the middle of the others."""
         shots = [frame.shot for frame in self._taken]
         square = shots[-1].square
-        faces = [(shot, shot.estimate.placed(shot.square, square).keypoints) for shot in shots if shot.estimate]
+        seen = [(shot, shot.estimate) for shot in shots if shot.estimate]
+        eyes = [sum(openings(estimate.motion, estimate.canonical)) for _, estimate in seen]
+        widest = max(eyes, default=0.0)
+        faces = [
+            (shot, estimate.placed(shot.square, square).keypoints)
+            for (shot, estimate), wide in zip(seen, eyes, strict=True)
+            if wide >= widest - BLINK * abs(widest)
+        ]
         ways = [sum(distance(face, other) for _, other in faces) for _, face in faces]
         return self._refresh(faces[int(np.argmin(ways))][0] if faces else shots[-1])
 

@@ -28,6 +28,19 @@ RISE, FALL = 1.0, 5.0
 UPPER = 0.8  # of the way between the lids that the upper one goes
 
 
+def openings(motion: MotionParams, canonical: Array) -> list[float]:
+    """Of both eyes, in eye widths; none where the layout of ``canonical`` (K, 3) is not known."""
+    if len(canonical) != POINTS:
+        return []
+    face = canonical + motion.delta
+    widths = [float(np.linalg.norm(face[outer] - face[inner])) for outer, inner, *_ in EYES]
+    return [gap / max(width, 1e-6) for gap, width in zip(_gaps(face), widths, strict=True)]
+
+
+def _gaps(face: Array) -> list[float]:
+    return [float(face[lower, 1] - face[upper, 1]) for _, _, upper, lower, _ in EYES]
+
+
 class Lids:
     """Of one person, frame after frame."""
 
@@ -38,19 +51,17 @@ class Lids:
     def closed(self, motion: MotionParams, canonical: Array, seconds: float) -> MotionParams:
         """``motion`` of the frame at ``seconds``, found on ``canonical`` (K, 3), its lids closed as far as they are to
         be sent."""
-        if len(canonical) != POINTS:
+        found = openings(motion, canonical)
+        if not found:
             return motion
         elapsed, self._seconds = max(0.0, seconds - self._seconds), seconds
-        face = canonical + motion.delta
-        widths = [float(np.linalg.norm(face[outer] - face[inner])) for outer, inner, *_ in EYES]
-        gaps = [float(face[lower, 1] - face[upper, 1]) for _, _, upper, lower, _ in EYES]
-        openings = [gap / max(width, 1e-6) for gap, width in zip(gaps, widths, strict=True)]
         self._usual = [
             before + (now - before) * (1 - math.exp(-elapsed / (RISE if now > before else FALL)))
-            for before, now in zip(self._usual or openings, openings, strict=True)
+            for before, now in zip(self._usual or found, found, strict=True)
         ]
+        gaps = _gaps(canonical + motion.delta)
         delta = np.array(motion.delta)
-        for (_, _, upper, lower, _), gap, now, usual in zip(EYES, gaps, openings, self._usual, strict=True):
+        for (_, _, upper, lower, _), gap, now, usual in zip(EYES, gaps, found, self._usual, strict=True):
             left = now / max(usual, 1e-6)
             if gap > 0 and left < OPEN:
                 way = gap * (1 - max(0.0, (left - SHUT) / (OPEN - SHUT) * OPEN) / left)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import neuralcodec as nc
+from neuralcodec import encoder as encoder_module
 from neuralcodec.concealment import Concealment
 from neuralcodec.face import Square, crop
 from neuralcodec.fragments import PART_BYTES
@@ -210,6 +211,21 @@ def test_with_lookahead_a_picture_serves_the_frames_before_it(portrait_clip: lis
     assert shown == list(range(len(film))) and len(taken_with) > 2 and early > 0
     with pytest.raises(ValueError, match="lookahead is 17; expected 0 to 16 frames"):
         nc.Encoder(lookahead=17, device="cpu")
+
+
+def test_a_film_does_not_begin_with_a_blink(portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first picture is the middle one of those that wait, but not of a frame whose eyes are hardly open."""
+
+    def first_picture(shut: int | None) -> int:
+        looked = iter(range(6))
+        monkeypatch.setattr(encoder_module, "openings", lambda *_: [0.1 if next(looked) == shut else 0.3, 0.3])
+        encoder = nc.Encoder(4, device="cpu", threads=1, lookahead=5)
+        for pts, image in enumerate(portrait_clip[:6]):
+            encoder.encode(image, pts)
+        return round(encoder._pictures.current.of / float(encoder.time_base))
+
+    middle = first_picture(shut=None)
+    assert first_picture(shut=middle) != middle
 
 
 def test_frames_that_waited_survive_a_picture_that_takes_their_place(
