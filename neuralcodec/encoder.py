@@ -87,8 +87,8 @@ class Encoder:
         target_kbps; the packets that one call of encode gives are taken to share datagrams, as `packet.bundled` does.
     updates: code references after the first as updates of it; False: each on its own, several times as large, for
     channels that lose so much that chains break all the time.
-    preset: of SVT-AV1 for pictures, 0 to 13; None: by the rate 4 to 8, with lookahead 1 or 2. With 8 a picture takes a
-        third of the time it takes with 4 and 6 % more bytes, with 1 three times as long and 8 % fewer.
+    preset: of SVT-AV1 for pictures, 0 to 13; None: by the rate 4 or 6, with lookahead 1 or 2. With 8 a picture takes
+        half the time it takes with 4 and 29 % more bytes, with 1 three times as long and 8 % fewer.
     focus: soften what lies around the head before pictures are coded, the more the lower the rate; see focus.py.
     """
 
