@@ -86,10 +86,10 @@ MOTION_SECONDS, MOTION_FRAMES = 0.5, 12  # over which share and error are measur
 COARSER_SECONDS, FINER_SECONDS = 0.24, 1.0  # from one step of its quality to the next
 PINCH_MAX = 3  # steps that it gets coarser, besides, while a window is full
 HEADER_SECONDS = 1.0  # over which the headers of a transport are measured
-# Of SVT-AV1 from this rate on: many pictures a second must be coded faster, less so where nobody waits for them. Chains
-# of training clips, bits at equal MS-SSIM and time of a picture, with 4 for 1: 8 takes 1.29 and 0.45, 6 1.15 and 0.65, 2
-# 0.95 and 1.7, 1 0.92 and 3, 0 0.91 and 8. As files seven clips are at a VMAF of 47.1 at 8 kbit/s with 6, at 47.8 with 2
-# and at 49.2 with 1, and at 16 kbit/s at 53.9 with 8 and at 58.5 with 2.
+# Of SVT-AV1 from this rate on: many pictures a second must be coded faster, less so where nobody waits for them.
+# Chains of training clips, bits at equal MS-SSIM and time of a picture, with 4 for 1: 8 takes 1.29 and 0.45, 6 1.15
+# and 0.65, 2 0.95 and 1.7, 1 0.92 and 3, 0 0.91 and 8. As files seven clips are at a VMAF of 47.1 at 8 kbit/s with 6,
+# at 47.8 with 2 and at 49.2 with 1, and at 16 kbit/s at 53.9 with 8 and at 58.5 with 2.
 PRESETS = ((6.0, 6), (0.0, 4))
 PRESETS_AHEAD = ((12.0, 2), (0.0, 1))
 # By how many quantizer indices (of AV1's 255) updates are coarser than their key, from this rate on. 28 training clips
