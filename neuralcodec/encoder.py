@@ -42,7 +42,7 @@ from .stats import EncoderStats, timed
 
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
 LOOKAHEAD_MAX = 16  # frames
-BLINK = 0.3  # of the widest eyes among them: the first picture is of none whose eyes are so much less open
+BLINK = 0.3  # of the usual opening among them: the first picture is of none whose eyes are so much less open
 SURE = 0.5  # confidence below which the motion network does not see a face
 # How often the encoder renders a frame itself to see whether the receiver had better not; at low frame rates, which
 # are often those of a machine that has too much to do, seldom enough to cost little.
@@ -319,11 +319,11 @@ class Encoder:
         square = shots[-1].square
         seen = [(shot, shot.estimate) for shot in shots if shot.estimate]
         eyes = [sum(openings(estimate.motion, estimate.canonical)) for _, estimate in seen]
-        widest = max(eyes, default=0.0)
+        usual = float(np.median(eyes)) if eyes else 0.0
         faces = [
             (shot, estimate.placed(shot.square, square).keypoints)
             for (shot, estimate), wide in zip(seen, eyes, strict=True)
-            if wide >= widest - BLINK * abs(widest)
+            if wide >= usual - BLINK * abs(usual)
         ]
         ways = [sum(distance(face, other) for _, other in faces) for _, face in faces]
         return self._refresh(faces[int(np.argmin(ways))][0] if faces else shots[-1])
