@@ -31,7 +31,7 @@ from neuralcodec.pack import Pack
 from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, Update, bundled, parse_packet
 
 FPS = 25  # of the stream: a camera's jittery times are moved to this grid, so that no time costs bits
-PRESET = 8  # of SVT-AV1: a picture takes 8 ms of processor time instead of 26, and nobody waits for it
+PRESET = 8  # of SVT-AV1: a picture takes 8 ms of processor time where 4 takes 26, and 29 % more bytes
 WINDOW = 3.0  # seconds that the figures on the page are means of
 RECENT = 0.1  # weight of the last frame in how long one takes at either end
 ORIGINALS = 64  # pictures kept until their reconstruction comes, for the comparison
