@@ -33,12 +33,10 @@ def openings(motion: MotionParams, canonical: Array) -> list[float]:
     if len(canonical) != POINTS:
         return []
     face = canonical + motion.delta
-    widths = [float(np.linalg.norm(face[outer] - face[inner])) for outer, inner, *_ in EYES]
-    return [gap / max(width, 1e-6) for gap, width in zip(_gaps(face), widths, strict=True)]
-
-
-def _gaps(face: Array) -> list[float]:
-    return [float(face[lower, 1] - face[upper, 1]) for _, _, upper, lower, _ in EYES]
+    return [
+        float(face[lower, 1] - face[upper, 1]) / max(float(np.linalg.norm(face[outer] - face[inner])), 1e-6)
+        for outer, inner, upper, lower, _ in EYES
+    ]
 
 
 class Lids:
@@ -59,11 +57,11 @@ class Lids:
             before + (now - before) * (1 - math.exp(-elapsed / (RISE if now > before else FALL)))
             for before, now in zip(self._usual or found, found, strict=True)
         ]
-        gaps = _gaps(canonical + motion.delta)
-        delta = np.array(motion.delta)
-        for (_, _, upper, lower, _), gap, now, usual in zip(EYES, gaps, found, self._usual, strict=True):
+        face, delta = canonical + motion.delta, np.array(motion.delta)
+        for (_, _, upper, lower, _), now, usual in zip(EYES, found, self._usual, strict=True):
             left = now / max(usual, 1e-6)
-            if gap > 0 and left < OPEN:
+            if now > 0 and left < OPEN:
+                gap = float(face[lower, 1] - face[upper, 1])
                 way = gap * (1 - max(0.0, (left - SHUT) / (OPEN - SHUT) * OPEN) / left)
                 delta[upper, 1] += UPPER * way
                 delta[lower, 1] -= (1 - UPPER) * way
