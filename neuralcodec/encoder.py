@@ -155,6 +155,7 @@ class Encoder:
         self._camera: tuple[int, int] | None = None
         self._expected_loss = self._loss = loss
         self._aggregator = Aggregator(self._coder, frames_per_packet)
+        self._quality = self._rate.quality  # of the packet that frames are waiting for
         self._now = 0.0
         self._reported = -1  # newest frame that a receiver has told of
         self._intra_sequence = 0  # number of the last intra frame
@@ -382,7 +383,9 @@ class Encoder:
                 true = replace(true, scene=scene)
         names = intra or key != self._named
         with self._timed("entropy"):
-            quality = self._rate.quality
+            if names or not self._aggregator.waiting:  # one packet, one quality: a change would begin another
+                self._quality = self._rate.quality
+            quality = self._quality
             if names:
                 self._quantizer.new_reference()
             if true is None:
