@@ -114,8 +114,26 @@ def test_h264_spends_what_it_is_given_and_no_more(portrait_clip: list[Array]) ->
     # it may be one frame ahead of its purse, as a call with a bucket is
     assert 0.5 * given < pane.bytes < given + 1500
     assert psnr(portrait_clip[99 % len(portrait_clip)], shown) > 18
-    pane.retarget(64)
-    assert pane.side == 256
+
+
+def test_h264_takes_a_new_rate_with_its_next_picture(portrait_clip: list[Array]) -> None:
+    pane = SameBytes(256, 8)
+    pane.show(portrait_clip[0], 9000, 0.0)
+    inner = pane._encoder
+
+    class Interrupted:
+        """The page's thread asks for another rate while the receiver's has a picture between encoder and decoder."""
+
+        def encode(self, frame: object) -> object:
+            packets = inner.encode(frame)
+            pane.retarget(64)
+            return packets
+
+    pane._encoder = Interrupted()
+    pane.show(portrait_clip[1], 9000, 0.5)
+    assert (pane.side, pane.frames) == (128, 2)
+    pane.show(portrait_clip[2], 9000, 1.0)
+    assert (pane.side, pane.frames) == (256, 3)
 
 
 # --- losses ---
@@ -123,7 +141,7 @@ def test_h264_spends_what_it_is_given_and_no_more(portrait_clip: list[Array]) ->
 
 def test_with_a_tenth_lost_both_ways_the_picture_is_right_again_within_300_ms() -> None:
     """Both ends as the pipeline drives them, at 20 frames a second of a clock that does not depend on this machine."""
-    fps, delay, seconds = 20, 0.04, 12
+    fps, delay, seconds = 20, 0.04, 16
     clip = list(moving_portrait(seconds))
     encoder = nc.Encoder(8, device="cpu", threads=1, packet_overhead=HEADERS, preset=PRESET)
     decoder = nc.Decoder(device="cpu", threads=1)
@@ -185,18 +203,19 @@ def feed(pipeline: Pipeline, clip: list[Array], collected: Collected, count: int
     assert len(collected.shown) >= goal, pipeline.problem
 
 
+def feed_until(true: Callable[[], bool], pipeline: Pipeline, clip: list[Array], collected: Collected) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true() and time.monotonic() < end:
+        feed(pipeline, clip, collected, 1)
+    assert true()
+
+
 def test_pictures_come_out_beside_their_originals(portrait_clip: list[Array]) -> None:
     collected = Collected()
     pipeline = Pipeline(
         load_pack(), show=collected.show, forward=collected.datagrams.append, device="cpu", threads=1
     )
-
-    def feed_until(true: Callable[[], bool]) -> None:
-        end = time.monotonic() + PATIENCE
-        while not true() and time.monotonic() < end:
-            feed(pipeline, portrait_clip, collected, 1)
-        assert true()
-
+    fed = pipeline, portrait_clip, collected
     try:
         feed(pipeline, portrait_clip, collected, 8)
         last = collected.shown[-1]
@@ -210,17 +229,36 @@ def test_pictures_come_out_beside_their_originals(portrait_clip: list[Array]) ->
         assert stats["face"] and stats["references"] >= 1 and not stats["problem"]
 
         pipeline.change(pipeline.settings.changed({"yaw": 25, "loss": 40}))
-        feed_until(lambda: np.abs(collected.shown[-1].ours.astype(int) - last.ours).mean() > 2)  # another view
-        feed_until(lambda: pipeline.stats()["lost"])
+        feed_until(lambda: np.abs(collected.shown[-1].ours.astype(int) - last.ours).mean() > 2, *fed)  # another view
+        feed_until(lambda: pipeline.stats()["lost"], *fed)
 
         sent = pipeline.stats()["references"]
         pipeline.change(pipeline.settings.changed({"loss": 0, "browser": True, "kbps": 16}))
-        feed_until(lambda: not collected.shown[-1].ours.any())  # the page draws its own
-        feed_until(lambda: pipeline.stats()["references"] > sent)  # and starts with a reference
+        feed_until(lambda: not collected.shown[-1].ours.any(), *fed)  # the page draws its own
+        feed_until(lambda: pipeline.stats()["references"] > sent, *fed)  # and starts with a reference
     finally:
         pipeline.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("neuralcodec-")]
     assert all(parse_packet(data) for data in collected.datagrams)
+
+
+def test_what_the_page_decodes_is_no_recovery(portrait_clip: list[Array]) -> None:
+    collected, skipped = Collected(), [0.0]
+    pipeline = Pipeline(
+        load_pack(), show=collected.show, device="cpu", threads=1, clock=lambda: time.monotonic() + skipped[0]
+    )
+    fed = pipeline, portrait_clip, collected
+    try:
+        feed(*fed, 3)
+        pipeline.change(pipeline.settings.changed({"browser": True}))
+        feed_until(lambda: not collected.shown[-1].ours.any(), *fed)
+        skipped[0] = 2 * PATIENCE
+        feed(*fed, 3)
+        pipeline.change(pipeline.settings.changed({"browser": False}))
+        feed_until(lambda: collected.shown[-1].ours.any() and not pipeline._missed, *fed)
+        assert max(pipeline._recoveries, default=0.0) < PATIENCE
+    finally:
+        pipeline.close()
 
 
 def test_a_picture_without_a_face_is_said_and_not_shown() -> None:

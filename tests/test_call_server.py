@@ -1,12 +1,17 @@
-"""The call server without a browser: who may start a call, how much of what, and a whole call from an aiortc peer."""
+"""The call server without a browser: who may start a call, how much of what, and a whole call from an aiortc peer.
+
+And what the page does when its own decoder is switched on and off, in node.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import json
+import shutil
 import threading
 import weakref
+from collections.abc import AsyncIterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,7 @@ from aiohttp import ClientSession, web
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription, VideoStreamTrack, rtcrtpreceiver
 from aiortc.rtp import RtpPacket
 from conftest import ROOT
+from test_call_bitstream_js import WEB, node
 
 from neuralcodec.call.prompt import hurry
 from neuralcodec.call.server import HEADERS, MARK_ROWS, OFFER_MAX, CallServer, ServerOptions
@@ -55,10 +61,10 @@ class Served:
             assert {name: response.headers.get(name) for name in HEADERS} == HEADERS
             return response.status, await response.read()
 
-    async def offer(self, body: Any, **headers: str) -> tuple[int, Any]:
-        data = body if isinstance(body, str | bytes) else json.dumps(body)
+    async def offer(self, body: Any, path: str = "/offer", **headers: str) -> tuple[int, Any]:
+        data = json.dumps(body) if isinstance(body, dict) else body
         async with self.http.post(
-            self.origin + "/offer", data=data, headers={"Origin": self.origin, **headers}
+            self.origin + path, data=data, headers={"Origin": self.origin, **headers}
         ) as response:
             return response.status, await response.json()
 
@@ -167,6 +173,25 @@ def test_only_our_page_may_start_a_call() -> None:
     asyncio.run(call())
 
 
+def test_offers_held_back_do_not_pass_the_limit_together() -> None:
+    async def call() -> None:
+        async with Served(sessions=1) as served:
+            rest = asyncio.Event()
+
+            async def late() -> AsyncIterator[bytes]:
+                yield b'{"sdp": '
+                await rest.wait()
+                yield b'"v=0"}'
+
+            offers = [asyncio.ensure_future(served.offer(late())) for _ in range(3)]
+            await asyncio.sleep(0.2)  # the server has read all three heads
+            rest.set()
+            assert sorted(status for status, _ in await asyncio.gather(*offers)) == [400, 503, 503]
+            assert not served.server.sessions
+
+    asyncio.run(call())
+
+
 def test_bad_and_long_requests_get_a_sentence_and_leave_nothing() -> None:
     async def call() -> None:
         async with Served() as served:
@@ -174,6 +199,16 @@ def test_bad_and_long_requests_get_a_sentence_and_leave_nothing() -> None:
             for body in bad:
                 status, answer = await served.offer(body)
                 assert status == 400 and answer["error"].endswith("."), body
+            for path, body, charset in (
+                ("/offer", "{}", "foo"), ("/end", "00", "foo"), ("/end", "00", "hex"), ("/end", b"\xff\xfe", "utf-8"),
+                ("/end", "\\ud800", "unicode_escape"),
+            ):  # fmt: skip
+                status, answer = await served.offer(body, path, **{"Content-Type": f"text/plain; charset={charset}"})
+                assert status == 400 and answer["error"].endswith("."), (path, body, charset)
+            gzip = {"Content-Encoding": "gzip", "Connection": "close"}
+            for path in ("/offer", "/end"):
+                status, answer = await served.offer("no gzip", path, **gzip)
+                assert status == 400 and answer["error"].endswith("."), path
             status, answer = await served.offer("x" * (OFFER_MAX + 1))
             assert status == 413 and str(OFFER_MAX) in answer["error"]
             assert not served.server.sessions
@@ -259,3 +294,61 @@ def test_a_picture_leaves_the_jitter_buffer_with_its_last_packet() -> None:
                    (3, b"\x03\x03")]  # fmt: skip
     _, frame = buffer.add(packet(6, 5, last=True))
     assert frame is not None and frame.data == b"\x04\x04\x04\x05"  # what a lost packet held up follows at the next
+
+
+PAGE = """
+    const sent = [], workers = [], parts = {};
+    const nothing = new Proxy(() => {}, {
+      apply: () => nothing, get: (_, name) => name === Symbol.toPrimitive ? () => 0 : nothing,
+    });
+    const part = () => {
+      const handlers = {}, own = { value: 0, checked: false, handlers };
+      own.addEventListener = (kind, work) => { handlers[kind] = work; };
+      return new Proxy(own, { get: (_, name) => name in own ? own[name] : nothing });
+    };
+    const document = { getElementById: (id) => parts[id] ??= part(), createElement: part };
+    const window = { VideoDecoder: true };
+    const fetch = async () => ({ json: async () => ({ ort: true, kbps: 8 }) });
+    class Worker {
+      constructor() { this.alive = true; workers.push(this); }
+      terminate() { this.alive = false; }
+      postMessage() {}
+      says(data) { this.onmessage({ data }); }
+    }
+    const names = ["document", "window", "location", "addEventListener", "fetch", "Worker"];
+    const page = new Function(...names, given.replace(/^import .*$/m, ""));
+    page(document, window, { search: "" }, () => {}, fetch, Worker);
+    const { state } = window.neuralcodecCall, box = document.getElementById("browser-in");
+    state.control = { readyState: "open", send: (text) => sent.push(JSON.parse(text).browser) };
+    const loaded = () => new Promise((resolve) => setTimeout(resolve));
+    const turn = (on) => { box.checked = on; box.handlers.change({ target: box }); };
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.parametrize(
+    ("switched", "alive", "checked"),
+    [
+        ("turn(true); await loaded();", [True], True),
+        ("turn(true); await loaded(); turn(false);", [False], False),
+        ("turn(true); turn(false);", [], False),
+        ("turn(true); await loaded(); turn(false); turn(true); await loaded();", [False, True], True),
+        ("turn(true); turn(false); turn(true);", [True], True),
+        (
+            "turn(true); await loaded(); state.stream = { getTracks: () => [] }; parts.start.handlers.click();",
+            [False], False,
+        ),
+    ],
+    ids=["on", "off while it loads", "off at once", "on again while it loads", "on again at once", "the call ends"],
+)  # fmt: skip
+def test_the_page_has_one_decoder_while_it_is_switched_on(switched: str, alive: list[bool], checked: bool) -> None:
+    ends = """
+        await loaded();
+        for (const worker of workers) worker.says({ ready: true });
+        workers.filter((worker) => !worker.alive).forEach((worker) => worker.says({ problem: "Too late." }));
+        result = { alive: workers.map((worker) => worker.alive), decoder: workers.indexOf(state.decoder),
+                   browser: sent.at(-1) ?? false, checked: box.checked };
+    """
+    got = node(PAGE + switched + ends, (WEB / "call.js").read_text("utf-8"))
+    decoder = alive.index(True) if checked else -1
+    assert got == {"alive": alive, "decoder": decoder, "browser": checked, "checked": checked}

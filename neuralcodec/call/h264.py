@@ -27,10 +27,15 @@ class SameBytes:
         self._purse = 0.0
         self._shown = np.full((size, size, 3), 16, np.uint8)
         self._due = 0.0
-        self.retarget(kbps)
+        self._open(kbps)
+        self._wanted = kbps
 
     def retarget(self, kbps: float) -> None:
-        """A new rate: a new encoder, so a new key frame, which must be earned like any other."""
+        """A new rate from the next picture on; from any thread."""
+        self._wanted = kbps
+
+    def _open(self, kbps: float) -> None:
+        """A new encoder, so a new key frame, which must be earned like any other."""
         self.kbps = kbps
         _, self.side, self.fps, crf = next(row for row in SETTINGS if kbps < row[0])
         encoder = av.CodecContext.create("libx264", "w")
@@ -47,6 +52,9 @@ class SameBytes:
 
     def show(self, picture: Array, earned: int, seconds: float) -> Array:
         """uint8 RGB (size, size, 3). picture: the same, what the camera sees; seconds: its time."""
+        # here and not in `retarget`: a decoder must not change between a picture's encoding and its decoding
+        if (wanted := self._wanted) != self.kbps:
+            self._open(wanted)
         self._purse = min(self._purse + earned, SAVED_SECONDS * self.kbps * 125)
         pts = round(seconds * 1000)
         if self._purse < 0 or seconds < self._due or pts <= self._pts:

@@ -280,6 +280,8 @@ class Pipeline:
                     self._lock.wait(None if due is None else due - now)
                     continue
                 arrived, browser = self._there.receive(now), self.settings.browser
+                if browser:
+                    self._right_at = None  # what this decoder lacks while the page's works is nothing to recover from
                 self._busy_since = now
                 self._lock.notify_all()
             for index, data in enumerate(arrived):

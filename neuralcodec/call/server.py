@@ -254,6 +254,8 @@ class CallServer:
         else:
             try:
                 response = await handler(request)
+            except web.HTTPBadRequest:
+                response = _refusal(400, "The request is not text in the encoding that it names; reload the page.")
             except web.HTTPRequestEntityTooLarge:
                 response = _refusal(413, f"The request is longer than {OFFER_MAX} bytes.")
             except web.HTTPNotFound:
@@ -302,7 +304,7 @@ class CallServer:
         })  # fmt: skip
 
     async def _end(self, request: web.Request) -> web.StreamResponse:
-        token = await request.text()
+        token = await _text(request)
         for session in [s for s in self.sessions if secrets.compare_digest(s.token.encode(), token.encode())]:
             await session.close()
         return web.Response(status=204)
@@ -310,14 +312,16 @@ class CallServer:
     async def _offer(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Origin") != f"{request.scheme}://{request.host}":
             return _refusal(403, "Only the page that this server shows may start a call.")
-        if len(self.sessions) >= self.options.sessions:
-            return _refusal(503, f"{len(self.sessions)} calls run already; end one, or start the server with "
-                                 f"--sessions {self.options.sessions + 1}.")  # fmt: skip
+        text = await _text(request)
         try:
-            message = json.loads(await request.text())
+            message = json.loads(text)
             sdp, marked = str(message["sdp"]), bool(message.get("marked"))
         except (ValueError, KeyError, TypeError, RecursionError):
             return _refusal(400, "The request is not a session description; reload the page.")
+        # counted once the body is here, and nothing is awaited in between: bodies held back must not pass together
+        if len(self.sessions) >= self.options.sessions:
+            return _refusal(503, f"{len(self.sessions)} calls run already; end one, or start the server with "
+                                 f"--sessions {self.options.sessions + 1}.")  # fmt: skip
         session = Session(self.pack, self.options, self.sessions.discard, marked=marked)
         self.sessions.add(session)
         try:
@@ -374,6 +378,16 @@ async def _serve(options: ServerOptions, ready: Callable[[str], object]) -> None
         await stop.wait()
     finally:
         await runner.cleanup()
+
+
+async def _text(request: web.Request) -> str:
+    """The body. HTTPBadRequest for an encoding that there is not, or bytes that are none of it."""
+    try:
+        text = str(await request.text())
+        text.encode()  # half a surrogate pair, which some encodings let through, is no text either
+    except (LookupError, UnicodeError, web.RequestPayloadError):  # the last: what is said to be gzip is none
+        raise web.HTTPBadRequest from None
+    return text
 
 
 def _file(data: bytes, name: str) -> web.Response:

@@ -20,7 +20,8 @@ const MEASURE = new URLSearchParams(location.search).has("measure");
 
 const camera = $("camera"), comparison = $("comparison");
 const panes = ["original", "ours", "h264"].map((id) => $(id).getContext("2d"));
-const state = { peer: null, control: null, stream: null, recorder: null, decoder: null, stats: null, history: [], shown: 0 };
+// worker: the receiver in this browser from its start on; decoder: the same once it is ready.
+const state = { peer: null, control: null, stream: null, recorder: null, worker: null, decoder: null, stats: null, history: [], shown: 0 };
 // What tests and `benchmarks.call` read.
 window.neuralcodecCall = { state, latencies: [], displayed: [] };
 
@@ -148,8 +149,7 @@ function stop() {
   stream?.getTracks().forEach((track) => track.stop());
   camera.srcObject = comparison.srcObject = null;
   if (camera.src) { URL.revokeObjectURL(camera.src); camera.removeAttribute("src"); camera.load(); }
-  state.decoder?.terminate();
-  state.decoder = null;
+  dismiss();
   $("browser-in").checked = false;
   $("record").disabled = true;
   $("start").disabled = false;
@@ -354,18 +354,24 @@ $("record").addEventListener("click", record);
 
 // --- decoding in the browser --------------------------------------------------------------------------------------
 
+function dismiss() {
+  state.worker?.terminate();
+  state.worker = state.decoder = null;
+}
+
 async function decodeHere(wanted) {
-  state.decoder?.terminate();
-  state.decoder = null;
+  dismiss();
   if (!wanted) return sendSettings();
-  const back = (sentence) => { state.decoder?.terminate(); state.decoder = null; $("browser-in").checked = false; problem(sentence); sendSettings(); };
+  const back = (sentence) => { dismiss(); $("browser-in").checked = false; problem(sentence); sendSettings(); };
   const status = await fetch("/status").then((response) => response.json()).catch(() => null);
+  if (!$("browser-in").checked || state.worker) return; // switched off meanwhile, or off and on: one worker is enough
   if (!status?.ort) return back("To decode here the page needs onnxruntime-web. Run: npm install onnxruntime-web, then start the server again with --ort node_modules/onnxruntime-web/dist");
   if (!("VideoDecoder" in window)) return back("This browser has no WebCodecs, which reference pictures need. Use a current Chrome, Edge, Firefox or Safari.");
   say("Loading the networks…");
-  const worker = new Worker("/web/receiver.mjs", { type: "module" });
-  worker.onerror = (event) => back(`The receiver in the browser stopped: ${event.message || "its files cannot be loaded"}.`);
+  const worker = state.worker = new Worker("/web/receiver.mjs", { type: "module" });
+  worker.onerror = (event) => { if (worker === state.worker) back(`The receiver in the browser stopped: ${event.message || "its files cannot be loaded"}.`); };
   worker.onmessage = ({ data }) => {
+    if (worker !== state.worker) return; // sent before it was dismissed
     if (data.problem) return back(data.problem);
     if (data.ready) { state.decoder = worker; window.neuralcodecCall.receiver = { frames: 0, since: performance.now(), ms: [] }; return sendSettings(); }
     if (data.feedback) return state.control?.readyState === "open" && state.control.send(JSON.stringify({ feedback: data.feedback }));
