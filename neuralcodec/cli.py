@@ -81,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--avatar", metavar="PICTURE", help="show this picture's person with the film's motion")
     command.add_argument("--consent", metavar="WORDS", help="who agreed to be that avatar; goes with --avatar")
     command.add_argument(
-        "--transfer", choices=("relative", "absolute"), default="relative",
+        "--transfer", choices=("relative", "absolute"),
         help="add the motion to the avatar's own pose and expression (default), or take it as it is",
     )  # fmt: skip
     _add_runtime(command)
@@ -173,15 +173,17 @@ def _encode(options: argparse.Namespace) -> int:
 
 
 def _avatar(options: argparse.Namespace) -> Avatar | None:
-    if options.avatar is None and options.consent is None:
+    if options.avatar is None and options.consent is None and options.transfer is None:
         return None
     if options.avatar is None or options.consent is None or options.full_frame:
-        raise ValueError("--avatar PICTURE and --consent WORDS go together, and not with --full-frame.")
+        raise ValueError(
+            "--avatar PICTURE and --consent WORDS go together, --transfer only with them, and none with --full-frame."
+        )
     from .avatar import Avatar
     from .media import read_frames
 
     _, picture = next(read_frames(options.avatar))
-    return Avatar(picture, options.consent, options.transfer)
+    return Avatar(picture, options.consent, options.transfer or "relative")
 
 
 def _decode(options: argparse.Namespace) -> int:

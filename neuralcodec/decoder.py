@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from .motion import Array, MotionParams, View
 from .pack import Pack, load_pack
 from .packet import Bundle, Feedback, Motion, Packet, Parity, ReferencePart, StreamHeader, Update, parse_packet
 from .pictures import HeldPicture, Pictures
+from .protection import LossMeter
 from .quantizer import Quantizer, State, at_new_reference, start_state
 from .smoothing import MotionSmoother, PictureSmoother
 from .stats import DecoderStats, timed
@@ -30,6 +33,7 @@ REORDER = 32  # frames: motion that comes out of order within so many still find
 SILENT = 2  # frames concealed in a row after which an intra frame is wanted although nothing came that shows a gap
 JUMP = 0.15  # coded-picture units, or of log scale, from one frame to the next: more is another crop, not the head
 FORGET = 128  # frames missing after which the 8-bit sequence numbers may have gone round
+EARLY = 16  # packets kept that came before the stream header
 LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
 
 
@@ -75,7 +79,8 @@ class Decoder:
     trusted_sender: an Ed25519 public key, its file or its 64 hexadecimal digits: pictures that this key did not sign
         for this pack, place and `signing_context` are never shown nor built upon (`.stats.rejected_references` counts
         them).
-    max_pixels: of the source picture; a stream that claims more is refused before memory is taken (default: past 4K).
+    max_pixels: of the source picture; a stream that claims more, or a square of more than twice as many to be drawn, is
+        refused before memory is taken (default: past 4K, and no side longer than 5792).
     """
 
     def __init__(
@@ -91,7 +96,7 @@ class Decoder:
         threads: int | None = None,
         trusted_sender: Any = None,
         signing_context: bytes = b"",
-        max_pixels: int = 1 << 23,
+        max_pixels: int = 1 << 24,
     ) -> None:
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.view = View() if view is None else view
@@ -104,8 +109,11 @@ class Decoder:
         self._turning = ViewControl(self.pack.view_range)
         self._smoother = MotionSmoother() if smooth else None
         self._steady = PictureSmoother() if steady else None
-        self._pictures = Pictures(self.pack, self._networks, self.stats, trusted_sender, signing_context)
-        self._max_pixels = max_pixels
+        self._max_pixels, self._max_side = max_pixels, isqrt(2 * max_pixels)
+        self._pictures = Pictures(
+            self.pack, self._networks, self.stats, trusted_sender, signing_context, max_side=self._max_side
+        )
+        self._early: deque[Packet] = deque(maxlen=EARLY)  # they came before the header
         self._active = 0  # id of the picture that motion refers to
         self._named_ago = 0  # frames from the one that said so to the newest
         self._shows: HeldPicture | None = None  # it, or the one before while it is not here
@@ -117,7 +125,9 @@ class Decoder:
         self._followed: int | None = None  # newest frame whose motion is known exactly
         self._past: dict[int, tuple[State, int]] = {}  # state after and pts of such frames, the last REORDER
         self._ahead: dict[int, Motion] = {}  # motion that came before the frames it continues
-        self._reported = [0, 0]  # frames expected and received since the last feedback
+        self._losses = LossMeter()
+        self._came = self._steps = 0  # motion frames in the packet that is being decoded, and how far they lead
+        self._began = False  # one of them is intra
         self._last: MotionParams | None = None
         self._before: MotionParams | None = None
         self._still = np.zeros((self.pack.scene**2, 2), np.float32)
@@ -128,7 +138,8 @@ class Decoder:
     # --- the facade ---
 
     def decode(self, data: bytes, *, wanted: Callable[[int], bool] | None = None) -> list[DecodedFrame]:
-        """Frames that this packet completes: none for a header or a reference, one or more for motion.
+        """Frames that this packet completes: none for a reference, one or more for motion, and for the header those of
+        packets that came before it.
 
         wanted: asked with a pts whether that frame will be shown; the images of the others stay empty (0, 0, 3). For
         a receiver that is late.
@@ -137,11 +148,12 @@ class Decoder:
         that cannot be decoded the decoder waits for an intra frame.
         """
         packet = parse_packet(bytes(data))
-        self._wanted = wanted
+        self._wanted, self._came, self._steps, self._began = wanted, 0, 0, False
         try:
-            return self._on_bundle(packet) if isinstance(packet, Bundle) else self._on_packet(packet)
+            return self._on_each(packet.packets) if isinstance(packet, Bundle) else self._on_packet(packet)
         finally:
             self._wanted = None
+            self._losses.add(self._came, self._steps, intra=self._began)
 
     @property
     def view(self) -> View:
@@ -188,12 +200,12 @@ class Decoder:
         lost: share of datagrams that did not come since the last call, when the transport knows it (0..1); otherwise
         it is estimated from the frame numbers.
         """
+        if lost is not None and not 0 <= lost <= 1:
+            raise ValueError(f"lost is {lost}; expected a share of datagrams, 0 to 1.")
         if self._sequence is None:
             return Feedback(need_reference=self.wants_reference, need_intra=self.wants_intra)
-        expected, received = self._reported
-        self._reported = [0, 0]
-        share = lost if lost is not None else (expected - received) / expected if expected else 0.0
-        loss, held = min(255, max(0, round(256 * share))), self._pictures.ids
+        seen = self._losses.share()
+        loss, held = min(255, round(256 * (seen if lost is None else lost))), self._pictures.ids
         return Feedback(self._sequence, loss, held, self.wants_reference, self.wants_intra)
 
     @property
@@ -221,16 +233,20 @@ class Decoder:
     def _on_packet(self, packet: Packet) -> list[DecodedFrame]:
         if isinstance(packet, StreamHeader):
             self._on_header(packet)
+            early, self._early = self._early, deque(maxlen=EARLY)
+            return self._on_each(early)
+        if self.header is None:
+            self._early.append(packet)
         elif isinstance(packet, ReferencePart | Parity | Update):
             self._on_part(packet)
         elif isinstance(packet, Motion):
             return self._on_motion(packet)
         return []
 
-    def _on_bundle(self, packet: Bundle) -> list[DecodedFrame]:
+    def _on_each(self, packets: Iterable[Packet]) -> list[DecodedFrame]:
         frames: list[DecodedFrame] = []
         problem: BitstreamError | None = None
-        for inside in packet.packets:  # one that cannot be used does not cost the others
+        for inside in packets:  # one that cannot be used does not cost the others
             try:
                 frames += self._on_packet(inside)
             except BitstreamError as error:
@@ -249,25 +265,22 @@ class Decoder:
             raise BitstreamError(
                 f"The stream codes {header.size} pixels, its pack {self.pack.size}; drop the stream.", rule="R9"
             )
-        if header.width * header.height > self._max_pixels:
+        if header.width * header.height > self._max_pixels or max(header.width, header.height) > self._max_side:
             raise LimitError(
-                f"The stream is {header.width} x {header.height}; this decoder takes {self._max_pixels} pixels. "
-                "Give it a larger max_pixels if you trust the sender.",
+                f"The stream is {header.width} x {header.height}; this decoder takes {self._max_pixels} pixels and "
+                f"sides of {self._max_side}. Give it a larger max_pixels if you trust the sender.",
                 rule="R7",
             )
         self.header = header
 
     def _on_part(self, part: ReferencePart | Parity | Update) -> None:
-        if self.header is None:
-            return
-        self._pictures.add(part, self.header)
+        self._pictures.add(part, self._known_header(), lacking=self._lacks_reference)
         if self._lacks_reference:
             self._look_for_reference()
 
     def _on_motion(self, packet: Motion) -> list[DecodedFrame]:
-        header = self.header
-        if header is None:
-            return []
+        header = self._known_header()
+        self._came += packet.frames
         end = (packet.sequence + packet.frames - 1) % 256
         steps = packet.frames if self._sequence is None else (end - self._sequence) % 256
         if self._sequence is not None and (steps == 0 or steps >= 192):
@@ -287,8 +300,7 @@ class Decoder:
         elif known is not None:
             first = known[1] + step
         if steps:
-            self._reported[0] += steps
-            self._reported[1] += fresh if packet.sequence not in self._past else 1
+            self._steps, self._began = self._steps + steps, self._began or packet.intra
             self.stats.lost_frames += lost
             self._sequence, self._pts = end, first + rest
             self._named_ago += steps

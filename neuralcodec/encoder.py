@@ -21,6 +21,9 @@ from .lids import Lids, openings
 from .motion import Array, MotionParams
 from .pack import Pack, load_pack
 from .packet import (
+    DATAGRAM_BYTES,
+    PTS_MAX,
+    TIME_MAX,
     Bundle,
     End,
     Feedback,
@@ -118,12 +121,17 @@ class Encoder:
     ) -> None:
         if not 0 <= loss < 1:
             raise ValueError(f"loss is {loss}; expected a share of packets, 0 <= loss < 1.")
-        if preset is not None and not 0 <= preset <= 13:
-            raise ValueError(f"preset is {preset}; expected 0 to 13, or None.")
-        if not 1 <= frames_per_packet <= 16:
-            raise ValueError(f"frames_per_packet is {frames_per_packet}; expected 1 to 16.")
-        if not 0 <= lookahead <= LOOKAHEAD_MAX:
-            raise ValueError(f"lookahead is {lookahead}; expected 0 to {LOOKAHEAD_MAX} frames.")
+        if preset is not None:
+            _whole("preset", preset, 0, 13)
+        _whole("frames_per_packet", frames_per_packet, 1, 16)
+        _whole("lookahead", lookahead, 0, LOOKAHEAD_MAX)
+        _whole("packet_overhead", packet_overhead, 0, DATAGRAM_BYTES)
+        _whole("frame_duration", frame_duration, 1, TIME_MAX)
+        if not 0 < time_base < TIME_MAX:
+            raise ValueError(f"time_base is {time_base}; expected seconds per pts unit, more than 0.")
+        if not isinstance(crop, str) and len(crop) != 3:
+            raise ValueError(f"crop is {crop!r}; expected 'auto', 'none' or x, y and side in whole pixels.")
+        fixed = None if isinstance(crop, str) else Square(*(_whole("crop", n, -TIME_MAX, TIME_MAX) for n in crop))
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.time_base = Fraction(time_base).limit_denominator(1 << 30)
         self.frame_duration = frame_duration
@@ -133,7 +141,7 @@ class Encoder:
         if avatar is not None and (full_frame or not isinstance(avatar, Avatar)):
             raise ValueError("avatar must be an Avatar, and goes without full_frame: no surroundings are sent with it.")
         self._avatar = AvatarDriver(avatar, self._networks) if avatar is not None else None
-        self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", Square(*crop))
+        self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", fixed)
         frame_seconds = frame_duration * float(self.time_base)
         packets_per_second = 1 / (frames_per_packet * frame_seconds)
         self._packet_overhead = packet_overhead
@@ -157,7 +165,8 @@ class Encoder:
         self._aggregator = Aggregator(self._coder, frames_per_packet)
         self._quality = self._rate.quality  # of the packet that frames are waiting for
         self._now = 0.0
-        self._reported = -1  # newest frame that a receiver has told of
+        self._coded = 0  # motion frames; numbers on the wire are modulo 256
+        self._reported = -1  # newest of them that a receiver has told of
         self._intra_sequence = 0  # number of the last intra frame
         self._heard_at = float("-inf")  # seconds, of the last report that told what the receiver holds
         self._named = -1  # reference that motion packets named last
@@ -165,7 +174,6 @@ class Encoder:
         self._ratio = 1.0  # rendered error over held error, over the last checks
         self._check_at, self._checked = 0.0, 0  # seconds and frames at the last check
         self._wants_intra = False
-        self._sequence = 0
         self._pts: int | None = None  # of the last motion frame
         self._given: int | None = None  # of the last picture
         self._taken: deque[_Taken] = deque()  # frames whose motion has not been coded yet
@@ -258,18 +266,19 @@ class Encoder:
         """Make the next motion frame decodable without the ones before it."""
         self._wants_intra = True
 
-    def on_feedback(self, feedback: Feedback | bytes) -> None:
+    def on_feedback(self, feedback: Feedback | bytes | bytearray | memoryview) -> None:
         """React to what a receiver reports: send again the pictures it lacks, or new ones, or an intra frame with the
         next frame, and protect the stream as the loss it sees demands. Bytes that are no feedback: BitstreamError."""
-        packet = parse_packet(feedback) if isinstance(feedback, bytes) else feedback
+        packet = feedback if isinstance(feedback, Feedback) else parse_packet(bytes(feedback))
         if not isinstance(packet, Feedback):
             raise BitstreamError(f"a {type(packet).__name__} where feedback is expected; drop the packet")
         if packet.need_intra and not self._intra_on_its_way(packet.sequence):
             self._wants_intra = True
         if packet.sequence is not None:
-            frames = (packet.sequence - self._reported) % 256
-            self._reported = packet.sequence
-            self._loss = max(self._expected_loss, believed(self._loss, packet.lost / 256, frames))
+            newest = self._coded - 1 - (self._sequence - 1 - packet.sequence) % 256
+            if newest >= self._reported:  # else a later report came first, and has told of this loss
+                self._loss = max(self._expected_loss, believed(self._loss, packet.lost / 256, newest - self._reported))
+                self._reported = newest
             self._heard_at = self._now
         self._pictures.on_feedback(packet, self._now, self._sequence)
 
@@ -281,18 +290,24 @@ class Encoder:
 
     def flush(self) -> list[Packet]:
         """What is still waiting to be sent, and the packet that ends the stream."""
-        packets = self._pictures.again
+        packets, self._pictures.again = self._pictures.again, []
         if self._taken and not self._pictures.held:
             packets += self._begin()
         while self._taken:
             packets += self._shown(self._taken.popleft())
-        packets += self._aggregator.close(self._protection.again)
+        packets += self._aggregator.close(self._protection.again) + self._pictures.again
+        self._pictures.again = []
         return self._sent([*packets, End(self.stats.frames)])
 
     def _intra_on_its_way(self, seen: int | None) -> bool:
         """Whether a receiver that has seen this frame may yet get the last intra frame."""
         late = self._now - self._intra_at > OVERDUE
         return not late and seen is not None and 0 < (self._intra_sequence - seen) % 256 < 128
+
+    @property
+    def _sequence(self) -> int:
+        """Number of the next motion frame."""
+        return self._coded % 256
 
     # --- steps, in order ---
 
@@ -373,14 +388,17 @@ class Encoder:
         """Its motion was found in its own square; what is sent is in the square that the picture was cut from."""
         estimate, pts, seconds = frame.estimate, frame.pts, frame.shot.seconds
         held, before, period = self._pictures.held[key], self._quantizer.last, self._protection.period
+        step = None if self._pts is None else pts - self._pts
         intra = before is None or ((self._wants_intra or seconds - self._intra_at >= period) and not as_is)
-        frozen = estimate is None or (self._as_is and not intra)  # nothing moves, so nothing is sent
+        intra |= step is not None and step > TIME_MAX  # no predicted packet can say so
         true: MotionParams | None = None
         with self._timed("motion"):
             reference = held.features
-            if estimate is not None and not frozen:
+            if estimate is not None and (intra or not self._as_is):
                 true = estimate.placed(frame.shot.square, held.crop).relative_to(reference.canonical)
                 true = replace(true, scene=scene)
+            elif intra and before is not None:  # no face to be seen: it stays where it was
+                true = before if key == self._named else replace(before, scene=scene)
         names = intra or key != self._named
         with self._timed("entropy"):
             if names or not self._aggregator.waiting:  # one packet, one quality: a change would begin another
@@ -394,7 +412,6 @@ class Encoder:
                 symbols = self._quantizer.forward(true, level=quality.level, components=quality.components, intra=intra)
         if true is not None:
             self._note_error(true, reference)
-        step = None if self._pts is None else pts - self._pts
         head = Motion(
             self._sequence, quality.level, quality.components, b"", intra,
             reference=key if names else None,
@@ -402,11 +419,13 @@ class Encoder:
             pts_step=None if intra or step == self.frame_duration else step,
             as_is=as_is and not intra,
         )  # fmt: skip
-        self._sequence, self._pts, self._named = (self._sequence + 1) % 256, pts, key
+        self._coded, self._pts, self._named = self._coded + 1, pts, key
         self.stats.as_is_frames += head.as_is
         if intra:
             self._wants_intra, self._intra_at, self._intra_sequence = False, seconds, head.sequence
             self.stats.intra_frames += 1
+            if self.repeat_header and self._protection.again:  # without it nothing of a stream can be shown
+                self._pictures.again.append(self._header())
         with self._timed("entropy"):
             return self._aggregator.add(head, symbols, self._protection.again)
 
@@ -460,12 +479,20 @@ class Encoder:
         return protection(self._loss, heard=self._now - self._heard_at < HEARD_SECONDS)
 
     def _check_pts(self, pts: int) -> None:
+        _whole("pts", pts, -PTS_MAX, PTS_MAX)
         if self._given is not None and pts <= self._given:
             raise ValueError(f"pts {pts} does not follow {self._given}: timestamps must rise from frame to frame.")
         self._given = pts
 
     def _timed(self, stage: str) -> AbstractContextManager[None]:
         return timed(self.stats.stage_seconds, stage)
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    """``value`` if it is a whole number in this range."""
+    if not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}; expected a whole number from {least} to {most}.")
+    return int(value)
 
 
 def as_picture(image: Any) -> Array:

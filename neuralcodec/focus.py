@@ -38,10 +38,10 @@ def _box(values: Array, width: int, axis: int) -> Array:
     """Rounded means over ``width`` neighbours along an axis; the border repeats."""
     before = [(0, 0)] * values.ndim
     before[axis] = (width // 2 + 1, width // 2)
-    sums = np.cumsum(np.pad(values, before, mode="edge"), axis=axis)
-    size = values.shape[axis]
-    total = sums.take(range(width, width + size), axis) - sums.take(range(size), axis)
-    return np.asarray((total + width // 2) // width)
+    sums = np.cumsum(np.pad(values, before, mode="edge"), axis=axis, dtype=np.int32)
+    later, earlier = [slice(None)] * values.ndim, [slice(None)] * values.ndim
+    later[axis], earlier[axis] = slice(width, None), slice(-width)
+    return np.asarray((sums[tuple(later)] - sums[tuple(earlier)] + width // 2) // width)
 
 
 def _mask(side: int, head: Sequence[float]) -> Array:

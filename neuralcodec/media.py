@@ -19,12 +19,12 @@ import numpy as np
 
 from .errors import MediaError
 from .motion import Array
+from .packet import TIME_MAX
 
 WRITABLE = (".mp4", ".m4v", ".mov")  # containers that keep any time base exactly
 TIMING_PACKETS = 240  # looked at to find the nominal frame duration
 HD_HEIGHT = 720  # untagged pictures this high are BT.709, lower ones BT.601, as players assume
 X264 = {"crf": "14", "preset": "veryfast"}  # visually lossless next to what the codec costs; 1 ms a frame at 256 x 256
-TIME_MAX = (1 << 31) - 1
 
 
 @contextlib.contextmanager

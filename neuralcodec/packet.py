@@ -32,6 +32,7 @@ KIND_PREDICTED = 0x80
 PACKET_MAX = 1 << 20  # bytes
 DIMENSION_MAX = 8192  # pixels, each side
 SIZE_MIN, SIZE_MAX, SIZE_STEP = 64, 1024, 16  # side of the coded square
+PTS_MAX = (1 << 62) - 1  # of either sign
 TIME_MAX = (1 << 31) - 1  # time base terms, frame duration, pts steps
 UPDATE_FRAGMENTS_MAX = 8
 GROUP_MAX = 64  # motion frames in one packet, or in all packets of a bundle
@@ -160,7 +161,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Update:
-    """One fragment of a reference picture that is predicted from the one before it in its chain (section 3.7)."""
+    """One fragment of a reference picture that is predicted from the one before it in its chain (section 3.6)."""
 
     reference: int  # id it is held under
     index: int  # fragment number
@@ -238,7 +239,7 @@ class Motion:
     def _parse_intra(cls, read: Reader, kind: int) -> Motion:
         level, components = kind >> 3 & 7, kind & 7
         sequence, reference = read.byte("the sequence number"), read.byte("the reference id")
-        pts = read.signed("pts", (1 << 62) - 1, 4)
+        pts = read.signed("pts", PTS_MAX, 4)
         return cls(sequence, level, components, read.motion(1), True, reference, pts)
 
     @classmethod

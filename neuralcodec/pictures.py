@@ -1,4 +1,4 @@
-"""The reference pictures a receiver holds: put together, checked, decoded, each in its place (FORMAT.md 3.2, 3.7, 12).
+"""The reference pictures a receiver holds: put together, checked, decoded, each in its place (FORMAT.md 3.2, 3.6, 12).
 
 A picture that arrives is a still, the key of a chain, an update of the chain's last picture, or the surroundings. None
 is shown, and none advances the chain, before its hash is right and, where one sender is trusted, its signature.
@@ -7,6 +7,7 @@ Nothing here waits or asks: an update that is missing stops the chain until it c
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,12 @@ from .fragments import Assembler, Part
 from .inference import Inference, ReferenceFeatures
 from .motion import Array
 from .pack import Pack
-from .packet import SIGNED, Parity, StreamHeader, Update
-from .rate import REFERENCES_HELD
+from .packet import DIMENSION_MAX, REFERENCES_MAX, SIGNED, Parity, StreamHeader, Update
 from .reference import BACKDROP, KEY, PICTURE, UPDATE, decode_reference
 from .signing import SIGNATURE_BYTES, public_key, statement, verify
 from .stats import DecoderStats, timed
 
+KNOWN_MAX = 64  # keys and stills remembered, so that a late double is known as one
 EARLY_MAX = 8  # updates that came before the one they follow
 
 Crop = tuple[int, int, int]
@@ -30,7 +31,7 @@ Crop = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class HeldPicture:
-    """One that can be rendered from. ``id`` is the whole one; it stands in place ``id`` modulo REFERENCES_HELD."""
+    """One that can be rendered from. ``id`` is the whole one; it stands in place ``id`` modulo REFERENCES_MAX."""
 
     id: int
     hash: bytes
@@ -42,16 +43,19 @@ class Pictures:
     """All pictures of one stream.
 
     trusted: an Ed25519 public key in any form signing.py reads, or None. context: what was signed besides.
+    max_side: of a crop, source pixels; a picture cut from a larger square is dropped.
     """
 
     def __init__(
-        self, pack: Pack, networks: Inference, stats: DecoderStats, trusted: Any = None, context: bytes = b""
-    ) -> None:
+        self, pack: Pack, networks: Inference, stats: DecoderStats, trusted: Any = None, context: bytes = b"", *,
+        max_side: int = 2 * DIMENSION_MAX,
+    ) -> None:  # fmt: skip
         self.networks = networks
         self.backdrop: Array | None = None  # uint8 RGB, of the source's size
-        self._pack, self._stats = pack, stats
+        self._pack, self._stats, self._max_side = pack, stats, max_side
         self._trusted, self._context = None if trusted is None else public_key(trusted), context
         self._held: dict[int, HeldPicture] = {}  # by place
+        self._known: deque[tuple[int, bytes]] = deque(maxlen=KNOWN_MAX)  # id and hash of keys and stills that were held
         self._assembler = Assembler()
         self._chain = ChainDecoder(pack.size)
         self._chain_crop: Crop = (0, 0, 1)  # of its last picture
@@ -59,7 +63,7 @@ class Pictures:
 
     def get(self, reference: int) -> HeldPicture | None:
         """The picture of this id, unless it never came or another has taken its place."""
-        held = self._held.get(reference % REFERENCES_HELD)
+        held = self._held.get(reference % REFERENCES_MAX)
         return held if held is not None and held.id == reference else None
 
     @property
@@ -67,12 +71,14 @@ class Pictures:
         """Of all that are held, rising."""
         return tuple(sorted(held.id for held in self._held.values()))
 
-    def add(self, part: Part, header: StreamHeader) -> None:
-        """One packet more. Raises BitstreamError for a picture that cannot be decoded; its chain then ends."""
+    def add(self, part: Part, header: StreamHeader, *, lacking: bool = True) -> None:
+        """One packet more. lacking: motion names a picture that is not here. Raises BitstreamError for a picture that
+        cannot be decoded; its chain then ends."""
         codec, signed = _coding(part)
         if not isinstance(part, Update) and codec not in (PICTURE, BACKDROP, KEY):
             return
-        if part.crop is not None and part.crop[2] > 2 * max(header.width, header.height, header.size):
+        side = min(2 * max(header.width, header.height, header.size), self._max_side)
+        if part.crop is not None and part.crop[2] > side:
             return  # a square far larger than the source has no use but to fill the memory
         if self._trusted is not None and not signed:
             self._stats.rejected_references += part.index == 0 and not isinstance(part, Parity)
@@ -81,12 +87,14 @@ class Pictures:
         double = held is not None and held.hash == part.hash
         if double and not isinstance(part, Update):
             return
+        if not lacking and (part.reference, part.hash) in self._known:
+            return  # late: a newer picture has its place, and the chain that goes on must not end for it
         damaged = self._assembler.damaged
         coded = self._assembler.add(part)
         self._stats.damaged_references += self._assembler.damaged - damaged
         if held is not None and not double and self._trusted is None:
             # its id is taken by another; motion that names it must not show the old one
-            del self._held[part.reference % REFERENCES_HELD]
+            del self._held[part.reference % REFERENCES_MAX]
         if coded is None:
             return
         if isinstance(part, Update):
@@ -108,6 +116,7 @@ class Pictures:
                 self._chain, self._chain_crop = ChainDecoder(header.size), part.crop
                 pixels = self._chain.key(picture)
             self._hold(part.reference, part.hash, pixels, part.crop)
+        self._known.append((part.reference, part.hash))
         self._stats.references += 1
         self._follow(header)
 
@@ -144,7 +153,7 @@ class Pictures:
 
     def _hold(self, reference: int, hash: bytes, pixels: Array, crop: Crop) -> None:
         held = HeldPicture(reference, hash, self.networks.reference(pixels), Square(*crop))
-        self._held[reference % REFERENCES_HELD] = held
+        self._held[reference % REFERENCES_MAX] = held
         self._stats.provider = self.networks.provider
 
     def _timed(self) -> AbstractContextManager[None]:

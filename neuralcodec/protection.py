@@ -1,4 +1,5 @@
-"""What a sender adds so that a stream survives loss: frames sent again, parity of pictures, intra frames more often.
+"""What a sender adds so that a stream survives loss: frames sent again, parity of pictures, intra frames more often;
+and how a receiver tells what is lost although frames come again.
 
 Knows packets and symbols, no networks and no clock. See FORMAT.md section 13 for what a receiver makes of it.
 """
@@ -31,6 +32,7 @@ LADDER = (
 )
 HEARD_SECONDS = 2.0  # a report is so long a sign that there is a way back
 AGAIN_MAX = 8  # frames that can be sent again
+FEWER_MAX = 3  # datagrams in a row that can repeat fewer frames because one was lost before each of them
 RISE, FALL = 0.05, 0.01  # of the way from the loss believed in to the loss reported, for each frame the report is about
 
 
@@ -47,6 +49,42 @@ def protection(loss: float, *, heard: bool = False) -> Protection:
 def believed(before: float, reported: float, frames: int) -> float:
     """The loss to protect against after a report about so many frames: worse is believed sooner, few frames less."""
     return before + (reported - before) * (1 - (1 - (RISE if reported > before else FALL)) ** max(1, frames))
+
+
+class LossMeter:
+    """Which share of frames lost the datagram that was to bring them first, from frame numbers alone.
+
+    A datagram whose frames before the new ones are fewer than in those before and after it makes up for a lost one.
+    Where they stay fewer, the sender repeats less.
+    """
+
+    def __init__(self) -> None:
+        self._usual = 0  # frames sent again in each datagram
+        self._fewer: list[int] = []  # in the latest ones, where not so many
+        self._frames = self._lost = 0  # since the last report
+
+    def add(self, frames: int, steps: int, *, intra: bool) -> None:
+        """A datagram of so many frames has come that took the newest frame so many steps on."""
+        if not steps:
+            return
+        known = frames - steps
+        self._frames, self._lost = self._frames + steps, self._lost + max(0, -known)
+        if intra:  # repeats nothing before it
+            self._usual, self._fewer = 0, []
+        known = max(0, known)
+        if known >= self._usual:
+            self._lost += sum(self._usual - fewer for fewer in self._fewer)
+            self._usual, self._fewer = known, []
+        else:
+            self._fewer.append(known)
+            if len(self._fewer) > FEWER_MAX:
+                self._usual, self._fewer = max(self._fewer), []
+
+    def share(self) -> float:
+        """Since the last call, 0..1."""
+        share = min(1.0, self._lost / self._frames) if self._frames else 0.0
+        self._frames = self._lost = 0
+        return share
 
 
 Frame = tuple[Motion, Symbols]  # a frame and what its packet would say without others; the payload is empty

@@ -25,7 +25,6 @@ T = TypeVar("T")
 
 PIXEL = 2 / 256  # one pixel of a 256-pixel picture in coded-picture units
 LOWEST_KBPS = 0.5
-REFERENCES_HELD = 8  # a decoder keeps this many; the oldest is replaced
 # The key of a chain may take FIRST_BYTES at 4 kbit/s and more at higher rates, but not in proportion: most of what a
 # higher rate brings is worth more as more pictures than as finer ones. Three training clips, six seconds, 4 kbit/s: 700
 # bytes give 24.0 dB and 25.3 in the face, 1050 give 23.8 and 25.5 (more where the head is calm), 1400 23.0 and 24.8.

@@ -23,9 +23,9 @@ from .fragments import PART_BYTES, UPDATE_MAX, split, split_update
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .motion import Array
 from .pack import Pack
-from .packet import SIGNED, Feedback, Packet, Parity, ReferencePart, StreamHeader
+from .packet import REFERENCES_MAX, SIGNED, Feedback, Packet, Parity, ReferencePart, StreamHeader
 from .protection import Protection, protection
-from .rate import FAR, REFERENCES_HELD, RateControl, distance
+from .rate import FAR, RateControl, distance
 from .reference import BACKDROP, KEY, PICTURE, UPDATE, decode_reference, encode_reference
 from .signing import SIGNATURE_BYTES, sign, statement
 from .stats import EncoderStats, timed
@@ -139,6 +139,7 @@ class PictureSender:
         self._coming: _Coming | None = None  # a finer key
         self._late: _Coming | None = None  # an update too large for the rate's present window
         self._newest = -1  # id of the one sent last
+        self._moved = False  # the coded square has jumped since that one was taken
         self._now, self._sequence = 0.0, 0
         self._asked_at = float("-inf")  # seconds, of the last reference sent because a receiver asked
 
@@ -157,9 +158,11 @@ class PictureSender:
     def refresh(self, shot: Shot, seconds: float, sequence: int, *, as_is: bool, moved: bool) -> list[Packet]:
         """Choose the picture for the frame of this number and time; send a new one where it is due.
 
-        as_is: frames are shown as pictures, so that keypoints say nothing. moved: the coded square jumped.
+        as_is: frames are shown as pictures, so that keypoints say nothing. moved: the coded square jumped; that is
+        remembered until a picture of it can be sent.
         """
         self._now, self._sequence, self.began = seconds, sequence, False
+        moved = self._moved = self._moved or moved
         best, drift = self._nearest(shot, as_is=as_is)
         if self._chain is not None and self._coming is None and self.rate.wants_finer():
             self._begin_finer(shot)
@@ -179,7 +182,7 @@ class PictureSender:
     @property
     def _crowded(self) -> bool:
         """Whether one more picture would take the place of the key that is on its way."""
-        return self._coming is not None and (self.next_id - self._coming.id) % 256 >= REFERENCES_HELD
+        return self._coming is not None and (self.next_id - self._coming.id) % 256 >= REFERENCES_MAX
 
     @property
     def keeps(self) -> bool:
@@ -287,7 +290,7 @@ class PictureSender:
             packets += self._unprotected(self._parts(backdrop, BACKDROP, shot.square, self.next_id))
             self._backdrop_due = False
         budget -= SIGNATURE_BYTES if self._key else 0
-        self._coming = self._late = None
+        self._coming, self._late, self._moved = None, None, False
         with self._timed():
             if self._updates:
                 self._chain, coded, shown = self._started(shot, budget)
@@ -313,7 +316,7 @@ class PictureSender:
 
     def _send_parts(self, coming: _Coming) -> list[Packet]:
         """What can be paid of the key that is on its way; the last part makes it the picture in use."""
-        if (self.next_id - coming.id - 1) % 256 >= REFERENCES_HELD:  # its place at the receiver has been taken
+        if (self.next_id - coming.id - 1) % 256 >= REFERENCES_MAX:  # its place at the receiver has been taken
             self._coming = None
             return []
         packets = coming.next(min(self.rate.purse, self.rate.room))
@@ -337,7 +340,7 @@ class PictureSender:
     def _send_update(self, shot: Shot) -> list[Packet]:
         """The next picture of the chain."""
         assert self._chain is not None
-        square = shot.square
+        square, self._moved = shot.square, False
         before, place = self._chain.digest, (square.x, square.y, square.side)
         with self._timed():
             coded, shown = self._chain.code(self._focused(shot))
@@ -375,7 +378,7 @@ class PictureSender:
 
     def _hold(self, key: int, shot: Shot, shown: Array, packets: Sequence[Packet] = ()) -> None:
         """Remember what the receiver now has under this id, and use it."""
-        self.held = {k: sent for k, sent in self.held.items() if (k - key) % REFERENCES_HELD}
+        self.held = {k: sent for k, sent in self.held.items() if (k - key) % REFERENCES_MAX}
         features, error = self._networks.reference(shown), squared_error(shot.tile, shown)
         self.held[key] = Held(
             features, shot.estimate, shot.square, error, self._sequence, shot.seconds, self._now, self._chain, packets

@@ -25,6 +25,7 @@ from .media import VideoReader, VideoWriter, check_output, output_path, reason
 from .motion import View
 from .pack import Pack
 from .packet import DIMENSION_MAX, FORMAT_VERSION, SIGNED, End, Motion, Packet, ReferencePart, StreamHeader, Update
+from .reference import BACKDROP
 
 # Of a file, for which nobody waits: frames that share a packet save up to 3 bytes each, and frames that wait for the
 # pictures after them are shown from the nearer of two.
@@ -85,6 +86,8 @@ def encode_file(
 ) -> FileStats:
     """Code the film ``src`` as the .ncv file ``dst``; see :class:`Encoder` for the options."""
     started = perf_counter()
+    if Path(dst).suffix.lower() != ".ncv":
+        raise MediaError(f"{dst} does not end in .ncv, as a stream's name must: no player opens it as a film.")
     check_output(dst, overwrite=overwrite)
     with VideoReader(src) as reader:
         _refuse_same_file(src, dst)
@@ -106,7 +109,8 @@ def encode_file(
                 for packet in packets:
                     writer.write(packet)
             if not encoder.stats.references:
-                raise NoFaceError(f"No face was found in any of the {encoder.stats.frames} frames of {src}.")
+                where = "" if isinstance(crop, str) else f" in the square {','.join(map(str, crop))}"
+                raise NoFaceError(f"No face was found{where} in any of the {encoder.stats.frames} frames of {src}.")
         counted = _Counted.of_file(dst)
         stats = encoder.stats
         return counted.stats(
@@ -184,8 +188,15 @@ def decode_file(
         if writer is None and rejected:
             raise SigningError(f"{src} is not signed by the trusted sender: none of its pictures may be shown.")
         if writer is None:
-            raise counted.problem or MediaError(f"{src} holds no frame that can be shown.")
-    _raise_late(src, dst, writer.frames, counted.problem, damaged)
+            problem = counted.problem
+            if problem is not None:
+                said = f"{src} is damaged or cut, and no frame can be shown: {problem}."
+                raise type(problem)(said, rule=problem.rule, offset=problem.offset)
+            if decoder.stats.damaged_references or damaged:
+                raise BitstreamError(f"{src} is damaged: none of its pictures can be decoded, so nothing can be shown.")
+            raise MediaError(f"{src} holds no frame that can be shown.")
+    unused = 0 if rejected else len(counted.pictures) - decoder.stats.references - decoder.stats.updates
+    _raise_late(src, dst, writer.frames, counted.problem, damaged, unused)
     if rejected:
         raise SigningError(
             f"{rejected} of the pictures in {src} are not signed by the trusted sender and were not shown; "
@@ -216,14 +227,17 @@ def _shown(decoder: Decoder, packet: Packet, times: list[int], *, delivered: boo
     return [replace(frame, pts=pts) for frame, pts in zip(frames, times, strict=False)], broken
 
 
-def _raise_late(src: str | Path, dst: str | Path, frames: int, problem: BitstreamError | None, damaged: int) -> None:
+def _raise_late(
+    src: str | Path, dst: str | Path, frames: int, problem: BitstreamError | None, damaged: int, unused: int
+) -> None:
     saved = f"the {frames} frames that could be shown are in {dst}"
     if isinstance(problem, TruncatedError):
         raise TruncatedError(f"{src} was cut short; {saved}.", rule=problem.rule, offset=problem.offset)
     if problem:
         raise BitstreamError(f"{src} is damaged: {problem}; {saved}.", rule=problem.rule, offset=problem.offset)
-    if damaged:
-        raise BitstreamError(f"{src} is damaged: {damaged} packets were left out; {saved}.")
+    if damaged or unused > 0:
+        found = f"{damaged} packets and {max(0, unused)} pictures were left out"
+        raise BitstreamError(f"{src} is damaged: {found}; {saved}.")
 
 
 class _Channel:
@@ -301,6 +315,7 @@ class _Counted:
         self.path = path
         self.problem: BitstreamError | None = None
         self.frames = self.reference = self.motion = self.references = self.updates = 0
+        self.pictures: set[tuple[int, bytes]] = set()  # id and hash of all that frames are shown from
         self.complete = False
         self._first: int | None = None
         self._last = 0
@@ -346,9 +361,12 @@ class _Counted:
         if isinstance(packet, ReferencePart):
             self.reference += len(packet.payload)
             self.references += packet.index == 0
+            if packet.codec & ~SIGNED != BACKDROP:
+                self.pictures.add((packet.reference, packet.hash))
         elif isinstance(packet, Update):
             self.reference += len(packet.payload)
             self.updates += packet.index == 0
+            self.pictures.add((packet.reference, packet.hash))
         elif isinstance(packet, Motion):
             self.motion += len(packet.payload)
         elif isinstance(packet, End):

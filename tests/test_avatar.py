@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,19 @@ def test_only_the_avatars_picture_is_ever_sent(portrait_clip: list[Array], portr
     again = sender.encode(camera[-1], len(camera))
     assert sum(isinstance(p, ReferencePart) and p.index == 0 for p in again) == 1
     sender.recenter_avatar()
+
+
+def test_while_the_face_is_lost_both_ends_stay_where_they_were(portrait_clip: list[Array], portrait: Array) -> None:
+    """Also in the intra frames that come in that time."""
+    sender = nc.Encoder(4, device="cpu", threads=1, avatar=nc.Avatar(portrait, CONSENT), time_base=Fraction(1, 5))
+    receiver, blank, intra = nc.Decoder(device="cpu", threads=1), np.full((256, 256, 3), 90, np.uint8), 0
+    camera = [*portrait_clip[:6], *[blank] * 24, *portrait_clip[6:9]]
+    for pts, image in enumerate(camera):
+        for packet in sender.encode(image, pts):
+            receiver.decode(bytes(packet), wanted=lambda _: False)
+            intra += isinstance(packet, Motion) and packet.intra
+        assert receiver._quantizer.state == sender._quantizer.state
+    assert intra >= 3 and sender.stats.face_lost_frames >= 20
 
 
 def test_an_avatars_picture_gets_finer_with_what_motion_leaves(portrait_clip: list[Array], portrait: Array) -> None:

@@ -32,6 +32,7 @@ FOLLOW = """
       const packet = taken(() => bitstream.parsePacket(unhex(data)));
       const packets = packet ? packet.packets ?? [packet] : [];
       const frames = packets.flatMap((one) => taken(() => stream.take(one, 2)) ?? []);
+      stream.counted();
       return { broken: stream.broken, report: bitstream.hex(stream.report([9, 2], false)),
                frames: frames.map(({ pts, flat }) => ({ pts, flat: flat && Array.from(flat) })) };
     });

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -203,6 +204,39 @@ def test_frames_share_packets_though_their_quality_should_change(
     packets = [p for pts, image in enumerate(portrait_clip[:9]) for p in encoder.encode(image, pts)]
     motions = [p for p in packets if isinstance(p, Motion)]
     assert [p.frames for p in motions] == [1, 4, 4] and len({p.level for p in motions}) > 1
+
+
+def test_an_end_may_be_asked_for_twice(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(6, device="cpu", threads=1, lookahead=4)
+    for pts, image in enumerate(portrait_clip[:6]):
+        encoder.encode(image, pts)
+    assert sum(isinstance(p, Motion) for p in encoder.flush()) >= 4
+    assert encoder.flush() == [End(6)]
+
+
+def test_a_gap_longer_than_a_step_can_be_is_told_by_an_intra_frame(portrait_clip: list[np.ndarray]) -> None:
+    """Nanoseconds, and the camera away for three of the seconds in which no face was to be seen."""
+    encoder = nc.Encoder(6, device="cpu", threads=1, time_base=Fraction(1, 10**9), frame_duration=40_000_000)
+    decoder, blank, shown = nc.Decoder(device="cpu", threads=1), np.full((256, 256, 3), 90, np.uint8), []
+    times = [*range(0, 200_000_000, 40_000_000), *range(3_200_000_000, 3_300_000_000, 40_000_000)]
+    for number, pts in enumerate(times):
+        for packet in encoder.encode(portrait_clip[number] if number < 3 else blank, pts):
+            shown += [frame.pts for frame in decoder.decode(bytes(packet))]
+    assert shown == times and encoder.stats.face_lost_frames > 3
+    for wrong in (0.2, None, float("nan"), 1 << 60):
+        with pytest.raises(ValueError, match="pts is"):
+            encoder.encode(portrait_clip[0], wrong)  # type: ignore[arg-type]
+    assert encoder.encode(portrait_clip[0], times[-1] + 40_000_000)  # none of them has left anything behind
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"frame_duration": 1.5}, {"time_base": 0}, {"time_base": -1}, {"lookahead": 1.5}, {"packet_overhead": -5},
+     {"frames_per_packet": 0}, {"crop": (0, 0)}, {"crop": (0.5, 0, 100)}, {"preset": 14}],
+)  # fmt: skip
+def test_wrong_options_are_refused_at_once(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; expected"):
+        nc.Encoder(2, device="cpu", **wrong)  # type: ignore[arg-type]
 
 
 def test_with_lookahead_a_picture_serves_the_frames_before_it(portrait_clip: list[np.ndarray]) -> None:

@@ -13,7 +13,7 @@ from neuralcodec.entropy import EntropyCoder
 from neuralcodec.errors import BitstreamError, LimitError
 from neuralcodec.fragments import split
 from neuralcodec.pack import Pack
-from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, StreamHeader, parse_packet
+from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, StreamHeader, bundled, parse_packet
 from neuralcodec.protection import Aggregator
 from neuralcodec.quantizer import Quantizer
 from neuralcodec.reference import encode_reference
@@ -129,12 +129,21 @@ def test_a_late_joiner_is_shown_within_one_request(portrait_clip: Clip) -> None:
 
 def test_reported_loss_turns_protection_on_and_slowly_off() -> None:
     sender, _ = ends()
-    for report in range(3):
-        sender.on_feedback(Feedback(10 * report, 64))
+
+    def report(newest: int, lost: int) -> float:
+        sender._coded = max(sender._coded, newest + 3)  # frames on their way when the report is written
+        sender.on_feedback(Feedback(newest % 256, lost))
+        return sender._loss
+
+    for newest in range(0, 30, 10):
+        report(newest, 64)
     assert sender._loss > 0.15
-    for report in range(3, 63):
-        sender.on_feedback(Feedback(10 * report % 256, 0))
+    for newest in range(30, 630, 10):
+        report(newest, 0)
     assert sender._loss < 0.03
+    before = sender._loss
+    assert report(610, 255) == before == report(580, 255)  # late: a later one has told of the same
+    assert report(630, 64) > before
     for wrong in (b"\x04\x01", b"\x08\xff", b""):
         with pytest.raises(BitstreamError):
             sender.on_feedback(wrong)
@@ -146,6 +155,52 @@ def test_the_loss_report_counts_what_did_not_come(portrait_clip: Clip) -> None:
     received(receiver, [p for packets in stream[:5] for p in packets] + stream[8])
     assert receiver.feedback().lost == round(256 * 3 / 9) and receiver.feedback().lost == 0
     assert receiver.feedback(0.5).lost == 128
+
+
+@pytest.mark.parametrize("share", [1, 4])
+def test_frames_sent_again_hide_no_loss_and_look_like_none(portrait_clip: Clip, share: int) -> None:
+    """Intra frames, pictures that change and levels that change break the run of frames that are sent again."""
+    sender, _ = ends(loss=0.1, frames_per_packet=share)
+    stream = [bundled(sender.encode(portrait_clip[pts % 20], pts)) for pts in range(80)]
+    datagrams = [bytes(packet) for packets in stream for packet in packets]
+    assert any(isinstance(parse_packet(data), Bundle) for data in datagrams)
+    dice = random.Random(1)
+    for missing in (0.0, 0.15):
+        receiver, lost, all_frames = nc.Decoder(device="cpu", threads=1), 0, 0
+        for number, data in enumerate(datagrams):
+            packet = parse_packet(data)
+            inside = packet.packets if isinstance(packet, Bundle) else (packet,)
+            if number > 3 and dice.random() < missing and any(isinstance(p, Motion) for p in inside):
+                lost += share
+            else:
+                receiver.decode(data, wanted=lambda pts: False)
+            all_frames += share * any(isinstance(p, Motion) for p in inside)
+        assert receiver.feedback().lost / 256 == pytest.approx(lost / all_frames, abs=0.04 if missing else 0.0)
+
+
+def test_feedback_may_come_in_any_kind_of_bytes(portrait_clip: Clip) -> None:
+    sender, receiver = ends()
+    received(receiver, sent(sender, portrait_clip, range(1))[0])
+    for kind in (bytes, bytearray, memoryview):
+        sender.on_feedback(kind(bytes(Feedback(0, need_intra=False, need_reference=True))))
+    with pytest.raises(ValueError, match="lost is nan"):
+        receiver.feedback(float("nan"))
+
+
+def test_what_comes_before_the_header_waits_for_it(portrait_clip: Clip) -> None:
+    sender, receiver = ends()
+    (header, *rest), second = sent(sender, portrait_clip, range(2))
+    assert not received(receiver, rest) and receiver.wants_reference
+    assert [frame.pts for frame in receiver.decode(header)] == [0]
+    assert [frame.pts for frame in received(receiver, second)] == [1]
+
+
+def test_the_header_comes_again_where_loss_is_expected(portrait_clip: Clip) -> None:
+    for loss, copies in ((0.0, 1), (0.1, 2)):
+        sender, receiver = ends(loss=loss)
+        stream = [bytes(p) for pts in range(4) for p in bundled(sender.encode(portrait_clip[pts], pts))]
+        parsed = [p for data in stream for p in getattr(parse_packet(data), "packets", (parse_packet(data),))]
+        assert sum(isinstance(packet, StreamHeader) for packet in parsed) == copies
 
 
 def test_a_bundle_with_a_bad_packet_gives_the_good_ones(portrait_clip: Clip) -> None:

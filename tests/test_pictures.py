@@ -105,6 +105,29 @@ def test_updates_before_their_key_and_in_any_order(
     assert receiver.pictures.ids == (0, 1, 2, 3)
 
 
+def test_a_late_double_of_a_key_does_not_end_the_chain(
+    pack: Pack, networks: Inference, coded: list[tuple[bytes, bytes, np.ndarray]]
+) -> None:
+    receiver, sent = Receiver(pack, networks), packets(coded, pack)
+    for parts in sent[:9]:
+        receiver.take(parts)
+    for lacking, held in ((False, tuple(range(1, 9))), (True, (0, *range(1, 8)))):  # it may be what motion waits for
+        for part in sent[0]:
+            receiver.pictures.add(part, receiver.header, lacking=lacking)
+        if not lacking:
+            assert receiver.pictures.ids == held
+            receiver.take(sent[9])
+    assert receiver.pictures.get(0) is not None and receiver.pictures.get(9) is not None
+
+
+def test_a_square_too_large_to_draw_is_dropped(
+    pack: Pack, networks: Inference, coded: list[tuple[bytes, bytes, np.ndarray]]
+) -> None:
+    receiver = Receiver(pack, networks, max_side=255)
+    receiver.take(packets(coded, pack)[0])
+    assert receiver.pictures.ids == ()
+
+
 def test_doubles_change_nothing(
     pack: Pack, networks: Inference, coded: list[tuple[bytes, bytes, np.ndarray]]
 ) -> None:

@@ -21,7 +21,7 @@ from neuralcodec.errors import (
 from neuralcodec.media import VideoReader, VideoWriter, read_frames
 from neuralcodec.motion import Array, View
 from neuralcodec.pack import load_pack
-from neuralcodec.packet import End, Motion, StreamHeader
+from neuralcodec.packet import End, Motion, ReferencePart, StreamHeader, Update
 from neuralcodec.video import _Channel, decode_file, encode_file, list_packets, probe
 
 pytest.importorskip("skimage")
@@ -138,6 +138,29 @@ def test_a_damaged_packet_is_concealed_then_reported(stream: Path, tmp_path: Pat
     with pytest.raises(BitstreamError, match=f"damaged.*the {len(STAMPS)} frames"):
         decode_file(tmp_path / "bad.ncv", tmp_path / "out.mp4", device="cpu")
     assert times(tmp_path / "out.mp4") == [Fraction(t, 1000) for t in STAMPS]
+
+
+def test_a_damaged_picture_is_reported(tmp_path: Path) -> None:
+    good, images = tmp_path / "good.ncv", list(moving_portrait(1.0))
+    source = film(tmp_path / "source.mp4", images, [40 * i for i in range(25)])
+    encode_file(source, good, target_kbps=48, device="cpu", lookahead=0)
+    data, at = bytearray(good.read_bytes()), {}
+    with open(good, "rb") as file:
+        for packet in ContainerReader(file):
+            at.setdefault(type(packet), data.index(bytes(packet)) + len(bytes(packet)) - 1)
+    for kind, words in ((Update, "[1-9][0-9]* pictures were left out"), (ReferencePart, "none of its pictures")):
+        data[at[kind]] ^= 1
+        (tmp_path / "bad.ncv").write_bytes(data)
+        data[at[kind]] ^= 1
+        with pytest.raises(BitstreamError, match=f"bad.ncv is damaged.*{words}"):
+            decode_file(tmp_path / "bad.ncv", tmp_path / "out.mp4", device="cpu", overwrite=True)
+
+
+def test_a_stream_is_not_named_like_a_film(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.mp4").write_bytes(b"precious")
+    with pytest.raises(MediaError, match="does not end in .ncv"):
+        encode_file(source, tmp_path / "mine.mp4", device="cpu", overwrite=True)
+    assert (tmp_path / "mine.mp4").read_bytes() == b"precious"
 
 
 def test_loss_keeps_every_frame_and_repeats_itself(stream: Path, tmp_path: Path) -> None:

@@ -24,27 +24,28 @@ class Reader {
     if (this.at >= this.data.length) throw new BitstreamError("R17: the payload is empty");
     return this.rest();
   }
-  varint() { // BigInt up to 63 bits; what fits a double comes back as a number
+  whole() { // a varint as a BigInt, 63 bits at most
     let value = 0n, shift = 0n;
     for (let i = 0; i < 9; i++, shift += 7n) {
       const byte = this.byte();
       value |= BigInt(byte & 127) << shift;
       if (byte < 128) {
         if (!byte && i) break;
-        return Number(value);
+        return value;
       }
     }
     throw new BitstreamError("R4: a varint is too long or not minimal");
   }
+  varint() { return Number(this.whole()); }
   limited(low, high, rule) {
     const value = this.varint();
     if (!(value >= low && value <= high)) throw new BitstreamError(`${rule}: ${value} is not within ${low} to ${high}`);
     return value;
   }
   signed(high, rule) {
-    const raw = this.varint(), value = raw % 2 ? -(raw + 1) / 2 : raw / 2;
-    if (Math.abs(value) > high) throw new BitstreamError(`${rule}: ${value} is out of range`);
-    return value;
+    const raw = this.whole(), value = raw & 1n ? ~(raw >> 1n) : raw >> 1n;
+    if (value > high || value < -high) throw new BitstreamError(`${rule}: ${value} is out of range`);
+    return Number(value);
   }
   fragment() {
     const index = this.byte(), count = this.byte();
@@ -66,7 +67,7 @@ class Reader {
   end() { if (this.at < this.data.length) throw new BitstreamError("R5: bytes follow the last field"); }
 }
 
-const TIME_MAX = 2 ** 31 - 1, PTS_MAX = 2 ** 62;
+const TIME_MAX = 2 ** 31 - 1, PTS_MAX = 2n ** 62n - 1n;
 
 /** One packet from the bytes of one datagram: { kind, ...fields }. Throws BitstreamError for bytes that are none. */
 export function parsePacket(data) {

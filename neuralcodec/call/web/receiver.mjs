@@ -8,12 +8,14 @@ import { Chain, concat, decodeStill } from "./reference.mjs";
 import { MotionStream } from "./stream.mjs";
 
 const PICTURE = 1, KEY = 3, SIGNED = 0x80, SIGNATURE = 64, HELD = 8, ARRIVING = 4, BYTES_MAX = 1 << 20;
+const EARLY = 16, NAMES = 64; // packets kept that came before the header; pictures remembered, to know a late double
 const JUMP = 0.15; // from one frame to the next, coded-picture units or of log scale: more is another crop, not the head
 const REPORT = 200, URGENT = 50; // ms between two reports: when nothing is missing, and when something is
 
 let networks, size, packId, neck, motion, header = null;
 let view = { yaw: 0, pitch: 0, roll: 0 };
 const held = new Map(), arriving = new Map(), early = new Map();
+const unopened = [], names = []; // packets that came before the header; id and hash of keys and stills that were held
 let shows = null, lacks = true, newest = null, chain = null;
 let moved = null; // the scene of the frame shown last, to be added while the picture named since then is not here
 let queue = [], awake = null, reported = -1e9;
@@ -52,6 +54,7 @@ async function run() {
       } catch (error) {
         if (!(error instanceof BitstreamError)) throw error;
       }
+      motion.counted();
       report();
     }
     if (newest?.fresh) {
@@ -67,18 +70,23 @@ async function run() {
 }
 
 async function take(packet) {
-  if (packet.kind === "bundle") {
-    for (const inside of packet.packets) { // one that cannot be used does not cost the others
-      try { await take(inside); } catch (error) { if (!(error instanceof BitstreamError)) throw error; }
-    }
-    return;
-  }
-  if (packet.kind === "header") {
+  if (packet.kind === "bundle") await takeEach(packet.packets);
+  else if (packet.kind === "header") {
     if (packet.pack !== packId) throw new Error(`the stream needs the model pack ${packet.pack}, this page has ${packId}`);
     header = packet;
-  } else if (packet.kind === "reference" && header) await onPart(packet);
-  else if (packet.kind === "update" && header) await onUpdate(packet);
-  else if (packet.kind === "motion" && header) onMotion(packet);
+    await takeEach(unopened.splice(0));
+  } else if (!header) {
+    unopened.push(packet);
+    if (unopened.length > EARLY) unopened.shift();
+  } else if (packet.kind === "reference") await onPart(packet);
+  else if (packet.kind === "update") await onUpdate(packet);
+  else if (packet.kind === "motion") onMotion(packet);
+}
+
+async function takeEach(packets) {
+  for (const packet of packets) { // one that cannot be used does not cost the others
+    try { await take(packet); } catch (error) { if (!(error instanceof BitstreamError)) throw error; }
+  }
 }
 
 /** Tell the sender what is here and what is not. */
@@ -106,13 +114,17 @@ const start = (whole) => hex(whole.subarray(0, 4)); // what packets carry of a d
 async function onPart(part) {
   const codec = part.codec & ~SIGNED, known = held.get(part.id % HELD);
   if ((codec !== PICTURE && codec !== KEY) || (known?.id === part.id && known.hash === part.hash)) return;
-  let coded = joined(part, `${part.id} ${part.hash}`);
+  const name = `${part.id} ${part.hash}`;
+  if (!lacks && names.includes(name)) return; // late: a newer picture has its place, and its chain goes on
+  let coded = joined(part, name);
   if (!coded || start(await digest(coded)) !== part.hash) return;
   if (part.codec & SIGNED) coded = coded.subarray(SIGNATURE); // this page takes what the server sends: it checks no keys
   try {
     if (codec === KEY) { chain?.close(); chain = new Chain(size); }
     hold(part.id, codec === KEY ? await chain.key(coded, await digest(coded)) : await decodeStill(coded, size), part.hash);
   } catch { return; } // damaged: what is named and not here will be asked for
+  names.push(name);
+  if (names.length > NAMES) names.shift();
   await followUpdates();
 }
 

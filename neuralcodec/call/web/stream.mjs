@@ -4,7 +4,35 @@ import { MotionDecoder } from "./bitstream.mjs";
 
 const REORDER = 32; // frames: motion that comes out of order within so many still finds its place
 const FORGET = 128; // frames missing after which the 8-bit numbers may have gone round
+const FEWER_MAX = 3; // datagrams in a row that can repeat fewer frames because one was lost before each of them
 const round = (number) => (number % 256 + 256) % 256;
+
+/** Which share of frames lost the datagram that was to bring them first: LossMeter of neuralcodec/protection.py. */
+class LossMeter {
+  constructor() {
+    this.usual = 0; // frames sent again in each datagram
+    this.fewer = []; // in the latest ones, where not so many
+    this.frames = this.lost = 0; // since the last report
+  }
+
+  add(frames, steps, intra) {
+    if (!steps) return;
+    this.frames += steps;
+    this.lost += Math.max(0, steps - frames);
+    if (intra) [this.usual, this.fewer] = [0, []]; // repeats nothing before it
+    const known = Math.max(0, frames - steps);
+    if (known >= this.usual) {
+      for (const fewer of this.fewer) this.lost += this.usual - fewer;
+      [this.usual, this.fewer] = [known, []];
+    } else if (this.fewer.push(known) > FEWER_MAX) [this.usual, this.fewer] = [Math.max(...this.fewer), []];
+  }
+
+  share() {
+    const share = this.frames ? Math.min(1, this.lost / this.frames) : 0;
+    this.frames = this.lost = 0;
+    return share;
+  }
+}
 
 export class MotionStream {
   constructor(tables) {
@@ -17,7 +45,9 @@ export class MotionStream {
     this.namedAgo = 0; // frames from the one that named the picture to the newest
     this.followed = null; // newest frame whose motion is known exactly
     this.missing = 0; // frames since then
-    this.expected = this.received = 0; // frames since the last report
+    this.losses = new LossMeter();
+    this.came = this.steps = 0; // motion frames in this datagram, and how far they lead
+    this.began = false; // one of them is intra
     this.past = new Map(); // by number: { state, pts } of such frames
     this.ahead = new Map(); // by number: packets that came before the frames they continue
   }
@@ -25,6 +55,7 @@ export class MotionStream {
   /** The frames of a motion packet that are new, oldest first: { pts, flat }, flat null where the picture itself is shown
    *  and its motion is not known. duration: of a frame, as the header says. Throws BitstreamError for a bad payload. */
   take(packet, duration) {
+    this.came += packet.frames;
     const end = round(packet.sequence + packet.frames - 1);
     let steps = this.sequence === null ? packet.frames : round(end - this.sequence);
     if (this.sequence !== null && (steps === 0 || steps >= 192)) {
@@ -42,8 +73,8 @@ export class MotionStream {
       this.namedAgo += steps;
       this.asIs = packet.asIs === true;
       this.missing += steps;
-      this.expected += steps;
-      this.received += this.past.has(packet.sequence) ? 1 : fresh;
+      this.steps += steps;
+      this.began ||= packet.intra === true;
       if (this.missing - fresh >= FORGET) this.forget();
     }
     this.broken = true; // until the payload has proved good
@@ -73,13 +104,18 @@ export class MotionStream {
     return frames.slice(packet.frames - fresh);
   }
 
+  /** All motion of a datagram has been taken. */
+  counted() {
+    this.losses.add(this.came, this.steps, this.began);
+    this.came = this.steps = 0;
+    this.began = false;
+  }
+
   /** A feedback packet (3.9): what is missing, what came, and the ids of the pictures held. */
   report(held, lacks) {
     const flags = (lacks ? 1 : 0) | (this.broken ? 2 : 0);
     if (this.sequence === null) return Uint8Array.of(8, flags);
-    const lost = this.expected ? Math.max(0, 1 - this.received / this.expected) : 0;
-    this.expected = this.received = 0;
-    return Uint8Array.of(8, flags | 4, this.sequence, Math.min(255, Math.round(256 * lost)), ...[...held].sort((a, b) => a - b));
+    return Uint8Array.of(8, flags | 4, this.sequence, Math.min(255, Math.round(256 * this.losses.share())), ...[...held].sort((a, b) => a - b));
   }
 
   isAfter(number) {
