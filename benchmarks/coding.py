@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.coding --clips DIR`` prints the table and keeps it all in ``benchmarks/results/coding.json``; a
 run that was stopped goes on where it stopped (``--fresh`` begins anew). ``--limit`` takes fewer clips, ``--frames``
-fewer frames of each. Streams are files: 16 frames of motion share a packet and wait for 12 more; references and headers
+fewer frames of each. Streams are files: 8 frames of motion share a packet and wait for 12 more; references and headers
 are counted.
 
 PSNR and MS-SSIM are measured on every fifth frame. Rate error: of the bytes in any 2 s of the file against the target.

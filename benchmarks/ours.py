@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-FILE = {"frames_per_packet": 16, "lookahead": 12}  # as neuralcodec.encode_file makes them
+FILE = {"frames_per_packet": 8, "lookahead": 12}  # as neuralcodec.encode_file makes them
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 portrait, which is one photograph warped and says nothing about real film. ``--render-only`` leaves the bits out: the
 first frame as it is for a reference, motion as the network gives it.
 
-Streams are files as ``neuralcodec encode`` makes them: 16 frames of motion share a packet.
+Streams are files as ``neuralcodec encode`` makes them: 8 frames of motion share a packet.
 
 The freeze baseline repeats the first decoded reference (with --render-only: the first frame). Easy and hard halves: the
 clips above and below the median of its PSNR. Pictures: original | ours | freeze | difference of the first two, one row

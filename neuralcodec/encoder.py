@@ -163,7 +163,6 @@ class Encoder:
         self._camera: tuple[int, int] | None = None
         self._expected_loss = self._loss = loss
         self._aggregator = Aggregator(self._coder, frames_per_packet)
-        self._quality = self._rate.quality  # of the packet that frames are waiting for
         self._now = 0.0
         self._coded = 0  # motion frames; numbers on the wire are modulo 256
         self._reported = -1  # newest of them that a receiver has told of
@@ -401,9 +400,7 @@ class Encoder:
                 true = before if key == self._named else replace(before, scene=scene)
         names = intra or key != self._named
         with self._timed("entropy"):
-            if names or not self._aggregator.waiting:  # one packet, one quality: a change would begin another
-                self._quality = self._rate.quality
-            quality = self._quality
+            quality = self._rate.quality
             if names:
                 self._quantizer.new_reference()
             if true is None:

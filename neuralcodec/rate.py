@@ -97,11 +97,7 @@ PRESETS_AHEAD = ((12.0, 2), (0.0, 1))
 # 16 gives 24.96 dB, 0.870, 1.72 px and a VMAF of 19.7, 30 gives 24.71 dB, 0.862, 1.91 px and 17.5, 44 gives 24.46 dB,
 # 0.853, 2.03 px and 15.7; 8 and 0 are like 16. At 3 kbit/s 16 gives 25.83 dB, 0.892 and a VMAF of 28.0, 44 25.95 dB,
 # 0.890 and 26.1; at 4 26.89 dB, 0.907 and 37.7 for 27.14 dB, 0.913 and 37.6.
-# As files 28 gives at 8 kbit/s, 14 clips, 28.95 dB, 0.948, 1.25 px and a VMAF of 52.3 where 44 gives 28.70 dB, 0.941,
-# 1.45 px and 50.0, and at 16 kbit/s, seven clips, 16 gives 31.20 dB, 1.01 px and 60.8 for 31.08 dB, 1.10 px and 58.6.
-# Where pictures are coded faster and shown later, as in calls, 28 loses 0.2 dB at 8 kbit/s.
 UPDATES_COARSER = ((3.5, 44), (0.0, 16))
-UPDATES_COARSER_AHEAD = ((12.0, 16), (6.0, 28), *UPDATES_COARSER)
 
 # Width in pixels of the boxes that blur what is not the head (focus.py), from keys of so many bytes on. Eight training
 # clips at 4 kbit/s: width 1 gives 24.8 dB and 25.2 in the face, 3 gives 24.7 and 25.5, 5 gives 24.2 and 25.6.
@@ -158,7 +154,6 @@ class RateControl:
         self._headers = headers_kbps * 125  # bytes a second of them, lately
         presets = PRESETS_AHEAD if ahead else PRESETS
         self._presets = presets if preset is None else ((0.0, preset),)
-        self._updates_coarser = UPDATES_COARSER_AHEAD if ahead else UPDATES_COARSER
         self._aim(target_kbps)
         self.key_bytes = self.first_bytes
         self._motion = self._start_motion  # bytes a second that motion takes, lately
@@ -204,7 +199,7 @@ class RateControl:
     @property
     def updates_coarser(self) -> int:
         """Quantizer indices, of the next chain."""
-        return _from_floor(self._updates_coarser, self.bytes_per_second / 125)
+        return _from_floor(UPDATES_COARSER, self.bytes_per_second / 125)
 
     def advance(self, seconds: float) -> None:
         """Time has come to ``seconds``."""

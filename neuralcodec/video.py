@@ -29,7 +29,7 @@ from .reference import BACKDROP
 
 # Of a file, for which nobody waits: frames that share a packet save up to 3 bytes each, and frames that wait for the
 # pictures after them are shown from the nearer of two.
-FRAMES_PER_PACKET, LOOKAHEAD = 16, 12
+FRAMES_PER_PACKET, LOOKAHEAD = 8, 12
 
 Progress = Callable[[int, int], None]  # frames done, frames in all (0: not known)
 

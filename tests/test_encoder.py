@@ -14,7 +14,7 @@ from neuralcodec.inference import Inference, MotionEstimate
 from neuralcodec.motion import Array
 from neuralcodec.packet import End, Motion, Parity, ReferencePart, StreamHeader, Update, parse_packet
 from neuralcodec.quality import psnr
-from neuralcodec.rate import PART_HEADER, QUALITIES, RateControl
+from neuralcodec.rate import PART_HEADER, RateControl
 from neuralcodec.reference import PICTURE
 from neuralcodec.sender import PictureSender
 
@@ -193,17 +193,6 @@ def test_frames_share_packets(portrait_clip: list[np.ndarray]) -> None:
     assert shared.stats.bytes_motion < alone.stats.bytes_motion
     with pytest.raises(ValueError, match="frames_per_packet is 0"):
         nc.Encoder(2, device="cpu", frames_per_packet=0)
-
-
-def test_frames_share_packets_though_their_quality_should_change(
-    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = iter(range(1000))
-    monkeypatch.setattr(RateControl, "quality", property(lambda self: QUALITIES[next(asked) % 5]))
-    encoder = nc.Encoder(2, device="cpu", threads=1, frames_per_packet=4)
-    packets = [p for pts, image in enumerate(portrait_clip[:9]) for p in encoder.encode(image, pts)]
-    motions = [p for p in packets if isinstance(p, Motion)]
-    assert [p.frames for p in motions] == [1, 4, 4] and len({p.level for p in motions}) > 1
 
 
 def test_an_end_may_be_asked_for_twice(portrait_clip: list[np.ndarray]) -> None:
