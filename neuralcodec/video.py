@@ -86,11 +86,11 @@ def encode_file(
 ) -> FileStats:
     """Code the film ``src`` as the .ncv file ``dst``; see :class:`Encoder` for the options."""
     started = perf_counter()
-    if Path(dst).suffix.lower() != ".ncv":
-        raise MediaError(f"{dst} does not end in .ncv, as a stream's name must: no player opens it as a film.")
     check_output(dst, overwrite=overwrite)
     with VideoReader(src) as reader:
         _refuse_same_file(src, dst)
+        if Path(dst).suffix.lower() != ".ncv":
+            raise MediaError(f"{dst} does not end in .ncv, as a stream's name must: no player opens it as a film.")
         if max(reader.width, reader.height) > DIMENSION_MAX:
             found = f"{reader.width} x {reader.height}"
             raise MediaError(f"{src} is {found} pixels; a stream carries at most {DIMENSION_MAX} on a side.")
@@ -195,7 +195,7 @@ def decode_file(
             if decoder.stats.damaged_references or damaged:
                 raise BitstreamError(f"{src} is damaged: none of its pictures can be decoded, so nothing can be shown.")
             raise MediaError(f"{src} holds no frame that can be shown.")
-    unused = 0 if rejected else len(counted.pictures) - decoder.stats.references - decoder.stats.updates
+    unused = 0 if rejected else counted.pictures - decoder.stats.references - decoder.stats.updates
     _raise_late(src, dst, writer.frames, counted.problem, damaged, unused)
     if rejected:
         raise SigningError(
@@ -315,7 +315,7 @@ class _Counted:
         self.path = path
         self.problem: BitstreamError | None = None
         self.frames = self.reference = self.motion = self.references = self.updates = 0
-        self.pictures: set[tuple[int, bytes]] = set()  # id and hash of all that frames are shown from
+        self._parts: dict[tuple[int, bytes, int], set[int]] = {}  # by id, hash, count: of pictures to show frames from
         self.complete = False
         self._first: int | None = None
         self._last = 0
@@ -362,15 +362,23 @@ class _Counted:
             self.reference += len(packet.payload)
             self.references += packet.index == 0
             if packet.codec & ~SIGNED != BACKDROP:
-                self.pictures.add((packet.reference, packet.hash))
+                self._count_part(packet)
         elif isinstance(packet, Update):
             self.reference += len(packet.payload)
             self.updates += packet.index == 0
-            self.pictures.add((packet.reference, packet.hash))
+            self._count_part(packet)
         elif isinstance(packet, Motion):
             self.motion += len(packet.payload)
         elif isinstance(packet, End):
             self.complete = True
+
+    def _count_part(self, part: ReferencePart | Update) -> None:
+        self._parts.setdefault((part.reference, part.hash, part.count), set()).add(part.index)
+
+    @property
+    def pictures(self) -> int:
+        """Those that are whole: a finer key may be on its way, in parts, when a stream ends."""
+        return sum(len(found) == count for (_, _, count), found in self._parts.items())
 
     def stats(self, **further: Any) -> FileStats:
         ticks = self._last - self._first + self.header.frame_duration if self._first is not None else 0

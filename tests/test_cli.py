@@ -176,10 +176,12 @@ def test_flags_of_the_design_are_understood() -> None:
     o = make_parser().parse_args("decode in out --frontal --eye-contact --smooth --x 0.1 --y -0.05 --pitch -5".split())
     assert (o.frontal, o.eye_contact, o.smooth, o.x, o.y, o.pitch) == (True, True, True, 0.1, -0.05, -5)
     o = make_parser().parse_args(["encode", "in", "out", "--avatar", "a.png", "--consent", "she said yes"])
-    assert (o.avatar, o.consent, o.transfer) == ("a.png", "she said yes", "relative")
+    assert (o.avatar, o.consent, o.transfer) == ("a.png", "she said yes", None)  # None: relative
 
 
-@pytest.mark.parametrize("flags", [["--avatar", "a"], ["--consent", "yes"], ["--avatar", "a", "--consent", " "]])
+@pytest.mark.parametrize(
+    "flags", [["--avatar", "a"], ["--consent", "yes"], ["--avatar", "a", "--consent", " "], ["--transfer", "absolute"]]
+)
 def test_an_avatar_without_consent_is_refused(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -154,6 +155,22 @@ def test_a_damaged_picture_is_reported(tmp_path: Path) -> None:
         data[at[kind]] ^= 1
         with pytest.raises(BitstreamError, match=f"bad.ncv is damaged.*{words}"):
             decode_file(tmp_path / "bad.ncv", tmp_path / "out.mp4", device="cpu", overwrite=True)
+
+
+def test_a_key_that_was_on_its_way_at_the_end_is_no_damage(tmp_path: Path) -> None:
+    images = list(moving_portrait(0.4))
+    source = film(tmp_path / "source.mp4", images, [40 * i for i in range(len(images))])
+    encode_file(source, tmp_path / "a.ncv", target_kbps=8, device="cpu", lookahead=0)
+    with open(tmp_path / "a.ncv", "rb") as file:
+        header, *packets = list(ContainerReader(file))
+    part = next(packet for packet in packets if isinstance(packet, ReferencePart))
+    first = replace(part, reference=7, count=3, hash=b"more")
+    assert isinstance(header, StreamHeader)
+    with open(tmp_path / "b.ncv", "wb") as file:
+        writer = ContainerWriter(file, header)
+        for packet in [*packets[:-1], first, first, packets[-1]]:
+            writer.write(packet)
+    assert decode_file(tmp_path / "b.ncv", tmp_path / "b.mp4", device="cpu").frames == len(images)
 
 
 def test_a_stream_is_not_named_like_a_film(source: Path, tmp_path: Path) -> None:
