@@ -112,7 +112,7 @@ class ChainEncoder:
     """The sending end: one picture in, its bytes and what the receiver sees out. coarser: see `start_chain`."""
 
     def __init__(self, size: int, crf: int, preset: int, coarser: int) -> None:
-        self.size, self.crf = size, crf
+        self.size = size
         self._receiver = ChainDecoder(size)
         self._context = _svt(size, crf, preset, coarser)
         self._pictures = 0

@@ -111,7 +111,7 @@ def encode_file(
             if not encoder.stats.references:
                 where = "" if isinstance(crop, str) else f" in the square {','.join(map(str, crop))}"
                 raise NoFaceError(f"No face was found{where} in any of the {encoder.stats.frames} frames of {src}.")
-        counted = _Counted.of_file(dst)
+        counted = _Counted(dst)
         stats = encoder.stats
         return counted.stats(
             face_lost=stats.face_lost_frames, damaged=reader.damaged, provider=stats.provider,
@@ -159,7 +159,7 @@ def decode_file(
     """
     started = perf_counter()
     check_output(dst, overwrite=overwrite)
-    counted = _Counted.of_file(src)
+    counted = _Counted(src)
     _refuse_same_file(src, dst)
     header = counted.header
     if full_frame and not header.full_frame:
@@ -263,7 +263,7 @@ class _Channel:
 
 def probe(path: str | Path) -> dict[str, Any]:
     """What an .ncv file holds, as JSON-ready values; no network runs. ``complete``: its sender said it ends here."""
-    counted = _Counted.of_file(path)
+    counted = _Counted(path)
     stats, header = counted.stats(), counted.header
     return {
         "format_version": FORMAT_VERSION,
@@ -291,7 +291,7 @@ def probe(path: str | Path) -> dict[str, Any]:
 
 def list_packets(path: str | Path) -> Iterator[dict[str, Any]]:
     """One JSON-ready line for each packet that can be read: kind, bytes in the file, and what its header says."""
-    for packet, times in _Counted.of_file(path).packets():
+    for packet, times in _Counted(path).packets():
         line: dict[str, Any] = {"kind": type(packet).__name__, "bytes": len(bytes(packet))}
         if isinstance(packet, Motion):
             kind = "intra" if packet.intra else "predicted"
@@ -311,8 +311,8 @@ def list_packets(path: str | Path) -> Iterator[dict[str, Any]]:
 class _Counted:
     """A first pass over a stream's packets (not its pictures): bytes, frames and times, and where it breaks off."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, source: str | Path) -> None:
+        self.path = path = Path(source)
         self.problem: BitstreamError | None = None
         self.frames = self.reference = self.motion = self.references = self.updates = 0
         self._parts: dict[tuple[int, bytes, int], set[int]] = {}  # by id, hash, count: of pictures to show frames from
@@ -331,10 +331,6 @@ class _Counted:
             self._count(packet, times)
         if not self.complete and self.problem is None:
             self.problem = TruncatedError("the end mark is missing", offset=self.total)
-
-    @classmethod
-    def of_file(cls, path: str | Path) -> _Counted:
-        return cls(Path(path))
 
     def packets(self) -> Iterator[tuple[Packet, list[int]]]:
         """Every whole packet with the times of its frames; ends at the first one that cannot be read (``problem``)."""

@@ -363,7 +363,7 @@ async def _serve(options: ServerOptions, ready: Callable[[str], object]) -> None
         except OSError as error:
             raise MediaError(
                 f"Cannot listen on {options.host} port {options.port} ({error.strerror}): stop what uses it, or give "
-                "another --port."
+                "another --port, or a --host of this machine."
             ) from error
         port = runner.addresses[0][1]
         stop = asyncio.Event()
