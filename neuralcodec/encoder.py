@@ -421,7 +421,7 @@ class Encoder:
         if intra:
             self._wants_intra, self._intra_at, self._intra_sequence = False, seconds, head.sequence
             self.stats.intra_frames += 1
-            if self.repeat_header and self._protection.again:  # without it nothing of a stream can be shown
+            if self.repeat_header and self._protection.parity:  # nobody would ask, and without it nothing can be shown
                 self._pictures.again.append(self._header())
         with self._timed("entropy"):
             return self._aggregator.add(head, symbols, self._protection.again)
