@@ -16,6 +16,7 @@ from .avatar import Avatar, AvatarDriver
 from .entropy import EntropyCoder
 from .errors import BitstreamError
 from .face import CropFollower, Face, Square, crop
+from .fields import varint
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .lids import Lids, openings
 from .motion import Array, MotionParams
@@ -38,13 +39,14 @@ from .packet import (
 )
 from .protection import HEARD_SECONDS, Aggregator, Protection, believed, protection
 from .quantizer import Quantizer
-from .rate import RateControl, distance
+from .rate import QUALITIES, MotionQuality, RateControl, distance
 from .sender import OFTEN_SECONDS, OVERDUE, Held, PictureSender, Shot, squared_error
 from .signing import private_key
 from .stats import EncoderStats, timed
 
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
 LOOKAHEAD_MAX = 16  # frames
+SCENE_TOO = 1.25  # times what the motion of a head takes: with the scene and headers
 BLINK = 0.3  # of the usual opening among them: the first picture is of none whose eyes are so much less open
 SURE = 0.5  # confidence below which the motion network does not see a face
 # How often the encoder renders a frame itself to see whether the receiver had better not; at low frame rates, which
@@ -69,14 +71,15 @@ class _Taken:
 class Encoder:
     """Encodes pictures of one person.
 
-    target_kbps: everything counted, headers and references too, averaged over seconds; what a quiet
-        head leaves over goes into finer pictures.
+    target_kbps: everything counted, headers and references too; what a quiet head leaves over goes into finer pictures.
+        No two seconds take much more (see README for how much), so that the average is a few percent less.
     pack: folder or name of a model pack, None for the bundled one. device: "auto", "cpu", "cuda" or "tensorrt".
     crop: "auto" follows the face, "none" codes the whole frame, or (x, y, side) in pixels.
     time_base: seconds per pts unit. frame_duration: the usual pts step.
     full_frame: also send the surroundings, so that the receiver can paste the face back. gray: the source is grey.
     avatar: show this registered picture with the camera's motion, never the camera's picture; see `Avatar`.
-    repeat_header: send the stream header again with each reference (a live stream needs it, a file does not).
+    repeat_header: send the stream header again with each reference (a live stream needs it). False: for a file, the
+        lengths of whose records are counted, too.
     loss: share of packets expected to be lost, 0..1: frames and pictures are sent with as much redundancy as that
         takes. Reports given to on_feedback add to it.
     signing_key: an Ed25519 private key or its file (see signing.py): every picture is signed, updates too, for 64 bytes
@@ -149,7 +152,13 @@ class Encoder:
         self._lookahead = 0 if avatar is not None else lookahead
         lag = (self._lookahead + (frames_per_packet - 1) / 2) * frame_seconds
         self._rate = RateControl(
-            target_kbps, headers, preset, ageless=avatar is not None, ahead=self._lookahead > 0, lag=lag
+            target_kbps,
+            headers,
+            preset,
+            ageless=avatar is not None,
+            ahead=self._lookahead > 0,
+            lag=lag,
+            motion_every=frames_per_packet * frame_seconds,
         )
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._pictures = PictureSender(
@@ -163,6 +172,7 @@ class Encoder:
         self._camera: tuple[int, int] | None = None
         self._expected_loss = self._loss = loss
         self._aggregator = Aggregator(self._coder, frames_per_packet)
+        self._quality = self._rate.quality  # of the packet that frames are waiting for
         self._now = 0.0
         self._coded = 0  # motion frames; numbers on the wire are modulo 256
         self._reported = -1  # newest of them that a receiver has told of
@@ -204,6 +214,7 @@ class Encoder:
             self._size = size
             self._pictures.header, self._pictures.wanted = self._header(), True
             packets = [self._pictures.header]
+        self._count(packets)
 
         with self._timed("face"):
             face = self._face or self._find(picture)
@@ -289,14 +300,14 @@ class Encoder:
 
     def flush(self) -> list[Packet]:
         """What is still waiting to be sent, and the packet that ends the stream."""
-        packets, self._pictures.again = self._pictures.again, []
+        packets, self._pictures.again = self._count(self._pictures.again), []
         if self._taken and not self._pictures.held:
             packets += self._begin()
         while self._taken:
             packets += self._shown(self._taken.popleft())
-        packets += self._aggregator.close(self._protection.again) + self._pictures.again
+        last = self._aggregator.close(self._protection.again) + self._pictures.again
         self._pictures.again = []
-        return self._sent([*packets, End(self.stats.frames)])
+        return self._sent([*packets, *self._count([*last, End(self.stats.frames)])])
 
     def _intra_on_its_way(self, seen: int | None) -> bool:
         """Whether a receiver that has seen this frame may yet get the last intra frame."""
@@ -332,6 +343,7 @@ class Encoder:
         """The first picture: of the waiting frames with open eyes the one whose face is in the middle of the others."""
         shots = [frame.shot for frame in self._taken]
         square = shots[-1].square
+        self._expect_motion()
         seen = [(shot, shot.estimate) for shot in shots if shot.estimate]
         eyes = [sum(openings(estimate.motion, estimate.canonical)) for _, estimate in seen]
         usual = float(np.median(eyes)) if eyes else 0.0
@@ -342,6 +354,18 @@ class Encoder:
         ]
         ways = [sum(distance(face, other) for _, other in faces) for _, face in faces]
         return self._refresh(faces[int(np.argmin(ways))][0] if faces else shots[-1])
+
+    def _expect_motion(self) -> None:
+        """Tell the rate what the motion of the frames that wait would take at its finest."""
+        quantizer, finest = Quantizer(self.pack.tables), QUALITIES[0]
+        symbols = [
+            quantizer.forward(frame.estimate.motion, level=finest.level, components=finest.components)
+            for frame in self._taken
+            if frame.estimate is not None
+        ]
+        if len(symbols) > 1:
+            seconds = (len(symbols) - 1) * self.frame_duration * float(self.time_base)
+            self._rate.expect_motion(SCENE_TOO * len(self._coder.encode(symbols[1:])) / seconds)
 
     def _refresh(self, shot: Shot) -> list[Packet]:
         """Choose the reference for this frame; send a new one where it is due."""
@@ -354,7 +378,7 @@ class Encoder:
         self._wants_intra |= self._pictures.began
         if packets and self._named not in self._pictures.held:  # by frames that wait for others to share a packet
             packets = [*self._aggregator.close(self._protection.again), *packets]
-        return packets
+        return self._count(packets)
 
     def _shown(self, frame: _Taken) -> list[Packet]:
         """Packets of a frame's motion, from the best picture there is by now."""
@@ -373,7 +397,7 @@ class Encoder:
         packets = self._motion(frame, scene, key, as_is=as_is)
         if estimate is not None and self._avatar is None:
             self._check(frame, estimate, scene, held)
-        return packets
+        return self._count(packets)
 
     def _scene(self, shot: Shot, estimate: MotionEstimate, key: int) -> Array:
         """How what is not the head moved since the picture of this id, in the square that this was cut from."""
@@ -400,7 +424,9 @@ class Encoder:
                 true = before if key == self._named else replace(before, scene=scene)
         names = intra or key != self._named
         with self._timed("entropy"):
-            quality = self._rate.quality
+            if names or not self._aggregator.waiting:  # one packet, one quality: a change would begin another
+                self._quality = self._rate.quality
+            quality = self._quality
             if names:
                 self._quantizer.new_reference()
             if true is None:
@@ -454,17 +480,23 @@ class Encoder:
         self._measured += 1
         self.stats.keypoint_error_px += (error - self.stats.keypoint_error_px) / self._measured
 
-    def _sent(self, packets: list[Packet]) -> list[Packet]:
+    def _count(self, packets: list[Packet]) -> list[Packet]:
+        """These packets are about to go out; what is chosen from here on knows what they take."""
         for packet in packets:
             size = len(bytes(packet))
             inside = packet.packets if isinstance(packet, Bundle) else (packet,)
-            motion = sum(len(p.payload) for p in inside if isinstance(p, Motion))
-            self._rate.spend_motion(sum(len(bytes(p)) for p in inside if isinstance(p, Motion)))
+            motion = [p for p in inside if isinstance(p, Motion)]
+            for p in motion:
+                self._rate.spend_motion(len(bytes(p)), len(p.payload), MotionQuality(p.level, p.components))
             pictures = sum(len(p.payload) for p in inside if isinstance(p, ReferencePart | Parity | Update))
-            self.stats.bytes_motion += motion
+            payload = sum(len(p.payload) for p in motion)
+            self.stats.bytes_motion += payload
             self.stats.bytes_reference += pictures
-            self.stats.bytes_overhead += size - motion - pictures
-            self._rate.spend(size)
+            self.stats.bytes_overhead += size - payload - pictures
+            self._rate.spend(size if self.repeat_header else size + len(varint(size)))  # a file's records have a length
+        return packets
+
+    def _sent(self, packets: list[Packet]) -> list[Packet]:
         if self._packet_overhead:
             self._rate.spend_headers(self._packet_overhead * len(bundled(packets)))
         self.stats.packets += len(packets)

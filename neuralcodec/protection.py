@@ -110,6 +110,11 @@ class Aggregator:
         self._new.append(frame)
         return ready + self.close(again) if head.intra or len(self._new) >= self._share else ready
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the next frame may share a packet with frames that are here."""
+        return bool(self._new)
+
     def close(self, again: int) -> list[Packet]:
         """The packet of the frames that were waiting, if any were."""
         if not self._new:

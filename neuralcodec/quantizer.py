@@ -196,12 +196,14 @@ class Quantizer:
         if len(flat) < self.tables.flat_size:  # motion that says nothing of a scene: nothing moved in it
             flat = np.pad(flat, (0, self.tables.flat_size - len(flat)))
         wanted = (flat - self.tables.mean) @ self.tables.analysis[:, :count]
-        wanted = np.clip(np.nan_to_num(wanted), -VALUE_LIMIT, VALUE_LIMIT)
-        ratio = (wanted - guess(self.tables, before, level)[:count]) / step
+        wanted = np.minimum(np.maximum(wanted, -VALUE_LIMIT), VALUE_LIMIT)
+        wanted[np.isnan(wanted)] = 0
+        expected = guess(self.tables, before, level)
+        ratio = (wanted - expected[:count]) / step
         size = np.floor(np.abs(ratio) + (0.5 if intra else 0.5 - DEAD_ZONE))
         values = np.minimum(size, SYMBOL_LIMIT) * np.sign(ratio)
-        symbols = Symbols(level, components, intra, tuple(map(int, values)), before)
-        self.state, self._known = advance(self.tables, symbols), True
+        symbols = Symbols(level, components, intra, tuple(values.astype(int).tolist()), before)
+        self.state, self._known = advance(self.tables, symbols, expected), True
         return symbols
 
     def hold(self, *, level: int, components: int) -> Symbols:
@@ -245,21 +247,23 @@ def guess(tables: MotionTables, state: State, level: int) -> list[int]:
     ]
 
 
-def advance(tables: MotionTables, symbols: Symbols) -> State:
-    """The state after a frame (FORMAT.md section 5): integers only, total on any symbols."""
+def advance(tables: MotionTables, symbols: Symbols, expected: list[int] | None = None) -> State:
+    """The state after a frame (FORMAT.md section 5): integers only, total on any symbols. expected: its `guess`, where
+    that is known."""
     step, count, before = tables.levels[symbols.level], len(symbols.values), symbols.state
-    expected = guess(tables, before, symbols.level)
-    values = tuple(
-        max(-VALUE_LIMIT, min(VALUE_LIMIT, start + q * step))
-        for start, q in zip(expected, symbols.values, strict=False)
-    )
+    expected = expected or guess(tables, before, symbols.level)
+    moved = [start + q * step for start, q in zip(expected, symbols.values, strict=False)]
+    if min(moved) < -VALUE_LIMIT or max(moved) > VALUE_LIMIT:
+        moved = [max(-VALUE_LIMIT, min(VALUE_LIMIT, value)) for value in moved]
+    values = tuple(moved)
     if symbols.intra:
         values += (0,) * (tables.size - count)
         return State(values, values, (ACTIVITY_ONE * step // 2,) * tables.size)
     values += tuple(old - ((old + RELAX_HALF) >> RELAX_SHIFT) for old in before.values[count:])
     cap, one = ACTIVITY_CAP, ACTIVITY_ONE * step
     activity = tuple(
-        old + ((min(abs(q), cap) * one - old) >> 2) for old, q in zip(before.activity, symbols.values, strict=False)
+        old + (((min(abs(q), cap) * one if q else 0) - old) >> 2)
+        for old, q in zip(before.activity, symbols.values, strict=False)
     )
     return State(values, before.values[:count] + values[count:], activity + before.activity[count:])
 

@@ -3,17 +3,17 @@
 Knows no bytes of packets and no networks; time is an argument. The first picture sets the quality of its chain
 (chain.py); from then on whatever motion leaves of the rate is saved up for the next picture, which goes out when enough
 of it is paid for, no two seconds get too full with it, and the head has moved away from all pictures that are held.
-Motion that takes too much is coded coarser. Where most of what a receiver sees wrong is the coding of the pictures, and
-not what has moved since, a finer chain begins, and where hardly anything is, a coarser one. The constants of pictures
-were chosen on validation clips before 2026-11-25 (not UPDATE_SHARE, DRIFT_LEAST and PAID), all others on training clips
-since.
+Motion that takes too much, or more than two seconds have room for, is coded coarser. Where most of what a receiver sees
+wrong is the coding of the pictures, and not what has moved since, a finer chain begins, and where hardly anything is, a
+coarser one. The constants of pictures were chosen on validation clips before 2026-11-25 (not UPDATE_SHARE, DRIFT_LEAST
+and PAID), all others on training clips since.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -55,13 +55,15 @@ MOST_ROOM = 0.5  # of what motion leaves of a window: that a picture waits for a
 MEMORY = 0.3  # weight of the last update in what the next is expected to cost
 CLOSE, FAR = 0.3, 1.5  # pixels: drift below CLOSE asks for no picture; at FAR one goes as soon as it can be paid
 SAVINGS_SECONDS = 0.2  # unspent rate that is kept, or two pictures if they cost more
-# Any WINDOW_SECONDS of a stream take at most so much more than the target; pictures wait or come in parts for it.
-# From 6 kbit/s on less keeps the worst of nine training clips nearer to 10 %; below, it costs quality for nothing.
-WINDOW_SECONDS, WINDOW_EXCESS = 2.0, ((6.0, 0.075), (0.0, 0.09))
-# Of the first window: headers of stream and key, and the share of motion. With 0.3 at 4 kbit/s the first two seconds of
-# three of four training clips are over by 3 % and not by 12 to 16, but 20 whole clips lose 0.15 dB and likeness (0.69
-# for 0.73), and at 2 kbit/s 0.4 dB.
-START_BYTES, START_MOTION = 60, 0.2
+# By which share any WINDOW_SECONDS of a stream may exceed the target: pictures wait or come in parts for it, and motion
+# is coded coarser. With 0.08 no two seconds of 25 training clips, as files, are more than 9 % over at 4, 8 and 16
+# kbit/s, and 11 at 2. A stream takes 3 to 5 % less for it and loses what that is worth, and 0.2 dB more at 2 kbit/s.
+WINDOW_SECONDS, WINDOW_EXCESS = 2.0, 0.07
+# Of the first window: headers of stream and key, and the share of motion; the key takes the rest. Calls of twelve
+# training clips at 4 kbit/s: 0.2 gives 26.7 dB and two seconds that are 15 % over, 0.27 26.9 dB and 10 %, 0.34 26.9 dB
+# and 8 %. Where frames wait and tell how much they move, it is what their motion takes at START_STEP of QUALITIES, and
+# LEAST_MOTION; one step finer would leave the liveliest heads so coarse a key at 2 kbit/s that they lose 0.3 dB.
+START_BYTES, START_MOTION, LEAST_MOTION, START_STEP = 60, 0.27, 0.22, 6
 PERIOD = 2.0  # seconds between intra frames: how long a late joiner waits, and how long a lost packet is felt
 
 
@@ -75,7 +77,8 @@ class MotionQuality:
 
 # From fine to coarse; without scene the first takes 4.4 bytes a frame on validation tracks and is 0.17 px off, the
 # fifth 1.9 and 0.56.
-QUALITIES = tuple(MotionQuality(*q) for q in ((0, 7), (1, 7), (2, 6), (3, 6), (4, 5), (5, 5), (6, 4)))
+QUALITIES = tuple(MotionQuality(*q) for q in ((0, 7), (1, 7), (2, 6), (3, 6), (4, 5), (5, 5), (6, 4), (7, 4), (7, 2)))
+USUAL = 7  # of them; the others only while a window is full
 LADDER = ((6.0, 0), (3.0, 1), (1.8, 2), (0.0, 4))  # from this many kbit/s on, the finest of them that is used
 # Of the rate: motion that takes less is coded finer again, that takes more coarser, and in between coarser while its
 # keypoints are less than MOTION_ERROR pixels off.
@@ -83,7 +86,10 @@ MOTION_SHARE, MOTION_ERROR = (0.25, 0.47), 0.28
 AGELESS_SHARE = (0.6, 0.85)  # the first two where pictures do not age
 MOTION_SECONDS, MOTION_FRAMES = 0.5, 12  # over which share and error are measured
 COARSER_SECONDS, FINER_SECONDS = 0.24, 1.0  # from one step of its quality to the next
-PINCH_MAX = 3  # steps that it gets coarser, besides, while a window is full
+SIZES = (1.0, 0.78, 0.6, 0.46, 0.34, 0.255, 0.18, 0.137, 0.117)  # of motion at QUALITIES: twelve training tracks
+SURGE_SECONDS = 0.2  # over which it is measured besides, so that a head that begins to move fills no window too far
+MOTION_HEADER = 4  # bytes of a packet of motion, at least, that are no symbols
+GROWTH = 1.1  # times what motion took lately is what it is reckoned to take from here on
 HEADER_SECONDS = 1.0  # over which the headers of a transport are measured
 # Of SVT-AV1 from this rate on: many pictures a second must be coded faster, less so where nobody waits for them.
 # Chains of training clips, bits at equal MS-SSIM and time of a picture, with 4 for 1: 8 takes 1.29 and 0.45, 6 1.15
@@ -110,11 +116,6 @@ def motion_quality(target_kbps: float) -> MotionQuality:
     return QUALITIES[_from_floor(LADDER, target_kbps)]
 
 
-def window_excess(target_kbps: float) -> float:
-    """Share of the target by which two seconds may exceed it."""
-    return _from_floor(WINDOW_EXCESS, target_kbps)
-
-
 def _from_floor(ladder: Sequence[tuple[float, T]], value: float) -> T:
     """What stands at the highest floor that ``value`` reaches; floors fall, and the last is 0."""
     return next(step for floor, step in ladder if value >= floor)
@@ -137,7 +138,7 @@ class RateControl:
     preset: of SVT-AV1 for pictures; None: by the rate.
     ageless: pictures do not age, as an avatar's: motion comes first, at its finest, and they get what it leaves.
     ahead: pictures are coded ahead of the frames they are for, so that nobody waits for them.
-    lag: seconds that motion waits before it is sent, on average.
+    lag: seconds that motion waits before it is sent, on average. motion_every: from one packet of it to the next.
     """
 
     def __init__(
@@ -149,16 +150,21 @@ class RateControl:
         ageless: bool = False,
         ahead: bool = False,
         lag: float = 0.0,
+        motion_every: float = 0.04,
     ) -> None:
-        self._ageless = ageless
+        self._ageless, self._motion_every = ageless, motion_every
         self._headers = headers_kbps * 125  # bytes a second of them, lately
         presets = PRESETS_AHEAD if ahead else PRESETS
         self._presets = presets if preset is None else ((0.0, preset),)
         self._aim(target_kbps)
+        self._start_motion = START_MOTION  # share of the rate that it is expected to take before any has been seen
+        self._motion = self._start_motion * self.bytes_per_second  # bytes a second that motion takes, lately
+        self._packet_headers = MOTION_HEADER / motion_every  # of that, what no quality changes
+        rest = max(self._motion / 2, self._motion - self._packet_headers)
+        self._finest_motion = self._surge = rest / SIZES[self._finest]  # the rest, if it were at its finest
         self.key_bytes = self.first_bytes
-        self._motion = self._start_motion  # bytes a second that motion takes, lately
-        self._pinch = 0  # steps coarser while a window is full
-        self._pinched: float | None = None  # seconds, when that was looked at
+        self._motion_at: float | None = None  # seconds, of the last packet of it
+        self._new_motion, self._new_headers, self._new_finest = 0, 0, 0.0  # the same three of what goes out now, bytes
         self._motion_error = MOTION_ERROR  # pixels of 256 that its keypoints are off, lately
         self._changed = 0.0  # seconds, when the quality of motion changed
         self._alone_bytes = float(self.still_bytes)  # what a picture is expected to take that stands on its own
@@ -203,17 +209,17 @@ class RateControl:
 
     def advance(self, seconds: float) -> None:
         """Time has come to ``seconds``."""
-        if self._seconds is not None:
+        if self._seconds is not None and seconds > self._seconds:
+            self._measure_motion(self._seconds)
             if self._headers:
-                self._headers *= math.exp(-max(0.0, seconds - self._seconds) / HEADER_SECONDS)
+                self._headers *= math.exp((self._seconds - seconds) / HEADER_SECONDS)
                 self._leave_headers()
-            self._motion *= math.exp(-max(0.0, seconds - self._seconds) / MOTION_SECONDS)
-            self._purse += max(0.0, seconds - self._seconds) * self.bytes_per_second
+            self._purse += (seconds - self._seconds) * self.bytes_per_second
         self._seconds = seconds
         share, since = self._motion / self.bytes_per_second, seconds - self._changed
         least, most = AGELESS_SHARE if self._ageless else MOTION_SHARE
         spare = share > least and self._motion_error < MOTION_ERROR and not self._ageless
-        if (share > most or spare) and since >= COARSER_SECONDS and self._coarseness + 1 < len(QUALITIES):
+        if (share > most or spare) and since >= COARSER_SECONDS and self._coarseness + 1 < USUAL:
             self._coarseness, self._changed = self._coarseness + 1, seconds
         elif share < least and since >= FINER_SECONDS and self._coarseness > self._finest:
             self._coarseness, self._changed = self._coarseness - 1, seconds
@@ -222,11 +228,6 @@ class RateControl:
         # unspent rate does not pile up into a burst, nor is it lost while pictures wait for their window
         most = self._full if self._has_room else self._window_bytes
         self._purse = min(self._purse, most + self._lag * self._motion)
-        if self._pinched is None:
-            self._pinched = seconds + MOTION_SECONDS  # when motion has been measured
-        elif seconds - self._pinched >= COARSER_SECONDS:
-            step = 1 if self.room < 0 else -1
-            self._pinch, self._pinched = int(np.clip(self._pinch + step, 0, PINCH_MAX)), seconds
 
     def spend(self, count: int) -> None:
         self._purse -= count
@@ -236,9 +237,30 @@ class RateControl:
         """A transport puts so many bytes around what goes out now."""
         self._headers += count / HEADER_SECONDS
 
-    def spend_motion(self, count: int) -> None:
-        """So many bytes of what is spent were motion; where it takes too much of the rate it is coded more coarsely."""
-        self._motion += count / MOTION_SECONDS
+    def spend_motion(self, count: int, payload: int, quality: MotionQuality) -> None:
+        """A packet of so many bytes of what is spent was motion, ``payload`` of them symbols of this quality; where it
+        takes too much it is coded more coarsely."""
+        self._new_motion += count
+        self._new_headers += count - payload
+        self._new_finest += payload / SIZES[QUALITIES.index(quality)]
+
+    def _measure_motion(self, at: float) -> None:
+        """Of the packets of motion that went out then: they stand for the time since those before."""
+        if not self._new_motion:
+            return
+        since = self._motion_every if self._motion_at is None else at - self._motion_at
+        slow, fast = (1 - math.exp(-since / seconds) for seconds in (MOTION_SECONDS, SURGE_SECONDS))
+        self._motion += slow * (self._new_motion / since - self._motion)
+        self._packet_headers += slow * (self._new_headers / since - self._packet_headers)
+        self._finest_motion += slow * (self._new_finest / since - self._finest_motion)
+        self._surge += fast * (self._new_finest / since - self._surge)
+        self._motion_at, self._new_motion, self._new_headers, self._new_finest = at, 0, 0, 0.0
+
+    def expect_motion(self, finest: float) -> None:
+        """Before the first key: motion would take so many bytes a second at its finest; the key leaves room for it."""
+        self._finest_motion = self._surge = finest
+        self._start_motion = max(LEAST_MOTION, finest * SIZES[START_STEP] / self.bytes_per_second)
+        self.key_bytes = self.first_bytes
 
     def note_motion(self, error: float) -> None:
         """Keypoints of a frame are so many pixels of 256 off, root mean square."""
@@ -264,8 +286,12 @@ class RateControl:
 
     @property
     def quality(self) -> MotionQuality:
-        """How the next motion frame is to be quantized."""
-        return QUALITIES[min(self._coarseness + self._pinch, len(QUALITIES) - 1)]
+        """How the next motion frame is to be quantized: coarser while a window is full."""
+        step, finest = self._coarseness, max(self._finest_motion, self._surge)
+        allowed = self._motion_allowed - self._packet_headers
+        while step + 1 < len(QUALITIES) and GROWTH * SIZES[step] * finest > allowed:
+            step += 1
+        return QUALITIES[step]
 
     def sent_key(self, count: int, extra: int = 0) -> None:
         """A chain was begun with so many bytes. extra: bytes that each update takes besides its picture."""
@@ -347,12 +373,24 @@ class RateControl:
     def room(self) -> float:
         """Bytes that a picture may take now so that no WINDOW_SECONDS, past or to come, exceed the target by more than
         WINDOW_EXCESS: what has been sent leaves the window little by little while motion goes on."""
+        motion = GROWTH * (self._packet_headers + self._finest_motion * SIZES[self._coarseness])
+        return min(left - seconds * motion for left, seconds in self._windows())
+
+    @property
+    def _motion_allowed(self) -> float:
+        """Bytes a second that motion may take so that no window gets too full."""
+        return min(left / seconds for left, seconds in self._windows() if seconds > 0)
+
+    def _windows(self) -> Iterator[tuple[float, float]]:
+        """Of every window that what was sent lies in: bytes that it has room for, and seconds whose motion may yet come
+        in it, that which waits for others included."""
         now = self._seconds or 0.0
-        inside = fullest = float(sum(count for _, count in self._sent))
-        for at, count in self._sent:
-            fullest = max(fullest, inside + self._motion * max(0.0, at + WINDOW_SECONDS - now))
-            inside -= count
-        return self._window_bytes - fullest
+        waits = now if self._motion_at is None else self._motion_at
+        left = self._window_bytes
+        yield left, WINDOW_SECONDS
+        for at, count in reversed(self._sent):
+            left -= count
+            yield left, at + WINDOW_SECONDS - waits
 
     @property
     def _has_room(self) -> bool:
@@ -362,7 +400,7 @@ class RateControl:
 
     @property
     def _window_bytes(self) -> float:
-        return (1 + window_excess(self.bytes_per_second / 125)) * WINDOW_SECONDS * self.bytes_per_second
+        return (1 + WINDOW_EXCESS) * WINDOW_SECONDS * self.bytes_per_second
 
     @property
     def part_bytes(self) -> int:
@@ -377,13 +415,8 @@ class RateControl:
     @property
     def first_bytes(self) -> int:
         wanted = FIRST_BYTES * (self.bytes_per_second / 500) ** FIRST_POWER
-        most = self._window_bytes - START_BYTES - WINDOW_SECONDS * self._start_motion
+        most = self._window_bytes - START_BYTES - WINDOW_SECONDS * self.bytes_per_second * self._start_motion
         return int(np.clip(min(wanted, most), *REFERENCE_BYTES))
-
-    @property
-    def _start_motion(self) -> float:
-        """Bytes a second that motion is expected to take before any has been seen."""
-        return START_MOTION * self.bytes_per_second
 
     @property
     def still_bytes(self) -> int:

@@ -18,14 +18,21 @@ from neuralcodec.rate import (
     PIXEL,
     PLENTY,
     PLENTY_SHARE,
+    QUALITIES,
     REFERENCE_BYTES,
+    SIZES,
     START_BYTES,
+    WINDOW_EXCESS,
     WINDOW_SECONDS,
     RateControl,
     distance,
     motion_quality,
-    window_excess,
 )
+
+
+def motion(rate: RateControl, count: float, headers: int = 0) -> None:
+    """A frame that takes so many bytes at the quality that is asked for."""
+    rate.spend_motion(int(count) + headers, int(count), rate.quality)
 
 
 def test_distance_is_in_pixels_of_256() -> None:
@@ -44,11 +51,11 @@ def test_motion_that_takes_too_much_is_coded_coarser_and_finer_again_when_it_is_
     rate = RateControl(4)
     finest, frame = rate.quality, 0
 
-    def seconds(count: int, motion: float) -> None:
+    def seconds(count: int, share: float) -> None:
         nonlocal frame
         for _ in range(25 * count):
             rate.advance(frame / 25)
-            rate.spend_motion(int(motion * rate.bytes_per_second / 25))
+            motion(rate, share * rate.bytes_per_second / 25)
             frame += 1
 
     seconds(5, MOTION_SHARE[0])
@@ -209,7 +216,7 @@ def test_motion_that_is_fine_enough_makes_room_for_pictures() -> None:
         finest = rate.quality
         for frame in range(250):
             rate.advance(frame / 25)
-            rate.spend_motion(int(between * rate.bytes_per_second / 25))
+            motion(rate, between * rate.bytes_per_second / 25)
             rate.note_motion(error)
         assert (rate.quality.level > finest.level) is coarser
 
@@ -219,7 +226,7 @@ def test_where_pictures_do_not_age_motion_stays_at_its_finest_and_leaves_them_th
     for frame in range(250):
         for rate in rates.values():
             rate.advance(frame / 25)
-            rate.spend_motion(int(0.7 * rate.bytes_per_second / 25))
+            motion(rate, 0.7 * rate.bytes_per_second / 25)
             rate.note_motion(0.5 * MOTION_ERROR)
     assert rates[True].quality.level == 0 < rates[False].quality.level
     keys = [rates[True].key_bytes]
@@ -250,7 +257,7 @@ def test_long_run_rate_is_the_target(kbps: float) -> None:
             rate.sent_update(update)
             cost += update
         rate.spend(cost)
-        rate.spend_motion(6)
+        motion(rate, 6)
         sent += cost
     assert sent * 8 / 60_000 == pytest.approx(kbps, rel=0.05)
 
@@ -283,32 +290,58 @@ def test_headers_take_of_the_rate_what_they_really_take() -> None:
 def test_no_window_takes_more_than_the_target_allows(kbps: float) -> None:
     """A key, motion, and pictures of any size as soon as there is room for them."""
     rate, dice, sent = RateControl(kbps), np.random.default_rng(3), []
-    motion = 0.2 * rate.bytes_per_second / 25
+    finest = 0.3 * rate.bytes_per_second / 25 / SIZES[QUALITIES.index(rate.quality)]
     for frame in range(500):
         rate.advance(frame / 25)
         picture = int(dice.integers(1, rate.bytes_per_second))
         size = rate.first_bytes + START_BYTES if frame == 0 else picture if picture <= rate.room else 0
-        for count in (size, int(motion)):
-            rate.spend(count)
-        rate.spend_motion(int(motion))
-        sent.append(size + int(motion))
+        rate.spend(size)
+        count = int(finest * (1.0 if frame % 100 < 50 else 1.5) * SIZES[QUALITIES.index(rate.quality)])
+        motion(rate, count)
+        rate.spend(count)
+        sent.append(size + count)
     until = np.cumsum([0, *sent])
     frames = round(25 * WINDOW_SECONDS)
     windows = (until[frames:] - until[:-frames]) / (WINDOW_SECONDS * rate.bytes_per_second)
-    assert 1.0 < windows.max() <= 1 + window_excess(kbps) + 0.01  # motion came a little late to be reckoned with
+    assert 1.0 < windows.max() <= 1 + WINDOW_EXCESS + 0.01  # motion came a little late to be reckoned with
 
 
 def test_a_full_window_makes_motion_coarser_for_as_long_as_it_is_full() -> None:
-    rate = RateControl(4)
-    rate.advance(0.0)
-    finest = rate.quality
-    rate.spend(int(WINDOW_SECONDS * rate.bytes_per_second * (1 + window_excess(4))) + 1)
-    for frame in range(1, 50):
+    rate, levels = RateControl(4), []
+    for frame in range(150):
         rate.advance(frame / 25)
-    assert rate.room < 0 and rate.quality.level > finest.level
-    for frame in range(50, 150):
-        rate.advance(frame / 25)
-    assert rate.room > 0 and rate.quality == finest
+        levels.append(rate.quality.level)
+        motion(rate, 4)
+        rate.spend(4)
+        if frame == 25:
+            rate.spend(int(WINDOW_SECONDS * rate.bytes_per_second) - 26 * 4)
+    assert min(levels[:26]) == max(levels[:26]) < min(levels[27:74]) and levels[-1] == levels[0]
+
+
+def test_headers_of_motion_are_not_taken_for_what_coarser_motion_would_save() -> None:
+    """Of two calls that take the same, that whose headers take more of it has less to gain from coarser motion."""
+    levels = []
+    for headers in (0, 4):
+        rate = RateControl(4)
+        for frame in range(40):
+            rate.advance(frame / 25)
+            if frame == 5:
+                rate.spend(int(0.6 * WINDOW_SECONDS * rate.bytes_per_second))
+            motion(rate, (13 - headers) * SIZES[QUALITIES.index(rate.quality)], headers)
+            rate.spend(9)
+        levels.append(rate.quality.level)
+    assert RateControl(4).quality.level < levels[0] < levels[1] < QUALITIES[-1].level
+
+
+def test_a_key_leaves_room_for_the_motion_that_is_expected() -> None:
+    """A head that hardly moves leaves more of the first two seconds to its key than a lively one."""
+    sizes = []
+    for finest in (0.0, 150.0, 400.0):
+        rate = RateControl(2)
+        rate.expect_motion(finest)
+        sizes.append(rate.key_bytes)
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[2] >= REFERENCE_BYTES[0]
+    assert sizes[0] > RateControl(2).key_bytes  # where nothing is known
 
 
 def test_no_picture_is_begun_that_its_window_has_no_room_for() -> None:
@@ -316,7 +349,7 @@ def test_no_picture_is_begun_that_its_window_has_no_room_for() -> None:
     rate.advance(0.0)
     rate.sent_key(1000)
     rate.affords_picture(FAR)  # so far it is
-    rate.spend(int((1 + window_excess(4)) * WINDOW_SECONDS * rate.bytes_per_second - 0.5 * rate.next_bytes))
+    rate.spend(int((1 + WINDOW_EXCESS) * WINDOW_SECONDS * rate.bytes_per_second - 0.5 * rate.next_bytes))
     rate._purse = 1000.0
     assert not rate.affords_picture(FAR)
     rate.advance(WINDOW_SECONDS)
