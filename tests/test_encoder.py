@@ -1,5 +1,7 @@
+import io
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import pytest
 import neuralcodec as nc
 from neuralcodec import encoder as encoder_module
 from neuralcodec.concealment import Concealment
+from neuralcodec.container import ContainerWriter
+from neuralcodec.demo import moving_portrait
 from neuralcodec.face import Square, crop
 from neuralcodec.fragments import PART_BYTES
 from neuralcodec.gaze import EYES
@@ -14,7 +18,7 @@ from neuralcodec.inference import Inference, MotionEstimate
 from neuralcodec.motion import Array
 from neuralcodec.packet import End, Motion, Parity, ReferencePart, StreamHeader, Update, parse_packet
 from neuralcodec.quality import psnr
-from neuralcodec.rate import PART_HEADER, RateControl
+from neuralcodec.rate import PART_HEADER, QUALITIES, RateControl
 from neuralcodec.reference import PICTURE
 from neuralcodec.sender import PictureSender
 
@@ -180,7 +184,8 @@ def test_without_updates_every_picture_stands_on_its_own(portrait_clip: list[np.
     assert encoder.stats.references == 2 and encoder.stats.updates == 0
 
 
-def test_frames_share_packets(portrait_clip: list[np.ndarray]) -> None:
+def test_frames_share_packets(portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RateControl, "quality", QUALITIES[1])  # whatever headers take
     alone, shared = (nc.Encoder(8, device="cpu", threads=1, frames_per_packet=n) for n in (1, 4))
     streams = []
     for encoder in (alone, shared):
@@ -193,6 +198,33 @@ def test_frames_share_packets(portrait_clip: list[np.ndarray]) -> None:
     assert shared.stats.bytes_motion < alone.stats.bytes_motion
     with pytest.raises(ValueError, match="frames_per_packet is 0"):
         nc.Encoder(2, device="cpu", frames_per_packet=0)
+
+
+def test_frames_of_one_packet_have_one_quality(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the rate asks for another one with every frame: a change in the middle would begin another packet."""
+    wishes = iter(100 * QUALITIES[:2])
+    monkeypatch.setattr(RateControl, "quality", property(lambda rate: next(wishes)))
+    encoder = nc.Encoder(8, device="cpu", threads=1, frames_per_packet=3)
+    packets = [p for pts, image in enumerate(portrait_clip[:10]) for p in encoder.encode(image, pts)]
+    motion = [p for p in packets if isinstance(p, Motion)]
+    assert [p.frames for p in motion] == [1, 3, 3, 3] and len({p.level for p in motion}) == 2
+
+
+def test_no_two_seconds_of_a_film_take_a_tenth_more_than_the_target() -> None:
+    """Key, updates, motion, headers and record lengths together, at a rate where the first picture alone takes most."""
+    encoder = nc.Encoder(2, device="cpu", threads=1, repeat_header=False, frames_per_packet=8, lookahead=12)
+    file, until, writer = io.BytesIO(), [0], None
+    for pts, image in enumerate(islice(moving_portrait(), 75)):
+        for packet in encoder.encode(image, pts):
+            if writer is None:
+                writer = ContainerWriter(file, packet)  # type: ignore[arg-type]
+            else:
+                writer.write(packet)
+        until.append(file.tell())
+    windows = np.subtract(until[50:], until[:-50]) / 500
+    assert 0.9 < windows.max() <= 1.1
 
 
 def test_an_end_may_be_asked_for_twice(portrait_clip: list[np.ndarray]) -> None:
