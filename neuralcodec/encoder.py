@@ -425,6 +425,7 @@ class Encoder:
         names = intra or key != self._named
         with self._timed("entropy"):
             if names or not self._aggregator.waiting:  # one packet, one quality: a change would begin another
+                self._expect_motion()
                 self._quality = self._rate.quality
             quality = self._quality
             if names:
