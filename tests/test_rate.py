@@ -326,7 +326,7 @@ def test_headers_of_motion_are_not_taken_for_what_coarser_motion_would_save() ->
         for frame in range(40):
             rate.advance(frame / 25)
             if frame == 5:
-                rate.spend(int(0.6 * WINDOW_SECONDS * rate.bytes_per_second))
+                rate.spend(int(0.62 * WINDOW_SECONDS * rate.bytes_per_second))
             motion(rate, (13 - headers) * SIZES[QUALITIES.index(rate.quality)], headers)
             rate.spend(9)
         levels.append(rate.quality.level)
@@ -342,6 +342,22 @@ def test_a_key_leaves_room_for_the_motion_that_is_expected() -> None:
         sizes.append(rate.key_bytes)
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[2] >= REFERENCE_BYTES[0]
     assert sizes[0] > RateControl(2).key_bytes  # where nothing is known
+
+
+def test_motion_that_is_seen_coming_counts_before_it_comes() -> None:
+    """It is coded more coarsely, and leaves pictures less room, as soon as frames wait that will take more."""
+    levels, rooms = [], []
+    for coming in (0.0, 600.0):
+        rate = RateControl(4)
+        for frame in range(20):
+            rate.advance(frame / 25)
+            motion(rate, 3)
+            rate.spend(3)
+        rate.spend(int(0.6 * WINDOW_SECONDS * rate.bytes_per_second))
+        rate.expect_motion(coming)
+        levels.append(rate.quality.level)
+        rooms.append(rate.room)
+    assert levels[0] < levels[1] and rooms[0] > rooms[1]
 
 
 def test_no_picture_is_begun_that_its_window_has_no_room_for() -> None:
