@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from .stats import EncoderStats, timed
 
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
 LOOKAHEAD_MAX = 16  # frames
-SCENE_TOO = 1.25  # times what the motion of a head takes: with the scene and headers
+SCENE_TOO = 1.25  # times what the motion of a head takes, with the scene
 BLINK = 0.3  # of the usual opening among them: the first picture is of none whose eyes are so much less open
 SURE = 0.5  # confidence below which the motion network does not see a face
 # How often the encoder renders a frame itself to see whether the receiver had better not; at low frame rates, which
@@ -343,7 +344,8 @@ class Encoder:
         """The first picture: of the waiting frames with open eyes the one whose face is in the middle of the others."""
         shots = [frame.shot for frame in self._taken]
         square = shots[-1].square
-        self._expect_motion()
+        if (ahead := self._motion_ahead()) is not None:
+            self._rate.begin_with_motion(ahead)
         seen = [(shot, shot.estimate) for shot in shots if shot.estimate]
         eyes = [sum(openings(estimate.motion, estimate.canonical)) for _, estimate in seen]
         usual = float(np.median(eyes)) if eyes else 0.0
@@ -355,17 +357,19 @@ class Encoder:
         ways = [sum(distance(face, other) for _, other in faces) for _, face in faces]
         return self._refresh(faces[int(np.argmin(ways))][0] if faces else shots[-1])
 
-    def _expect_motion(self) -> None:
-        """Tell the rate what the motion of the frames that wait would take at its finest."""
+    def _motion_ahead(self) -> float | None:
+        """Bytes a second that the motion of the frames that wait would take at its finest; None: they do not tell."""
+        ahead = [frame for frame in islice(self._taken, LOOKAHEAD_MAX) if frame.estimate is not None]
+        if not self._lookahead or self._as_is or len(ahead) < 2:
+            return None
         quantizer, finest = Quantizer(self.pack.tables), QUALITIES[0]
         symbols = [
             quantizer.forward(frame.estimate.motion, level=finest.level, components=finest.components)
-            for frame in self._taken
+            for frame in ahead
             if frame.estimate is not None
         ]
-        if len(symbols) > 1:
-            seconds = (len(symbols) - 1) * self.frame_duration * float(self.time_base)
-            self._rate.expect_motion(SCENE_TOO * len(self._coder.encode(symbols[1:])) / seconds)
+        seconds = (ahead[-1].pts - ahead[0].pts) * float(self.time_base)
+        return SCENE_TOO * len(self._coder.encode(symbols[1:])) / seconds
 
     def _refresh(self, shot: Shot) -> list[Packet]:
         """Choose the reference for this frame; send a new one where it is due."""
@@ -423,9 +427,16 @@ class Encoder:
             elif intra and before is not None:  # no face to be seen: it stays where it was
                 true = before if key == self._named else replace(before, scene=scene)
         names = intra or key != self._named
+        head = Motion(
+            self._sequence, self._quality.level, self._quality.components, b"", intra,
+            reference=key if names else None,
+            pts=pts if intra else None,
+            pts_step=None if intra or step == self.frame_duration else step,
+            as_is=as_is and not intra,
+        )  # fmt: skip
         with self._timed("entropy"):
-            if names or not self._aggregator.waiting:  # one packet, one quality: a change would begin another
-                self._expect_motion()
+            if not self._aggregator.takes(head):  # one packet, one quality: a change would begin another
+                self._rate.expect_motion(self._motion_ahead() or 0.0)
                 self._quality = self._rate.quality
             quality = self._quality
             if names:
@@ -436,13 +447,7 @@ class Encoder:
                 symbols = self._quantizer.forward(true, level=quality.level, components=quality.components, intra=intra)
         if true is not None:
             self._note_error(true, reference)
-        head = Motion(
-            self._sequence, quality.level, quality.components, b"", intra,
-            reference=key if names else None,
-            pts=pts if intra else None,
-            pts_step=None if intra or step == self.frame_duration else step,
-            as_is=as_is and not intra,
-        )  # fmt: skip
+        head = replace(head, level=quality.level, components=quality.components)
         self._coded, self._pts, self._named = self._coded + 1, pts, key
         self.stats.as_is_frames += head.as_is
         if intra:
@@ -485,16 +490,17 @@ class Encoder:
         """These packets are about to go out; what is chosen from here on knows what they take."""
         for packet in packets:
             size = len(bytes(packet))
+            record = 0 if self.repeat_header else len(varint(size))  # a file puts the length in front of it
             inside = packet.packets if isinstance(packet, Bundle) else (packet,)
             motion = [p for p in inside if isinstance(p, Motion)]
             for p in motion:
-                self._rate.spend_motion(len(bytes(p)), len(p.payload), MotionQuality(p.level, p.components))
+                self._rate.spend_motion(len(bytes(p)) + record, len(p.payload), MotionQuality(p.level, p.components))
             pictures = sum(len(p.payload) for p in inside if isinstance(p, ReferencePart | Parity | Update))
             payload = sum(len(p.payload) for p in motion)
             self.stats.bytes_motion += payload
             self.stats.bytes_reference += pictures
             self.stats.bytes_overhead += size - payload - pictures
-            self._rate.spend(size if self.repeat_header else size + len(varint(size)))  # a file's records have a length
+            self._rate.spend(size + record)
         return packets
 
     def _sent(self, packets: list[Packet]) -> list[Packet]:

@@ -104,16 +104,15 @@ class Aggregator:
     def add(self, head: Motion, symbols: Symbols, again: int) -> list[Packet]:
         """The packets that are full now, or that this frame cannot join. again: frames to repeat, 0 for none."""
         frame = head, symbols
-        ready = [] if not self._new or _joins(self._new[-1], frame) else self.close(again)
+        ready = [] if not self._new or self.takes(head) else self.close(again)
         if head.intra:
             self._sent.clear()
         self._new.append(frame)
         return ready + self.close(again) if head.intra or len(self._new) >= self._share else ready
 
-    @property
-    def waiting(self) -> bool:
-        """Whether the next frame may share a packet with frames that are here."""
-        return bool(self._new)
+    def takes(self, head: Motion) -> bool:
+        """Whether a frame with this head will share the packet of the frames that wait."""
+        return bool(self._new) and _joins(self._new[-1][0], head)
 
     def close(self, again: int) -> list[Packet]:
         """The packet of the frames that were waiting, if any were."""
@@ -123,7 +122,7 @@ class Aggregator:
         self._sent, self._new = frames[-AGAIN_MAX:], []
         runs: list[list[Frame]] = []
         for frame in frames:
-            if runs and _joins(runs[-1][-1], frame):
+            if runs and _joins(runs[-1][-1][0], frame[0]):
                 runs[-1].append(frame)
             else:
                 runs.append([frame])
@@ -133,8 +132,8 @@ class Aggregator:
         return packets if len(packets) == 1 else [Bundle(tuple(packets))]
 
 
-def _joins(before: Frame, now: Frame) -> bool:
+def _joins(before: Motion, now: Motion) -> bool:
     """Whether a frame can follow another inside one packet."""
-    (a, _), (b, _) = before, now
-    plain = not (a.intra or b.intra or b.reference is not None or b.pts_step is not None)
-    return plain and (a.level, a.components, a.as_is) == (b.level, b.components, b.as_is)
+    plain = not (before.intra or now.intra or now.reference is not None or now.pts_step is not None)
+    same = (before.level, before.components, before.as_is) == (now.level, now.components, now.as_is)
+    return plain and same

@@ -55,7 +55,7 @@ MOST_ROOM = 0.5  # of what motion leaves of a window: that a picture waits for a
 MEMORY = 0.3  # weight of the last update in what the next is expected to cost
 CLOSE, FAR = 0.3, 1.5  # pixels: drift below CLOSE asks for no picture; at FAR one goes as soon as it can be paid
 SAVINGS_SECONDS = 0.2  # unspent rate that is kept, or two pictures if they cost more
-# By which share any WINDOW_SECONDS of a stream may exceed the target, or a little more where motion grows: pictures wait
+# By which share any WINDOW_SECONDS of a stream may exceed the target, a little more where motion grows: pictures wait
 # or come in parts for it, and motion is coded coarser. With 0.07 the worst two seconds of 25 training clips, as files,
 # are 8 % over at 2 kbit/s and 6 at 4. A stream takes 3 to 6 % less for it; at equal bytes it loses 0.1 dB.
 WINDOW_SECONDS, WINDOW_EXCESS = 2.0, 0.075
@@ -88,7 +88,8 @@ MOTION_SECONDS, MOTION_FRAMES = 0.5, 12  # over which share and error are measur
 COARSER_SECONDS, FINER_SECONDS = 0.24, 1.0  # from one step of its quality to the next
 SIZES = (1.0, 0.78, 0.6, 0.46, 0.34, 0.255, 0.18, 0.137, 0.117)  # of motion at QUALITIES: twelve training tracks
 SURGE_SECONDS = 0.2  # over which it is measured besides, so that a head that begins to move fills no window too far
-MOTION_HEADER = 4  # bytes of a packet of motion, at least, that are no symbols
+MOTION_HEADER = 2  # bytes of a packet of motion, at least, that are no symbols
+MOTION_EVERY_MIN = 0.01  # seconds
 GROWTH = 1.1  # times what motion took lately is what it is reckoned to take from here on
 HEADER_SECONDS = 1.0  # over which the headers of a transport are measured
 # Of SVT-AV1 from this rate on: many pictures a second must be coded faster, less so where nobody waits for them.
@@ -152,20 +153,20 @@ class RateControl:
         lag: float = 0.0,
         motion_every: float = 0.04,
     ) -> None:
-        self._ageless, self._motion_every = ageless, motion_every
+        self._ageless, self._motion_every = ageless, max(motion_every, MOTION_EVERY_MIN)
         self._headers = headers_kbps * 125  # bytes a second of them, lately
         presets = PRESETS_AHEAD if ahead else PRESETS
         self._presets = presets if preset is None else ((0.0, preset),)
         self._aim(target_kbps)
-        self._start_motion = START_MOTION  # share of the rate that it is expected to take before any has been seen
-        self._motion = self._start_motion * self.bytes_per_second  # bytes a second that motion takes, lately
-        self._packet_headers = MOTION_HEADER / motion_every  # of that, what no quality changes
+        self._start_finest: float | None = None  # bytes a second of the first motion at its finest, if that is known
+        self._motion = self._start_motion  # bytes a second that motion takes, lately
+        self._packet_headers = MOTION_HEADER / self._motion_every  # of that, what no quality changes
         rest = max(self._motion / 2, self._motion - self._packet_headers)
         self._finest_motion = self._surge = rest / SIZES[self._finest]  # the rest, if it were at its finest
         self.key_bytes = self.first_bytes
-        self._coming = 0.0  # of the frames that wait, where they do
+        self._coming = 0.0  # what the frames that wait would take at their finest
         self._motion_at: float | None = None  # seconds, of the last packet of it
-        self._new_motion, self._new_headers, self._new_finest = 0, 0, 0.0  # the same three of what goes out now, bytes
+        self._new_motion, self._new_headers, self._new_finest = 0, 0, 0.0  # bytes of motion that goes out now
         self._motion_error = MOTION_ERROR  # pixels of 256 that its keypoints are off, lately
         self._changed = 0.0  # seconds, when the quality of motion changed
         self._alone_bytes = float(self.still_bytes)  # what a picture is expected to take that stands on its own
@@ -232,7 +233,9 @@ class RateControl:
 
     def spend(self, count: int) -> None:
         self._purse -= count
-        self._sent.append((self._seconds or 0.0, count))
+        now = self._seconds or 0.0
+        before = self._sent.pop()[1] if self._sent and self._sent[-1][0] == now else 0
+        self._sent.append((now, before + count))
 
     def spend_headers(self, count: int) -> None:
         """A transport puts so many bytes around what goes out now."""
@@ -250,6 +253,7 @@ class RateControl:
         if not self._new_motion:
             return
         since = self._motion_every if self._motion_at is None else at - self._motion_at
+        since = min(since, max(self._motion_every, MOTION_SECONDS))  # after a gap it goes on as before
         slow, fast = (1 - math.exp(-since / seconds) for seconds in (MOTION_SECONDS, SURGE_SECONDS))
         self._motion += slow * (self._new_motion / since - self._motion)
         self._packet_headers += slow * (self._new_headers / since - self._packet_headers)
@@ -258,12 +262,13 @@ class RateControl:
         self._motion_at, self._new_motion, self._new_headers, self._new_finest = at, 0, 0, 0.0
 
     def expect_motion(self, finest: float) -> None:
-        """The frames that wait would take so many bytes a second at their finest. The first key leaves room for it."""
+        """The frames that wait would take so many bytes a second at their finest; 0 where nothing is known of them."""
         self._coming = finest
-        if self._motion_at is None:
-            self._finest_motion = self._surge = finest
-            self._start_motion = max(LEAST_MOTION, finest * SIZES[START_STEP] / self.bytes_per_second)
-            self.key_bytes = self.first_bytes
+
+    def begin_with_motion(self, finest: float) -> None:
+        """The same before the first key, which leaves room for it."""
+        self._finest_motion = self._surge = self._coming = self._start_finest = finest
+        self.key_bytes = self.first_bytes
 
     def note_motion(self, error: float) -> None:
         """Keypoints of a frame are so many pixels of 256 off, root mean square."""
@@ -389,7 +394,7 @@ class RateControl:
         """Of every window that what was sent lies in: bytes that it has room for, and seconds whose motion may yet come
         in it, that which waits for others included."""
         now = self._seconds or 0.0
-        waits = now if self._motion_at is None else self._motion_at
+        waits = now if self._motion_at is None else max(self._motion_at, now - self._motion_every)
         left = self._window_bytes
         yield left, WINDOW_SECONDS
         for at, count in reversed(self._sent):
@@ -419,8 +424,15 @@ class RateControl:
     @property
     def first_bytes(self) -> int:
         wanted = FIRST_BYTES * (self.bytes_per_second / 500) ** FIRST_POWER
-        most = self._window_bytes - START_BYTES - WINDOW_SECONDS * self.bytes_per_second * self._start_motion
+        most = self._window_bytes - START_BYTES - WINDOW_SECONDS * self._start_motion
         return int(np.clip(min(wanted, most), *REFERENCE_BYTES))
+
+    @property
+    def _start_motion(self) -> float:
+        """Bytes a second that the motion of the first seconds is expected to take."""
+        if self._start_finest is None:
+            return START_MOTION * self.bytes_per_second
+        return max(LEAST_MOTION * self.bytes_per_second, self._start_finest * SIZES[START_STEP])
 
     @property
     def still_bytes(self) -> int:
