@@ -7,7 +7,8 @@ are counted.
 
 PSNR and MS-SSIM are measured on every fifth frame. Rate error: of the bytes in any 2 s of the file against the target.
 The first picture goes out at once and is then paid off, so the first seconds after it take less than the target. All
-windows count for the excess, from the first byte on; those that begin 4 s after the start or later for the shortfall.
+windows count for the excess, from the first byte on; those that begin 4 s after the start or later for the shortfall: a
+head that rests needs less than any target (see the held-still figure), and nothing is sent only to fill it.
 Overhead: bytes of a motion packet's payload beyond the code length of its own tables. Held still: one frame repeated
 for 100.
 """
@@ -75,9 +76,7 @@ def pictures(clip: clips.Clip, options: argparse.Namespace) -> list[list[Any]]:
     columns = [[clip.frames[i] for i in chosen]]
     for target in (2.0, 4.0, 8.0, 16.0):
         step = max(1, chosen[1])
-        sent = ours.send(
-            clip, kbps=target, pack=options.pack, device=options.device, every=step, **ours.FILE
-        )
+        sent = ours.send(clip, kbps=target, pack=options.pack, device=options.device, every=step, **ours.FILE)
         columns.append([sent.frames[i // step * step] for i in chosen])
     return [list(row) for row in zip(*columns, strict=True)]
 
@@ -203,10 +202,16 @@ def table(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         errors = [row["rate_error"] for row in by_target[target] if row["rate_error"]]
         if errors:
             over, under = max(e["over"] for e in errors), min(e["under"] for e in errors)
-            middle = float(np.median([max(e["over"], -e["under"]) for e in errors]))
-            later = max(e["over_settled"] for e in errors)
-            add(f"rate error in any 2 s at {target:g}: worst over; after 4 s; under; median clip", "<= 10 %",
-                f"{over:+.0%}; {later:+.0%}; {under:+.0%}; {middle:.0%}", max(over, -under) <= 0.1)  # fmt: skip
+            later, middle = max(e["over_settled"] for e in errors), float(np.median([e["over"] for e in errors]))
+            add(f"fullest 2 s at {target:g}, of the target: worst clip; after 4 s; median clip", "<= +10 %",
+                f"{over:+.1%}; {later:+.1%}; {middle:+.1%}", over <= 0.1)  # fmt: skip
+            middle = float(np.median([e["under"] for e in errors]))
+            add(
+                "  emptiest, after 4 s: worst clip; median clip",
+                ">= -10 %",
+                f"{under:+.0%}; {middle:+.0%}",
+                under >= -0.1,
+            )
     return rows
 
 

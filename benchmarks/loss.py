@@ -42,7 +42,7 @@ TICK = 1 / clips.FPS
 DELAY = 0.04  # seconds one way
 JITTER = 0.015  # up to so much more, so that neighbours can change places
 BUFFER = 0.02  # from a frame's usual arrival to its display
-ROUND_TRIP = 2 * DELAY  # between two reports of the receiver
+ROUND_TRIP = 2 * DELAY  # between two reports of a receiver that lacks something; the first of them goes out at once
 RANDOM = (0.05, 0.10, 0.20, 0.30)
 BURSTS = (0.2, 0.5)  # seconds
 BURST_EVERY = 3.0  # seconds from one burst to the next
@@ -113,7 +113,7 @@ def ours(clip: clips.Clip, link: Link, back: Link, options: argparse.Namespace) 
     frames: list[Any] = []
     sent: list[Any] = []
     exact: list[bool] = []
-    last, reported, datagrams = None, -1.0, 0
+    last, reported, datagrams, wanted = None, -1.0, 0, False
     for number, picture in enumerate(clip.frames):
         now = number * TICK
         for data in back.receive(now):
@@ -138,9 +138,10 @@ def ours(clip: clips.Clip, link: Link, back: Link, options: argparse.Namespace) 
         frames.append(last)
         exact.append(state is Concealment.RECEIVED)
         wants = decoder.wants_intra or decoder.wants_reference
-        if moment - reported >= (ROUND_TRIP if wants else 5 * ROUND_TRIP):
+        if (wants and not wanted) or moment - reported >= (ROUND_TRIP if wants else 5 * ROUND_TRIP):
             back.send(moment, rtcp_feedback(decoder.feedback(receiver.lost_share()), 2, 1))
             reported = moment
+        wanted = wants
     payload_bytes = link.bytes_sent - 12 * datagrams
     return Shown(frames, sent, exact, _kbps(payload_bytes, clip), _kbps(payload_bytes + WIRE * datagrams, clip))
 

@@ -212,6 +212,34 @@ def test_frames_of_one_packet_have_one_quality(
     assert [p.frames for p in motion] == [1, 3, 3, 3] and len({p.level for p in motion}) == 2
 
 
+def test_a_packet_begun_by_an_odd_step_gets_a_quality_of_its_own(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As films of 30 frames a second in milliseconds have one in three times."""
+    wishes, asked = iter(100 * QUALITIES[:2]), []
+    monkeypatch.setattr(RateControl, "quality", property(lambda rate: asked.append(1) or next(wishes)))
+    encoder = nc.Encoder(
+        8, device="cpu", threads=1, frames_per_packet=8, time_base=Fraction(1, 1000), frame_duration=33
+    )
+    motion = [p for n, image in enumerate(portrait_clip[:12]) for p in encoder.encode(image, n * 100 // 3)
+              if isinstance(p, Motion)]  # fmt: skip
+    motion += [p for p in encoder.flush() if isinstance(p, Motion)]
+    assert [p.frames for p in motion] == [1, 2, 3, 3, 3] and len(asked) == len(motion) + 1  # one before the first frame
+
+
+def test_frames_that_wait_tell_what_motion_is_coming(portrait_clip: list[np.ndarray]) -> None:
+    """More for a head that moves more, and nothing once no face is to be seen."""
+    expected = {}
+    for name, clip in {"still": portrait_clip[:1] * 8, "moving": portrait_clip[:8]}.items():
+        encoder = nc.Encoder(4, device="cpu", threads=1, lookahead=6)
+        for pts, image in enumerate([*clip, *[np.zeros_like(clip[0])] * 7]):
+            encoder.encode(image, pts)
+            if pts == len(clip) - 1:
+                expected[name] = encoder._rate._coming
+        assert encoder._rate._coming == 0
+    assert expected["still"] < 0.2 * expected["moving"]
+
+
 def test_no_two_seconds_of_a_film_take_a_tenth_more_than_the_target() -> None:
     """Key, updates, motion, headers and record lengths together, at a rate where the first picture alone takes most."""
     encoder = nc.Encoder(2, device="cpu", threads=1, repeat_header=False, frames_per_packet=8, lookahead=12)

@@ -312,7 +312,8 @@ class Pipeline:
             self._compare(pts, self._newest, np.zeros((size, size, 3), np.uint8), arrived, {})
 
     def _report(self) -> None:
-        """Tell the sender what is here and what is not, once a round trip; note how long something was missing."""
+        """Tell the sender what is here and what is not: at once when something begins to be missing, then once a round
+        trip; note how long it was."""
         decoder = self._decoder
         missing = decoder.wants_reference or decoder.wants_intra
         with self._lock:
@@ -321,8 +322,8 @@ class Pipeline:
                 if self._right_at is not None and self._missed:
                     self._recoveries.append(now - self._right_at)
                 self._right_at = now
-            self._missed = missing
-            if now - self._reported < 2 * self._back.delay + (URGENT_SECONDS if missing else REPORT_SECONDS):
+            begins, self._missed = missing and not self._missed, missing
+            if not begins and now - self._reported < 2 * self._back.delay + (URGENT_SECONDS if missing else REPORT_SECONDS):
                 return
             self._reported = now
             self._back.send(bytes(decoder.feedback()), now)
