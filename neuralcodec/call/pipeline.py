@@ -323,7 +323,8 @@ class Pipeline:
                     self._recoveries.append(now - self._right_at)
                 self._right_at = now
             begins, self._missed = missing and not self._missed, missing
-            if not begins and now - self._reported < 2 * self._back.delay + (URGENT_SECONDS if missing else REPORT_SECONDS):
+            pause = 2 * self._back.delay + (URGENT_SECONDS if missing else REPORT_SECONDS)
+            if not begins and now - self._reported < pause:
                 return
             self._reported = now
             self._back.send(bytes(decoder.feedback()), now)

@@ -18,7 +18,7 @@ const held = new Map(), arriving = new Map(), early = new Map();
 const unopened = [], names = []; // packets that came before the header; id and hash of keys and stills that were held
 let shows = null, lacks = true, newest = null, chain = null;
 let moved = null; // the scene of the frame shown last, to be added while the picture named since then is not here
-let queue = [], awake = null, reported = -1e9;
+let queue = [], awake = null, reported = -1e9, missed = false;
 
 self.onmessage = ({ data }) => {
   if (data.open) return open().then(run).catch((error) => self.postMessage({ problem: `The receiver in the browser stopped: ${error.message}.` }));
@@ -89,10 +89,12 @@ async function takeEach(packets) {
   }
 }
 
-/** Tell the sender what is here and what is not. */
+/** Tell the sender what is here and what is not: at once when something begins to be missing. */
 function report() {
-  const needs = !header || lacks, now = performance.now();
-  if (now - reported < (needs || motion.broken ? URGENT : REPORT)) return;
+  const needs = !header || lacks, missing = needs || motion.broken, now = performance.now();
+  const begins = missing && !missed;
+  missed = missing;
+  if (!begins && now - reported < (missing ? URGENT : REPORT)) return;
   reported = now;
   self.postMessage({ feedback: hex(motion.report([...held.values()].map(({ id }) => id), needs)) });
 }
