@@ -41,14 +41,15 @@ def test_the_lower_the_rate_the_softer() -> None:
 
 
 def test_an_encoder_can_leave_the_surroundings_alone(portrait_clip: list[np.ndarray]) -> None:
-    """At the same budget the softened picture is nearer to the camera's in the face."""
+    """At the same budget the softened picture is nearer to the camera's in the face: over three rates, because a step of
+    the quantizer may leave a fifth of one budget unused."""
     error = {}
     for focus in (True, False):
-        encoder, decoder = nc.Encoder(4, device="cpu", threads=1, crop="none", focus=focus), nc.Decoder(device="cpu")
-        packets = encoder.encode(portrait_clip[0], 0)
-        assert any(isinstance(packet, ReferencePart) for packet in packets)
-        for packet in packets:
-            decoder.decode(bytes(packet))
-        face, shown = slice(70, 150), encoder._pictures.current.features.picture
-        error[focus] = float(((shown[face, face].astype(int) - portrait_clip[0][face, face]) ** 2).mean())
-    assert error[True] < error[False]
+        error[focus] = 0.0
+        for kbps in (3, 4, 6):
+            encoder = nc.Encoder(kbps, device="cpu", threads=1, crop="none", focus=focus)
+            packets = encoder.encode(portrait_clip[0], 0)
+            assert any(isinstance(packet, ReferencePart) for packet in packets)
+            face, shown = slice(70, 150), encoder._pictures.current.features.picture
+            error[focus] += float(((shown[face, face].astype(int) - portrait_clip[0][face, face]) ** 2).mean())
+    assert error[True] < 0.95 * error[False]
