@@ -41,7 +41,7 @@ def test_the_lower_the_rate_the_softer() -> None:
 
 
 def test_an_encoder_can_leave_the_surroundings_alone(portrait_clip: list[np.ndarray]) -> None:
-    """At the same budget the softened picture is nearer to the camera's in the face: over three rates, because a step of
+    """At the same budget the softened picture is nearer to the camera's in the face: over three rates, as a step of
     the quantizer may leave a fifth of one budget unused."""
     error = {}
     for focus in (True, False):
