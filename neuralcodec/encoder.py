@@ -359,16 +359,12 @@ class Encoder:
 
     def _motion_ahead(self) -> float | None:
         """Bytes a second that the motion of the frames that wait would take at its finest; None: they do not tell."""
-        ahead = [frame for frame in islice(self._taken, LOOKAHEAD_MAX) if frame.estimate is not None]
+        ahead = [(frame.pts, frame.estimate.motion) for frame in islice(self._taken, LOOKAHEAD_MAX) if frame.estimate]
         if not self._lookahead or self._as_is or len(ahead) < 2:
             return None
         quantizer, finest = Quantizer(self.pack.tables), QUALITIES[0]
-        symbols = [
-            quantizer.forward(frame.estimate.motion, level=finest.level, components=finest.components)
-            for frame in ahead
-            if frame.estimate is not None
-        ]
-        seconds = (ahead[-1].pts - ahead[0].pts) * float(self.time_base)
+        symbols = [quantizer.forward(motion, level=finest.level, components=finest.components) for _, motion in ahead]
+        seconds = (ahead[-1][0] - ahead[0][0]) * float(self.time_base)
         return SCENE_TOO * len(self._coder.encode(symbols[1:])) / seconds
 
     def _refresh(self, shot: Shot) -> list[Packet]:

@@ -48,8 +48,11 @@ def test_an_encoder_can_leave_the_surroundings_alone(portrait_clip: list[np.ndar
         error[focus] = 0.0
         for kbps in (3, 4, 6):
             encoder = nc.Encoder(kbps, device="cpu", threads=1, crop="none", focus=focus)
+            decoder = nc.Decoder(device="cpu", threads=1)
             packets = encoder.encode(portrait_clip[0], 0)
             assert any(isinstance(packet, ReferencePart) for packet in packets)
+            for packet in packets:
+                decoder.decode(bytes(packet))
             face, shown = slice(70, 150), encoder._pictures.current.features.picture
             error[focus] += float(((shown[face, face].astype(int) - portrait_clip[0][face, face]) ** 2).mean())
     assert error[True] < 0.95 * error[False]
