@@ -33,6 +33,7 @@ LADDER = (
 HEARD_SECONDS = 2.0  # a report is so long a sign that there is a way back
 AGAIN_MAX = 8  # frames that can be sent again
 FEWER_MAX = 3  # datagrams in a row that can repeat fewer frames because one was lost before each of them
+RUN_MAX = 3  # datagrams lost in a row; a longer run is an interruption, which nothing sent in advance makes up for
 RISE, FALL = 0.05, 0.01  # of the way from the loss believed in to the loss reported, for each frame the report is about
 
 
@@ -55,7 +56,7 @@ class LossMeter:
     """Which share of frames lost the datagram that was to bring them first, from frame numbers alone.
 
     A datagram whose frames before the new ones are fewer than in those before and after it makes up for a lost one.
-    Where they stay fewer, the sender repeats less.
+    Where they stay fewer, the sender repeats less. A run of more than RUN_MAX counts as if nothing had been sent.
     """
 
     def __init__(self) -> None:
@@ -67,11 +68,14 @@ class LossMeter:
         """A datagram of so many frames has come that took the newest frame so many steps on."""
         if not steps:
             return
-        known = frames - steps
-        self._frames, self._lost = self._frames + steps, self._lost + max(0, -known)
         if intra:  # repeats nothing before it
             self._usual, self._fewer = 0, []
-        known = max(0, known)
+        own = max(1, frames - self._usual)
+        if steps > (RUN_MAX + 1) * own:
+            self._frames += own
+            return
+        self._frames, self._lost = self._frames + steps, self._lost + max(0, steps - frames)
+        known = max(0, frames - steps)
         if known >= self._usual:
             self._lost += sum(self._usual - fewer for fewer in self._fewer)
             self._usual, self._fewer = known, []

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 from .errors import BitstreamError, LimitError, TruncatedError
 from .packet import DATAGRAM_BYTES, Feedback, Packet, StreamHeader, bundled, parse_packet
+from .protection import RUN_MAX
 
 CLOCK = 90000  # RTP timestamp units a second, as for every video payload
 ENCODING = "x-neuralcodec"
@@ -141,6 +142,8 @@ class RtpReceiver:
         self._seen.add(number)
         self._received += 1
         if number > self._newest:
+            gap = number - self._newest - 1
+            self._base += gap if gap > RUN_MAX else 0
             self._newest = number
             if len(self._seen) > 2 * REORDER:
                 self._seen = {n for n in self._seen if n > number - REORDER}
@@ -151,7 +154,7 @@ class RtpReceiver:
         self.__init__(self.payload_type)  # type: ignore[misc]
 
     def lost_share(self) -> float:
-        """Share of packets that did not come since the last call, 0..1."""
+        """Share of packets that did not come since the last call, 0..1; runs of more than RUN_MAX are left out."""
         expected, received = self._newest - self._base, self._received - self._received_then
         self._base, self._received_then = self._newest, self._received
         return min(1.0, max(0.0, (expected - received) / expected)) if expected > 0 else 0.0

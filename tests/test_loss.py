@@ -157,6 +157,17 @@ def test_the_loss_report_counts_what_did_not_come(portrait_clip: Clip) -> None:
     assert receiver.feedback(0.5).lost == 128
 
 
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+def test_an_interruption_is_no_reason_to_send_frames_again(portrait_clip: Clip, loss: float) -> None:
+    sender, receiver = ends(loss=loss)
+    stream = sent(sender, portrait_clip, range(20))
+    received(receiver, [p for packets in [*stream[:9], stream[19]] for p in packets])
+    report = receiver.feedback()
+    assert receiver.wants_intra and report.lost == 0
+    sender.on_feedback(report)
+    assert sender._loss == loss
+
+
 @pytest.mark.parametrize("share", [1, 4])
 def test_frames_sent_again_hide_no_loss_and_look_like_none(portrait_clip: Clip, share: int) -> None:
     """Intra frames, pictures that change and levels that change break the run of frames that are sent again."""

@@ -5,6 +5,7 @@ import { MotionDecoder } from "./bitstream.mjs";
 const REORDER = 32; // frames: motion that comes out of order within so many still finds its place
 const FORGET = 128; // frames missing after which the 8-bit numbers may have gone round
 const FEWER_MAX = 3; // datagrams in a row that can repeat fewer frames because one was lost before each of them
+const RUN_MAX = 3; // datagrams lost in a row; a longer run is an interruption, which nothing sent in advance makes up for
 const round = (number) => (number % 256 + 256) % 256;
 
 /** Which share of frames lost the datagram that was to bring them first: LossMeter of neuralcodec/protection.py. */
@@ -17,9 +18,14 @@ class LossMeter {
 
   add(frames, steps, intra) {
     if (!steps) return;
+    if (intra) [this.usual, this.fewer] = [0, []]; // repeats nothing before it
+    const own = Math.max(1, frames - this.usual);
+    if (steps > (RUN_MAX + 1) * own) {
+      this.frames += own;
+      return;
+    }
     this.frames += steps;
     this.lost += Math.max(0, steps - frames);
-    if (intra) [this.usual, this.fewer] = [0, []]; // repeats nothing before it
     const known = Math.max(0, frames - steps);
     if (known >= this.usual) {
       for (const fewer of this.fewer) this.lost += this.usual - fewer;
