@@ -25,8 +25,6 @@ import neuralcodec as nc
 from neuralcodec.media import VideoReader
 from neuralcodec.packet import Bundle, End, Motion, Packet
 
-REPORT_SECONDS = 0.2  # between reports to the sender: about a round trip
-
 
 class NeuralSender:
     """Sends pictures over two data channels of a peer connection; create it before the offer."""
@@ -64,7 +62,6 @@ class NeuralTrack(MediaStreamTrack):
         self._datagrams: asyncio.Queue[bytes] = asyncio.Queue()
         self._frames: list[nc.DecodedFrame] = []
         self._motion: RTCDataChannel | None = None
-        self._reported = 0.0
         self._last = -1
 
     def attach(self, channel: RTCDataChannel) -> None:
@@ -89,8 +86,7 @@ class NeuralTrack(MediaStreamTrack):
                 self._frames += await asyncio.to_thread(self.decoder.decode, data)
             except nc.BitstreamError:
                 continue  # counted by nobody's fault but the sender's: the next one may be good
-            if self._motion is not None and time.monotonic() - self._reported > REPORT_SECONDS:
-                self._reported = time.monotonic()
+            if self._motion is not None and self.decoder.wants_feedback(time.monotonic()):
                 self._motion.send(bytes(self.decoder.feedback()))
 
 

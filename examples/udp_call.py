@@ -16,7 +16,6 @@ from neuralcodec.media import VideoReader, VideoWriter
 from neuralcodec.packet import End, parse_packet
 from neuralcodec.rtp import RtpReceiver, RtpSender, parse_rtcp, rtcp_feedback
 
-REPORT_SECONDS = 0.2  # between reports to the sender: about a round trip
 SILENCE_SECONDS = 10.0  # after which the receiver takes the sender for gone
 
 
@@ -49,7 +48,7 @@ def receive(film: str, port: int) -> None:
         decoder, rtp, own_ssrc = nc.Decoder(), RtpReceiver(), secrets.randbits(32)
         print(f"Waiting on port {port}.", flush=True)
         writer: VideoWriter | None = None
-        last, reported = -1, 0.0
+        last = -1
         while True:
             try:
                 datagram, sender = udp.recvfrom(2048)
@@ -70,8 +69,7 @@ def receive(film: str, port: int) -> None:
                 if frame.pts > last:
                     writer.write(frame.image, frame.pts)
                     last = frame.pts
-            if rtp.ssrc is not None and time.monotonic() - reported > REPORT_SECONDS:
-                reported = time.monotonic()
+            if rtp.ssrc is not None and decoder.wants_feedback(time.monotonic()):
                 udp.sendto(rtcp_feedback(decoder.feedback(rtp.lost_share()), own_ssrc, rtp.ssrc), sender)
         if writer is None:
             raise SystemExit("Nothing that can be shown has arrived.")

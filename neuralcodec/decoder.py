@@ -23,7 +23,7 @@ from .motion import Array, MotionParams, View
 from .pack import Pack, load_pack
 from .packet import Bundle, Feedback, Motion, Packet, Parity, ReferencePart, StreamHeader, Update, parse_packet
 from .pictures import HeldPicture, Pictures
-from .protection import LossMeter
+from .protection import ROUND_TRIP, LossMeter, Reports
 from .quantizer import Quantizer, State, at_new_reference, start_state
 from .smoothing import MotionSmoother, PictureSmoother
 from .stats import DecoderStats, timed
@@ -126,6 +126,7 @@ class Decoder:
         self._past: dict[int, tuple[State, int]] = {}  # state after and pts of such frames, the last REORDER
         self._ahead: dict[int, Motion] = {}  # motion that came before the frames it continues
         self._losses = LossMeter()
+        self._reports = Reports()
         self._came = self._steps = 0  # motion frames in the packet that is being decoded, and how far they lead
         self._began = False  # one of them is intra
         self._last: MotionParams | None = None
@@ -194,8 +195,20 @@ class Decoder:
         """True while motion cannot be followed because some of it was lost: ask the sender for an intra frame."""
         return self._broken or self._missing >= SILENT
 
+    def wants_feedback(self, seconds: float, round_trip: float = ROUND_TRIP) -> bool:
+        """Whether :meth:`feedback` is to be sent now; ask after every datagram, and when none came. What is told soon
+        is repaired soon.
+
+        seconds: of any clock that does not go back. round_trip: seconds until an answer can be here. True counts as
+        sent.
+        """
+        return self._reports.due(
+            seconds, round_trip, self._pictures.ids, lacks=self.wants_reference or self.wants_intra
+        )
+
     def feedback(self, lost: float | None = None) -> Feedback:
-        """What to tell the sender, once a round trip: its ``Encoder.on_feedback`` takes it, as it is or as bytes.
+        """What to tell the sender when :meth:`wants_feedback`: its ``Encoder.on_feedback`` takes it, as it is or as
+        bytes.
 
         lost: share of datagrams that did not come since the last call, when the transport knows it (0..1); otherwise
         it is estimated from the frame numbers.

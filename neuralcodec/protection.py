@@ -34,6 +34,9 @@ HEARD_SECONDS = 2.0  # a report is so long a sign that there is a way back
 AGAIN_MAX = 8  # frames that can be sent again
 FEWER_MAX = 3  # datagrams in a row that can repeat fewer frames because one was lost before each of them
 RUN_MAX = 3  # datagrams lost in a row; a longer run is an interruption, which nothing sent in advance makes up for
+ROUND_TRIP = 0.08  # seconds, where nobody says how long it is
+REPORT_SECONDS = 0.2  # beyond a round trip, between two reports while nothing is missing
+RECOVERY_SECONDS = 1.0  # after something was missing, pictures that come are reported at once
 RISE, FALL = 0.05, 0.01  # of the way from the loss believed in to the loss reported, for each frame the report is about
 
 
@@ -89,6 +92,28 @@ class LossMeter:
         share = min(1.0, self._lost / self._frames) if self._frames else 0.0
         self._frames = self._lost = 0
         return share
+
+
+class Reports:
+    """When a receiver is to report: at once when something begins to be missing and when a picture comes soon after
+    that, which the sender may have sent again and then waits to hear of; else once a round trip or less often."""
+
+    def __init__(self) -> None:
+        self._at = self._lacked_at = float("-inf")  # seconds, of the last report, and when something was missing last
+        self._lacked = False
+        self._held: tuple[int, ...] = ()  # what the last report named
+
+    def due(self, seconds: float, round_trip: float, held: tuple[int, ...], *, lacks: bool) -> bool:
+        """Whether one is, which then counts as sent. held: ids of pictures."""
+        begins, self._lacked = lacks and not self._lacked, lacks
+        if lacks:
+            self._lacked_at = seconds
+        came = held != self._held and seconds - self._lacked_at <= RECOVERY_SECONDS
+        pause = round_trip if lacks else round_trip + REPORT_SECONDS
+        if not begins and not came and seconds - self._at < pause - 1e-6:
+            return False
+        self._at, self._held = seconds, held
+        return True
 
 
 Frame = tuple[Motion, Symbols]  # a frame and what its packet would say without others; the payload is empty

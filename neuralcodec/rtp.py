@@ -13,7 +13,7 @@ The receiving end; the decoder itself puts late and doubled packets right::
     rtp = RtpReceiver()
     if (data := rtp.unpack(datagram)) is not None:
         frames = decoder.decode(data)
-    if time_for_it:                                      # once a round trip
+    if decoder.wants_feedback(time.monotonic()):
         socket.send(rtcp_feedback(decoder.feedback(rtp.lost_share()), own_ssrc, rtp.ssrc))
 
 Without RTP (a data channel, plain UDP) send ``bytes(packet)`` of each of ``bundled(packets, limit)``, and

@@ -8,7 +8,7 @@ import pytest
 from neuralcodec.entropy import EntropyCoder
 from neuralcodec.motion import MotionParams
 from neuralcodec.packet import Bundle, Motion, Packet, parse_packet
-from neuralcodec.protection import LADDER, Aggregator, believed, protection
+from neuralcodec.protection import LADDER, RECOVERY_SECONDS, REPORT_SECONDS, Aggregator, Reports, believed, protection
 from neuralcodec.quantizer import MotionTables, Quantizer, start_state
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -80,3 +80,16 @@ def test_worse_loss_is_believed_sooner_and_a_report_about_few_frames_less() -> N
     assert 0 < down < up < 0.2
     assert believed(0.0, 0.2, 2) < 0.3 * up and believed(0.0, 0.2, 0) > 0
     assert believed(believed(0.0, 0.2, 5), 0.2, 5) == pytest.approx(up)
+
+
+def test_reports_are_due_when_something_begins_to_be_missing_and_when_it_has_come() -> None:
+    reports, held = Reports(), (1, 2)
+
+    def due(seconds: float, held: tuple[int, ...], *, lacks: bool = False) -> bool:
+        return reports.due(seconds, 0.1, held, lacks=lacks)
+
+    assert due(0.0, held) and not due(0.09 + REPORT_SECONDS, held) and due(0.1 + REPORT_SECONDS, held)
+    assert not due(0.35, (1, 2, 3))  # a picture among others: nothing was missing
+    assert due(0.4, held, lacks=True) and not due(0.49, held, lacks=True) and due(0.5, held, lacks=True)
+    assert not due(0.52, held) and due(0.54, (1, 2, 3)) and not due(0.55, (1, 2, 3))
+    assert due(0.5 + RECOVERY_SECONDS, (1, 2, 3, 4)) and not due(0.6 + RECOVERY_SECONDS, (2, 3, 4, 5))

@@ -35,7 +35,7 @@ PRESET = 8  # of SVT-AV1: a picture takes 8 ms of processor time where 4 takes 2
 WINDOW = 3.0  # seconds that the figures on the page are means of
 RECENT = 0.1  # weight of the last frame in how long one takes at either end
 ORIGINALS = 64  # pictures kept until their reconstruction comes, for the comparison
-REPORT_SECONDS, URGENT_SECONDS = 0.2, 0.04  # beyond a round trip, between two reports; the second when something lacks
+FRAMES_SECONDS = 0.04  # beyond the link's delays, until what answers a report can be here
 RECOVERIES = 500  # of the last ones, how long they took
 FACE_MISSING = 1.0  # seconds without a face before the page says so
 
@@ -95,7 +95,6 @@ class Pipeline:
         self._square = Square(0, 0, 1)  # of the newest reference
         self._newest = 0  # its id
         self._earned = 0  # bytes sent since the last comparison: what x264 may spend
-        self._reported = 0.0
         self._missed = False  # something is not here that what has come refers to
         self._right_at: float | None = None  # when nothing was missing last
         self._recoveries: deque[float] = deque(maxlen=RECOVERIES)  # seconds from then until nothing was missing again
@@ -312,8 +311,7 @@ class Pipeline:
             self._compare(pts, self._newest, np.zeros((size, size, 3), np.uint8), arrived, {})
 
     def _report(self) -> None:
-        """Tell the sender what is here and what is not: at once when something begins to be missing, then once a round
-        trip; note how long it was."""
+        """Tell the sender what is here and what is not; note how long something was missing."""
         decoder = self._decoder
         missing = decoder.wants_reference or decoder.wants_intra
         with self._lock:
@@ -322,12 +320,9 @@ class Pipeline:
                 if self._right_at is not None and self._missed:
                     self._recoveries.append(now - self._right_at)
                 self._right_at = now
-            begins, self._missed = missing and not self._missed, missing
-            pause = 2 * self._back.delay + (URGENT_SECONDS if missing else REPORT_SECONDS)
-            if not begins and now - self._reported < pause:
-                return
-            self._reported = now
-            self._back.send(bytes(decoder.feedback()), now)
+            self._missed = missing
+            if decoder.wants_feedback(now, 2 * self._back.delay + FRAMES_SECONDS):
+                self._back.send(bytes(decoder.feedback()), now)
 
     def _compare(self, pts: int, reference: int, ours: Array, arrived: float, spent: dict[str, float]) -> None:
         decoded = self._clock()

@@ -11,6 +11,7 @@ const PICTURE = 1, KEY = 3, SIGNED = 0x80, SIGNATURE = 64, HELD = 8, ARRIVING = 
 const EARLY = 16, NAMES = 64; // packets kept that came before the header; pictures remembered, to know a late double
 const JUMP = 0.15; // from one frame to the next, coded-picture units or of log scale: more is another crop, not the head
 const REPORT = 200, URGENT = 50; // ms between two reports: when nothing is missing, and when something is
+const RECOVERY = 1000; // ms after something was missing: pictures that come are reported at once
 
 let networks, size, packId, neck, motion, header = null;
 let view = { yaw: 0, pitch: 0, roll: 0 };
@@ -18,7 +19,7 @@ const held = new Map(), arriving = new Map(), early = new Map();
 const unopened = [], names = []; // packets that came before the header; id and hash of keys and stills that were held
 let shows = null, lacks = true, newest = null, chain = null;
 let moved = null; // the scene of the frame shown last, to be added while the picture named since then is not here
-let queue = [], awake = null, reported = -1e9, missed = false;
+let queue = [], awake = null, reported = -1e9, lacked = -1e9, missed = false, told = "";
 
 self.onmessage = ({ data }) => {
   if (data.open) return open().then(run).catch((error) => self.postMessage({ problem: `The receiver in the browser stopped: ${error.message}.` }));
@@ -89,14 +90,16 @@ async function takeEach(packets) {
   }
 }
 
-/** Tell the sender what is here and what is not: at once when something begins to be missing. */
+/** Tell the sender what is here and what is not, as `Reports` of neuralcodec/protection.py. */
 function report() {
   const needs = !header || lacks, missing = needs || motion.broken, now = performance.now();
   const begins = missing && !missed;
+  const ids = [...held.values()].map(({ id }) => id), came = String(ids) !== told;
   missed = missing;
-  if (!begins && now - reported < (missing ? URGENT : REPORT)) return;
-  reported = now;
-  self.postMessage({ feedback: hex(motion.report([...held.values()].map(({ id }) => id), needs)) });
+  if (missing) lacked = now;
+  if (!begins && !(came && now - lacked <= RECOVERY) && now - reported < (missing ? URGENT : REPORT)) return;
+  [reported, told] = [now, String(ids)];
+  self.postMessage({ feedback: hex(motion.report(ids, needs)) });
 }
 
 /** The whole picture that a part completes, null until then. */
