@@ -369,6 +369,7 @@ class Encoder:
 
     def _refresh(self, shot: Shot) -> list[Packet]:
         """Choose the reference for this frame; send a new one where it is due."""
+        self._rate.expect_waiting(self._aggregator.waiting_bytes)
         if self._avatar is not None and self._pictures.keeps:
             packets = self._pictures.refine(shot, self._now, self._sequence)
         else:

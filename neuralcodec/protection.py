@@ -143,6 +143,11 @@ class Aggregator:
         """Whether a frame with this head will share the packet of the frames that wait."""
         return bool(self._new) and _joins(self._new[-1][0], head)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What the new frames that wait for others take so far."""
+        return len(self._coder.encode([s for _, s in self._new])) if self._new else 0
+
     def close(self, again: int) -> list[Packet]:
         """The packet of the frames that were waiting, if any were."""
         if not self._new:

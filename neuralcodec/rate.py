@@ -167,6 +167,7 @@ class RateControl:
         self._finest_motion = self._surge = rest / SIZES[self._finest]  # the rest, if it were at its finest
         self.key_bytes = self.first_bytes
         self._coming = 0.0  # what the frames that wait would take at their finest
+        self._waiting_bytes = 0  # what motion takes that waits for others
         self._motion_at: float | None = None  # seconds, of the last packet of it
         self._new_motion, self._new_headers, self._new_finest = 0, 0, 0.0  # bytes of motion that goes out now
         self._motion_error = MOTION_ERROR  # pixels of 256 that its keypoints are off, lately
@@ -266,6 +267,10 @@ class RateControl:
     def expect_motion(self, finest: float) -> None:
         """The frames that wait would take so many bytes a second at their finest; 0 where nothing is known of them."""
         self._coming = finest
+
+    def expect_waiting(self, count: int) -> None:
+        """Motion that waits to share a packet takes so many bytes already."""
+        self._waiting_bytes = count
 
     def begin_with_motion(self, finest: float) -> None:
         """The same before the first key, which leaves room for it."""
@@ -385,7 +390,8 @@ class RateControl:
         WINDOW_EXCESS: what has been sent leaves the window little by little while motion goes on."""
         motion = max(self._finest_motion, self._coming) * SIZES[self._coarseness]
         motion = GROWTH * (self._packet_headers + motion)
-        return min(left - seconds * motion for left, seconds in self._windows())
+        surprise = max(0.0, self._waiting_bytes - ((self._seconds or 0.0) - self._waits_since) * motion)
+        return min(left - seconds * motion for left, seconds in self._windows()) - surprise
 
     @property
     def _motion_allowed(self) -> float:
@@ -395,13 +401,17 @@ class RateControl:
     def _windows(self) -> Iterator[tuple[float, float]]:
         """Of every window that what was sent lies in: bytes that it has room for, and seconds whose motion may yet come
         in it, that which waits for others included."""
-        now = self._seconds or 0.0
-        waits = now if self._motion_at is None else max(self._motion_at, now - self._motion_every)
-        left = self._window_bytes
+        left, since = self._window_bytes, self._waits_since
         yield left, WINDOW_SECONDS
         for at, count in reversed(self._sent):
             left -= count
-            yield left, at + WINDOW_SECONDS - waits
+            yield left, at + WINDOW_SECONDS - since
+
+    @property
+    def _waits_since(self) -> float:
+        """Seconds; the motion of everything later has not been sent yet."""
+        now = self._seconds or 0.0
+        return now if self._motion_at is None else max(self._motion_at, now - self._motion_every)
 
     @property
     def _has_room(self) -> bool:

@@ -64,6 +64,19 @@ def test_repeats_are_cheaper_than_sending_twice(tables: MotionTables) -> None:
     assert plain < twice < 2 * plain + 60
 
 
+def test_frames_that_wait_take_what_their_packet_will(tables: MotionTables) -> None:
+    quantizer, aggregator = Quantizer(tables), Aggregator(EntropyCoder(tables), share=4)
+    flat = np.load(VECTORS / "track_a.npz")["flat"].astype(np.float64)
+    for i in range(5):
+        waiting = aggregator.waiting_bytes
+        symbols = quantizer.forward(MotionParams.from_flat(flat[i]), level=1, components=5, intra=i == 0)
+        start = 0 if i == 0 else None
+        packets = aggregator.add(Motion(i, 1, 5, b"", i == 0, pts=start, reference=start), symbols, 0)
+    (packet,) = packets
+    assert isinstance(packet, Motion) and packet.frames == 4 and aggregator.waiting_bytes == 0
+    assert 0 < waiting < len(packet.payload) < 2 * waiting
+
+
 def test_without_repeats_nothing_is_added(tables: MotionTables) -> None:
     assert all(isinstance(p, Motion) and p.frames == 1 for p in send(tables, 0)[0])
 

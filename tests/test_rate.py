@@ -365,6 +365,20 @@ def test_motion_that_is_seen_coming_counts_before_it_comes() -> None:
     assert levels[0] < levels[1] and rooms[0] > rooms[1]
 
 
+def test_motion_that_waits_and_takes_more_than_was_expected_leaves_pictures_less_room() -> None:
+    rate = RateControl(4, motion_every=0.32)
+    for frame in range(40):
+        rate.advance(frame / 25)
+        if frame % 8 == 0:
+            motion(rate, 24)
+            rate.spend(24)
+    expected, room = 7, rate.room
+    rate.expect_waiting(expected)
+    assert rate.room == room
+    rate.expect_waiting(150)
+    assert room - 150 < rate.room < room - 100
+
+
 def test_a_gap_is_no_time_in_which_motion_is_yet_to_come() -> None:
     """After it there is room for a picture at once, and motion is expected to go on as before."""
     rate = RateControl(8)
