@@ -143,7 +143,7 @@ class RtpReceiver:
         self._received += 1
         if number > self._newest:
             gap = number - self._newest - 1
-            self._base += gap if gap > RUN_MAX else 0
+            self._base += gap if gap > RUN_MAX else 0  # as if they had not been sent
             self._newest = number
             if len(self._seen) > 2 * REORDER:
                 self._seen = {n for n in self._seen if n > number - REORDER}
