@@ -89,7 +89,8 @@ class Encoder:
         is not accepted in this one.
     frames_per_packet: motion frames that share a packet, 1 to 16. Each saves up to 3 bytes and waits for the last one.
     lookahead: frames that motion waits, 0 to 16, so that a frame is shown from the best of the pictures before and
-        after it, and the first picture is chosen among as many. Not with an avatar, whose pictures do not age.
+        after it, and the first picture is chosen among as many; fewer where eight pictures come in less time. Not with
+        an avatar, whose pictures do not age.
     packet_overhead: bytes that the transport puts around each datagram (IPv4 and UDP: 28, with RTP 40), counted in
         target_kbps; the packets that one call of encode gives are taken to share datagrams, as `packet.bundled` does.
     updates: code references after the first as updates of it; False: each on its own, several times as large, for
@@ -246,6 +247,8 @@ class Encoder:
                 return self._sent(packets)
         often = self._rate.since_picture < max(OFTEN_SECONDS, OFTEN_FRAMES * elapsed)
         shot = Shot(picture, tile, square, found, seconds)
+        while self._taken and self._pictures.gives_way(self._taken[0].reference):  # while it can still be named
+            packets += self._shown(self._taken.popleft())
         if self.stats.references or not self._lookahead:
             packets += self._refresh(shot)
         active = self._pictures.active
@@ -397,7 +400,7 @@ class Encoder:
                 scene = self._scene(frame.shot, estimate, key)
         packets = self._motion(frame, scene, key, as_is=as_is)
         if estimate is not None and self._avatar is None:
-            self._check(frame, estimate, scene, held)
+            self._check(frame, estimate, scene, held, as_is=as_is)
         return self._count(packets)
 
     def _scene(self, shot: Shot, estimate: MotionEstimate, key: int) -> Array:
@@ -455,7 +458,7 @@ class Encoder:
         with self._timed("entropy"):
             return self._aggregator.add(head, symbols, self._protection.again)
 
-    def _check(self, frame: _Taken, estimate: MotionEstimate, scene: Array, held: Held) -> None:
+    def _check(self, frame: _Taken, estimate: MotionEstimate, scene: Array, held: Held, *, as_is: bool) -> None:
         """Now and then: does rendering this frame beat showing the picture as it is?"""
         since, tile = self.stats.frames - self._checked, frame.shot.tile
         early = frame.shot.seconds - self._check_at < CHECK_SECONDS or since < CHECK_FRAMES
@@ -467,7 +470,8 @@ class Encoder:
             rendered = squared_error(tile, self._networks.render(held.features, motion))
             still = squared_error(tile, held.features.picture)
             ratio = (rendered + 1) / (still + 1)
-        self._rate.note_error(held.error, still if self._as_is else rendered)
+        if self._as_is or not as_is:  # where frames have pictures of their own, rate left over tells whether finer pay
+            self._rate.note_error(held.error, still if as_is else rendered)
         self._ratio = float(np.sqrt(self._ratio * ratio))
         leaving = self._as_is and self._ratio < BETTER
         self._wants_intra |= leaving

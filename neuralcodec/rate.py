@@ -4,9 +4,9 @@ Knows no bytes of packets and no networks; time is an argument. The first pictur
 (chain.py); from then on whatever motion leaves of the rate is saved up for the next picture, which goes out when enough
 of it is paid for, no two seconds get too full with it, and the head has moved away from all pictures that are held.
 Motion that takes too much, or more than two seconds have room for, is coded coarser. Where most of what a receiver sees
-wrong is the coding of the pictures, and not what has moved since, a finer chain begins, and where hardly anything is, a
-coarser one. The constants of pictures were chosen on validation clips before 2026-11-25 (not UPDATE_SHARE, DRIFT_LEAST
-and PAID), all others on training clips since.
+wrong is the coding of the pictures, and not what has moved since, or where rate is left over, a finer chain begins, and
+where hardly anything is, a coarser one. The constants of pictures were chosen on validation clips before 2026-11-25
+(not UPDATE_SHARE, DRIFT_LEAST and PAID), all others on training clips since.
 """
 
 from __future__ import annotations
@@ -33,15 +33,18 @@ STILL_SECONDS = 1.6  # a still that follows others, where there is no chain
 REFERENCE_BYTES = (300, 12000)  # of both; never smaller (nothing to recognise), never larger (nothing to gain at 256)
 # Of the squared error that a receiver sees, the share that was in the picture in use when it was coded. What checks
 # find above CODING_SHARE is added up, what they find below taken off; at EVIDENCE a key of FINER times the bytes is
-# worth its rate, or of KEY_SECONDS of the rate if that is more. Four training clips of 30 seconds: 28.3 to 29.0 dB,
-# 29.5 to 30.1 in the face, and 4 % of frames shown as they are instead of 20 %. Ten seconds gain nothing from it.
-CODING_SHARE, EVIDENCE, FINER, KEY_SECONDS = 0.65, 2.0, 1.6, 1.0
+# worth its rate. Four training clips of 30 seconds: 28.3 to 29.0 dB, 29.5 to 30.1 in the face, and 4 % of frames shown
+# as they are instead of 20 %. Ten seconds gain nothing from it.
+CODING_SHARE, EVIDENCE, FINER = 0.65, 2.0, 1.6
+# So it is where more than IDLE_SHARE of the rate finds no use, when what is more comes to that of IDLE_SECONDS. Six
+# training clips of ten seconds at 32 kbit/s: 35.3 dB at 27.6 kbit/s; with 0.3 and 0.6 35.1 at 25.1. Larger steps go too
+# far, past what lets every frame have a picture: with keys of a second's rate at least 34.0 dB for 34.8 without.
+IDLE_SHARE, IDLE_SECONDS = 0.2, 0.3
 AGELESS_FINER = 3.0  # times the bytes of the key before, where pictures do not age: 850, 2550, 7650, 12000 at 4 kbit/s
 # Where hardly anything of the error is coding, updates of a coarser chain are worth more. Its key takes the place of an
 # update that would have taken as much. Were it allowed twice that, two validation clips of heads that hardly rest would
 # gain 0.4 and 1.8 dB and one that comes to rest lose 0.8, with landmarks that tremble twice as far.
 PLENTY_SHARE, PLENTY = 0.2, 0.5
-IDLE_EVIDENCE = 0.1  # of a frame in which rate finds no other use
 PART_SECONDS, PART_BYTES_MIN = 0.1, 150  # of the rate in a part of a key that goes out little by little
 PART_HEADER = 22  # bytes around a part, at most: kind, id, index, count, codec, hash, crop
 UPDATE_SHARE = 0.06  # of its key's bytes, times _growth: what an update takes until updates have been seen
@@ -105,8 +108,9 @@ PRESETS_AHEAD = ((12.0, 2), (0.0, 1))
 # and finer updates (26.32 dB, 1.49 px), 52 more and coarser ones (26.40 dB, 1.55 px). 14 of them at 2 kbit/s, as files:
 # 16 gives 24.96 dB, 0.870, 1.72 px and a VMAF of 19.7, 30 gives 24.71 dB, 0.862, 1.91 px and 17.5, 44 gives 24.46 dB,
 # 0.853, 2.03 px and 15.7; 8 and 0 are like 16. At 3 kbit/s 16 gives 25.83 dB, 0.892 and a VMAF of 28.0, 44 25.95 dB,
-# 0.890 and 26.1; at 4 26.89 dB, 0.907 and 37.7 for 27.14 dB, 0.913 and 37.6.
-UPDATES_COARSER = ((3.5, 44), (0.0, 16))
+# 0.890 and 26.1; at 4 26.89 dB, 0.907 and 37.7 for 27.14 dB, 0.913 and 37.6. At 32, where nearly every frame has one,
+# 20 gives 35.57 dB at 28.1 kbit/s and 44 34.76 at 25.7; at 16 either does.
+UPDATES_COARSER = ((20.0, 28), (3.5, 44), (0.0, 16))
 
 # Width in pixels of the boxes that blur what is not the head (focus.py), from keys of so many bytes on. Eight training
 # clips at 4 kbit/s: width 1 gives 24.8 dB and 25.2 in the face, 3 gives 24.7 and 25.5, 5 gives 24.2 and 25.6.
@@ -180,7 +184,9 @@ class RateControl:
         self._sent: deque[tuple[float, int]] = deque()  # seconds and bytes of what was sent within WINDOW_SECONDS
         self._share = 0.0  # of coding in the error that the last check found
         self._evidence = 0.0  # that this chain is too coarse
+        self._idle = 0.0  # seconds whose rate found no use, beyond IDLE_SHARE
         self._plenty = 0.0  # and that it is too fine
+        self._parts_wait = False  # parts of a finer key
         self._seconds: float | None = None
         self._picture_at = float("-inf")  # seconds, of the last picture
 
@@ -214,12 +220,13 @@ class RateControl:
 
     def advance(self, seconds: float) -> None:
         """Time has come to ``seconds``."""
-        if self._seconds is not None and seconds > self._seconds:
+        elapsed = 0.0 if self._seconds is None else seconds - self._seconds
+        if self._seconds is not None and elapsed > 0:
             self._measure_motion(self._seconds)
             if self._headers:
                 self._headers *= math.exp((self._seconds - seconds) / HEADER_SECONDS)
                 self._leave_headers()
-            self._purse += (seconds - self._seconds) * self.bytes_per_second
+            self._purse += elapsed * self.bytes_per_second
         self._seconds = seconds
         share, since = self._motion / self.bytes_per_second, seconds - self._changed
         least, most = AGELESS_SHARE if self._ageless else MOTION_SHARE
@@ -231,8 +238,12 @@ class RateControl:
         while self._sent and self._sent[0][0] <= seconds - WINDOW_SECONDS + 1e-6:
             self._sent.popleft()
         # unspent rate does not pile up into a burst, nor is it lost while pictures wait for their window
-        most = self._full if self._has_room else self._window_bytes
-        self._purse = min(self._purse, most + self._lag * self._motion)
+        part_fits = not self._parts_wait or self.room >= self.part_bytes + PART_HEADER
+        most = self._full if self._has_room and part_fits else self._window_bytes
+        lost = max(0.0, self._purse - most - self._lag * self._motion)
+        self._purse -= lost
+        idle = lost / self.bytes_per_second - IDLE_SHARE * elapsed
+        self._idle = max(0.0, self._idle + min(idle, IDLE_SECONDS / 2))  # a long pause proves nothing
 
     def spend(self, count: int) -> None:
         self._purse -= count
@@ -310,7 +321,8 @@ class RateControl:
 
     def sent_key(self, count: int, extra: int = 0) -> None:
         """A chain was begun with so many bytes. extra: bytes that each update takes besides its picture."""
-        self._root_bytes, self._update_extra, self._evidence, self._plenty = UPDATE_SHARE * count, extra, 0.0, 0.0
+        self._root_bytes, self._update_extra = UPDATE_SHARE * count, extra
+        self._evidence, self._plenty, self._idle = 0.0, 0.0, 0.0
         self._picture_at = self._seconds or 0.0
 
     def ended_chain(self) -> None:
@@ -331,11 +343,13 @@ class RateControl:
         self._plenty = max(0.0, self._plenty + PLENTY_SHARE - self._share)
 
     def wants_finer(self) -> bool:
-        """Whether a finer chain is worth more than updates of this one; ``key_bytes`` then says how fine."""
-        finer = min(int(max(FINER * self.key_bytes, KEY_SECONDS * self.bytes_per_second)), REFERENCE_BYTES[1])
-        if self._evidence < EVIDENCE or finer == self.key_bytes:
+        """Whether a finer chain is worth more than updates of this one, or than nothing; ``key_bytes`` then says how
+        fine."""
+        finer = min(int(FINER * self.key_bytes), REFERENCE_BYTES[1])
+        due = self._evidence >= EVIDENCE or self._idle >= IDLE_SECONDS
+        if not due or finer == self.key_bytes:
             return False
-        self.key_bytes, self._evidence = finer, 0.0
+        self.key_bytes, self._evidence, self._idle = finer, 0.0, 0.0
         return True
 
     def begin_at_once(self) -> None:
@@ -455,16 +469,14 @@ class RateControl:
 
         waiting: a finer key is on its way and takes what is left over; only a head that is far gets a picture.
         """
-        self._drift = drift
+        self._drift, self._parts_wait = drift, waiting
         if not self._has_room:
             return False
         if waiting:
             return drift >= FAR and self.purse >= self.picture_bytes
         if self.purse >= self._full:  # more would be lost
-            if drift < CLOSE and self._share > CODING_SHARE:  # a picture of this chain would show nothing new
-                self._evidence += IDLE_EVIDENCE
-                return False
-            return True
+            # of a head at rest a picture of this chain would show nothing new
+            return drift >= CLOSE or self._share <= CODING_SHARE
         urgency = float(np.clip((drift - CLOSE) / (FAR - CLOSE), 0, 1))
         return drift >= CLOSE and self.purse >= PAID * (2 - urgency) * self.picture_bytes
 

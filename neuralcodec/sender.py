@@ -182,7 +182,11 @@ class PictureSender:
     @property
     def _crowded(self) -> bool:
         """Whether one more picture would take the place of the key that is on its way."""
-        return self._coming is not None and (self.next_id - self._coming.id) % 256 >= REFERENCES_MAX
+        return self._coming is not None and self.gives_way(self._coming.id)
+
+    def gives_way(self, key: int) -> bool:
+        """Whether the next picture takes the place of this one."""
+        return (self.next_id - key) % 256 >= REFERENCES_MAX
 
     @property
     def keeps(self) -> bool:

@@ -342,6 +342,18 @@ def test_frames_that_waited_survive_a_picture_that_takes_their_place(
     assert {f.state for f in shown} == {Concealment.RECEIVED}
 
 
+def test_no_frame_waits_until_its_own_picture_is_gone(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture with every frame, eight held, and twelve frames of lookahead."""
+    monkeypatch.setattr(RateControl, "affords_picture", lambda self, drift, waiting=False: True)
+    encoder = nc.Encoder(500, device="cpu", threads=1, lookahead=12, preset=13)
+    for pts, image in enumerate([*portrait_clip, *portrait_clip[::-1]]):
+        encoder.encode(image, pts)
+    encoder.flush()
+    assert encoder.stats.as_is_frames > 0.75 * encoder.stats.updates > 18
+
+
 def test_a_frame_is_shown_from_the_picture_that_looks_like_it(portrait_clip: list[np.ndarray]) -> None:
     """The same head before two walls: keypoints cannot tell the pictures apart."""
     encoder, other = nc.Encoder(64, device="cpu", threads=1, crop="none"), portrait_clip[0].copy()
