@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import neuralcodec as nc
-from benchmarks import endurance, fuzz, loss
+from benchmarks import bitstream, endurance, fuzz, loss
 from neuralcodec.errors import BitstreamError
 from neuralcodec.pack import load_pack
 from neuralcodec.packet import parse_packet
@@ -121,3 +121,31 @@ def test_what_is_lost_on_the_way_is_counted_against_the_same_stream_received_who
     gap = loss.ours(clip, loss.Link(0.0, [(0.2, 0.4)], 1), loss.Link(0.0, (), 2), options)
     same = [(a == b).all() for a, b in zip(gap.sent or [], gap.frames, strict=True)]
     assert not all(same) and all(same[:5]) and same == gap.exact
+
+
+def test_a_missed_bar_is_said() -> None:
+    def row(name: str, **ours: object) -> str:
+        options = argparse.Namespace(random=[0.1, 0.4], bursts=[0.5], codecs=["ours"])
+        good = {"lost_on_the_way": 0.9, "lost": 5.0, "kbps": 4.0, "exact_share": 0.8}
+        burst = good | {"recovery_ms": [900.0], "recovery_on_the_way_ms": [40.0, 250.0]}
+        result = {"codec": "ours", "loss 0.1": good, "loss 0.4": good, "burst 0.5": burst}
+        result[name] = {**result[name], **ours}
+        return " ".join(verdict for *_, verdict in loss.summary([result], options))
+
+    assert row("loss 0.1") == "pass  pass"  # there is no bar for a loss of 40 %
+    assert row("loss 0.1", lost_on_the_way=1.1) == "FAIL  pass"
+    assert row("burst 0.5", recovery_on_the_way_ms=[40.0, 251.0]) == "pass  FAIL"
+
+
+def test_one_command_runs_all_that_the_bitstream_promises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = bitstream.commands(tmp_path / "nowhere", tmp_path, quick=True)
+    given["fuzz"][1], given["endurance"][1] = "300", "200"
+    monkeypatch.setattr(bitstream, "commands", lambda clips, out, *, quick: given)
+    assert bitstream.main(["--clips", "nowhere", "--out", str(tmp_path)]) == 1
+    said, complaints = capfd.readouterr()
+    assert "300 packets" in said and "200 frames" in said and complaints.count("nowhere") == 2
+    assert [line for line in said.splitlines() if line.endswith(("holds", "above"))] == [
+        "coding: misses a bar or failed, see above", "loss: misses a bar or failed, see above", "fuzz: holds", "endurance: holds"
+    ]  # fmt: skip
