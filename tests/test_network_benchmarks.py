@@ -146,6 +146,5 @@ def test_one_command_runs_all_that_the_bitstream_promises(
     assert bitstream.main(["--clips", "nowhere", "--out", str(tmp_path)]) == 1
     said, complaints = capfd.readouterr()
     assert "300 packets" in said and "200 frames" in said and complaints.count("nowhere") == 2
-    assert [line for line in said.splitlines() if line.endswith(("holds", "above"))] == [
-        "coding: misses a bar or failed, see above", "loss: misses a bar or failed, see above", "fuzz: holds", "endurance: holds"
-    ]  # fmt: skip
+    verdicts = [line.split()[:2] for line in said.splitlines() if line.endswith(("holds", "above"))]
+    assert verdicts == [["coding:", "misses"], ["loss:", "misses"], ["fuzz:", "holds"], ["endurance:", "holds"]]
