@@ -470,7 +470,7 @@ class Encoder:
             rendered = squared_error(tile, self._networks.render(held.features, motion))
             still = squared_error(tile, held.features.picture)
             ratio = (rendered + 1) / (still + 1)
-        if self._as_is or not as_is:  # where frames have pictures of their own, rate left over tells whether finer pay
+        if as_is == self._as_is:  # where frames have pictures of their own, rate left over tells whether finer ones pay
             self._rate.note_error(held.error, still if as_is else rendered)
         self._ratio = float(np.sqrt(self._ratio * ratio))
         leaving = self._as_is and self._ratio < BETTER
