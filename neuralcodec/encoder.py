@@ -60,12 +60,14 @@ WORSE, BETTER = 1.12, 0.95  # rendered error over held error past which frames a
 @dataclass(frozen=True)
 class _Taken:
     """A frame whose motion is to be coded. estimate: with the lids as they are to be sent. reference: the picture in
-    use when it was taken. often: pictures came with nearly every frame then."""
+    use when it was taken. own: that of this very frame, if there is one. often: pictures came with nearly every frame
+    then."""
 
     shot: Shot
     estimate: MotionEstimate | None
     pts: int
     reference: int
+    own: int | None
     often: bool
 
 
@@ -247,13 +249,15 @@ class Encoder:
                 return self._sent(packets)
         often = self._rate.since_picture < max(OFTEN_SECONDS, OFTEN_FRAMES * elapsed)
         shot = Shot(picture, tile, square, found, seconds)
-        while self._taken and self._pictures.gives_way(self._taken[0].reference):  # while it can still be named
+        while any(frame.own is not None and self._pictures.gives_way(frame.own) for frame in self._taken):
             packets += self._shown(self._taken.popleft())
         if self.stats.references or not self._lookahead:
             packets += self._refresh(shot)
         active = self._pictures.active
-        self._taken.extend(_Taken(shot, estimate, late, active, often=False) for late in self._waiting)
-        self._taken.append(_Taken(shot, estimate, pts, active, often))
+        held = self._pictures.held.get(active)
+        own = active if held is not None and held.of == seconds else None
+        self._taken.extend(_Taken(shot, estimate, late, active, own, often=False) for late in self._waiting)
+        self._taken.append(_Taken(shot, estimate, pts, active, own, often))
         self._waiting.clear()
         if not self.stats.references:
             if estimate is not None and len(self._taken) <= self._lookahead:
