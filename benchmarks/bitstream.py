@@ -16,10 +16,11 @@ from rich.console import Console
 
 
 def commands(clips: Path, out: Path, *, quick: bool) -> dict[str, list[str]]:
-    """What each benchmark is run with. Their records go to the folder ``out``."""
+    """What each benchmark is run with. Their records go to the folder ``out``; none goes on from an earlier one, which
+    may be of other code."""
     few = ["--clips", str(clips), "--limit", "4", "--frames", "150"]
     every = {
-        "coding": few if quick else few[:2],
+        "coding": [*(few if quick else few[:2]), "--fresh"],
         "loss": few,
         "fuzz": ["--packets", "100000" if quick else "10000000"],
         "endurance": ["--frames", "45000"] if quick else [],

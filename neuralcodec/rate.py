@@ -224,7 +224,7 @@ class RateControl:
         if self._seconds is not None and elapsed > 0:
             self._measure_motion(self._seconds)
             if self._headers:
-                self._headers *= math.exp((self._seconds - seconds) / HEADER_SECONDS)
+                self._headers *= math.exp(-elapsed / HEADER_SECONDS)
                 self._leave_headers()
             self._purse += elapsed * self.bytes_per_second
         self._seconds = seconds
