@@ -1,6 +1,6 @@
-"""Camera pictures in, side-by-side pictures out: encoder, simulated network, decoder, in two threads. Knows no web.
+"""Camera pictures in, side-by-side pictures out: encoder, simulated network, decoder, in three threads. Knows no web.
 
-    push -> [sender thread: encode] -> link -> [receiver thread: decode, compare] -> show
+    push -> [sender thread: encode] -> link -> [receiver thread: decode] -> [comparing thread: x264] -> show
                      ^---------- requests over a link back ----------'
 
 Nothing queues: the sender takes the camera's newest picture at such a time that its packets find the receiver free.
@@ -55,6 +55,17 @@ class Comparison:
     shown: float
 
 
+@dataclass(frozen=True)
+class _Decoded:
+    """What the receiver has made of a frame; stages: seconds by name."""
+
+    pts: int
+    reference: int
+    picture: Array
+    arrived: float
+    stages: dict[str, float]
+
+
 @dataclass
 class _Picture:
     """One camera picture on its way; stages: seconds by name."""
@@ -69,7 +80,7 @@ class _Picture:
 
 class Pipeline:
     """One call. ``show`` gets every Comparison, ``forward`` every datagram that arrives (for a page that decodes by
-    itself); both are called from the receiver's thread. ``close`` ends both threads."""
+    itself); they are called from threads of the pipeline's own, which ``close`` ends."""
 
     def __init__(
         self, pack: Pack, *, show: Callable[[Comparison], None], forward: Callable[[bytes], None] | None = None,
@@ -89,6 +100,7 @@ class Pipeline:
         self._there, self._back = Link(seed=1), Link(seed=2)
         self._lock = threading.Condition()  # guards everything below
         self._next: _Picture | None = None
+        self._decoded: _Decoded | None = None  # waits for its comparison
         self._originals: OrderedDict[int, _Picture] = OrderedDict()
         self._pts: dict[int, int] = {}  # by sequence number: of the last ORIGINALS frames
         self._crops: dict[int, Square] = {}  # by reference id
@@ -109,7 +121,7 @@ class Pipeline:
         self._shown: deque[tuple[float, dict[str, float]]] = deque()  # time, stages in seconds
         self._threads = [
             threading.Thread(target=self._guarded, args=(loop,), name=f"neuralcodec-{loop.__name__}", daemon=True)
-            for loop in (self._send, self._receive)
+            for loop in (self._send, self._receive, self._compare)
         ]
         self.change(self.settings)
         for thread in self._threads:
@@ -300,7 +312,7 @@ class Pipeline:
                         continue
                     spent = _since(before, self._decoder.stats.stage_seconds, "receive")
                     before = dict(self._decoder.stats.stage_seconds)
-                    self._compare(frame.pts, frame.reference, frame.image, now, spent)
+                    self._hand_over(_Decoded(frame.pts, frame.reference, frame.image, now, spent))
                 self._report()
 
     def _follow(self, data: bytes, arrived: float) -> None:
@@ -308,7 +320,12 @@ class Pipeline:
         packet = _inside(parse_packet(data))[-1]
         if isinstance(packet, Motion) and (pts := self._pts.get(_newest(packet))) is not None:
             size = self._h264.size
-            self._compare(pts, self._newest, np.zeros((size, size, 3), np.uint8), arrived, {})
+            self._hand_over(_Decoded(pts, self._newest, np.zeros((size, size, 3), np.uint8), arrived, {}))
+
+    def _hand_over(self, decoded: _Decoded) -> None:
+        with self._lock:
+            self._decoded = decoded  # a comparison that takes longer than decoding leaves frames out
+            self._lock.notify_all()
 
     def _report(self) -> None:
         """Tell the sender what is here and what is not; note how long something was missing."""
@@ -324,24 +341,35 @@ class Pipeline:
             if decoder.wants_feedback(now, 2 * self._back.delay + FRAMES_SECONDS):
                 self._back.send(bytes(decoder.feedback()), now)
 
-    def _compare(self, pts: int, reference: int, ours: Array, arrived: float, spent: dict[str, float]) -> None:
-        decoded = self._clock()
-        with self._lock:
-            # a concealed frame may be of a time when the camera took no picture: the last one before it will do
-            taken = max((known for known in self._originals if known <= pts), default=None)
-            square, earned = self._crops.get(reference), self._earned
-            if taken is None or square is None:
-                return
-            picture, self._earned = self._originals[taken], 0
-        original = crop(picture.image, square, ours.shape[0])
-        theirs = self._h264.show(original, earned, pts / FPS)
-        now = self._clock()
-        self._show(Comparison(original, ours, theirs, picture.mark, picture.captured, picture.encoded, arrived, now))
-        stages = picture.stages | spent | {
-            "network": arrived - picture.encoded, "compare": now - decoded, "total": now - picture.captured
-        }  # fmt: skip
-        with self._lock:
-            self._shown.append((now, stages))
+    # --- the comparing thread ---
+
+    def _compare(self) -> None:
+        """Beside the receiver, whose next frame need not wait for x264."""
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._closed or self._decoded is not None)
+                if self._closed:
+                    return
+                ours, self._decoded = self._decoded, None
+                assert ours is not None
+                begin = self._clock()
+                # a concealed frame may be of a time when the camera took no picture: the last one before it will do
+                taken = max((known for known in self._originals if known <= ours.pts), default=None)
+                square = self._crops.get(ours.reference)
+                if taken is None or square is None:
+                    continue
+                picture, earned, self._earned = self._originals[taken], self._earned, 0
+            original = crop(picture.image, square, ours.picture.shape[0])
+            theirs = self._h264.show(original, earned, ours.pts / FPS)
+            now = self._clock()
+            self._show(Comparison(
+                original, ours.picture, theirs, picture.mark, picture.captured, picture.encoded, ours.arrived, now
+            ))  # fmt: skip
+            stages = picture.stages | ours.stages | {
+                "network": ours.arrived - picture.encoded, "compare": now - begin, "total": now - picture.captured
+            }  # fmt: skip
+            with self._lock:
+                self._shown.append((now, stages))
 
     # --- ---
 
