@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from .errors import BitstreamError, InferenceError, LimitError, TruncatedError
+from .frame_header import HeaderCoder
 from .reference import (
     DECODER,
     ENCODER,
@@ -56,6 +57,7 @@ _TEMPORAL_DELIMITER = b"\x12\x00"
 # dual_filter | jnt_comp, ref_frame_mvs | superres, cdef, restoration | separate_uv_delta_q. Order hints have 7 bits.
 _TAIL = "0" + "xxxxxxx" + "1" + "xx" + "11" + "110" + "xxx" + "000000" + "x" + "0" + "1"
 _FLAG_BITS = _TAIL.count("x")
+_CODED_HEADERS = 1 << _FLAG_BITS  # a further flag: frame_header.py has coded those of the updates
 
 
 class ChainDecoder:
@@ -65,6 +67,7 @@ class ChainDecoder:
         self.size = size
         self.digest = b""
         self._context: Any = None
+        self._headers: HeaderCoder | None = None
 
     def key(self, coded: bytes) -> Array:
         """Start a chain: uint8 RGB (S, S, 3) of a coded key picture."""
@@ -72,11 +75,13 @@ class ChainDecoder:
         if len(coded) < 3:
             raise TruncatedError(f"A coded key picture has at least 3 bytes; {len(coded)} found.", offset=len(coded))
         flags = int.from_bytes(coded[:2], "big")
-        if flags >> _FLAG_BITS:
+        if flags >= 2 * _CODED_HEADERS:
             raise BitstreamError("The key was coded in a way this version does not know: it sets reserved flags.")
         self._context = open_codec(DECODER, "r")
         self._context.thread_count = 1  # with more, a picture would come out only when the next one goes in
-        sequence = obu(_OBU_SEQUENCE, sequence_header(self.size, flags))
+        tools = flags % _CODED_HEADERS
+        self._headers = HeaderCoder(self.size, tools) if flags & _CODED_HEADERS else None
+        sequence = obu(_OBU_SEQUENCE, sequence_header(self.size, tools))
         picture = self._decode(sequence + obu(_OBU_FRAME, coded[2:]))
         self.digest = chain_digest(b"", coded)
         return picture
@@ -90,7 +95,8 @@ class ChainDecoder:
         if not self.follows(coded, hash):
             raise BitstreamError("The update does not follow the last picture of its chain.")
         digest, self.digest = chain_digest(self.digest, coded), b""  # until it has proved good
-        picture = self._decode(obu(_OBU_FRAME, coded))
+        frame = coded if self._headers is None else self._headers.restore(coded)
+        picture = self._decode(obu(_OBU_FRAME, frame))
         self.digest = digest
         return picture
 
@@ -116,6 +122,7 @@ class ChainEncoder:
         self._receiver = ChainDecoder(size)
         self._context = _svt(size, crf, preset, coarser)
         self._pictures = 0
+        self._headers: HeaderCoder | None = None  # from the key on
 
     @property
     def digest(self) -> bytes:
@@ -126,9 +133,12 @@ class ChainEncoder:
         """Code the next uint8 RGB (S, S, 3) picture; the first is the key."""
         sequence, coded = _coded(self._context, planes_from_rgb(image), self._pictures)
         self._pictures += 1
-        if self._pictures == 1:
-            coded = _flags(sequence, self.size).to_bytes(2, "big") + coded
+        if self._headers is None:
+            tools = _flags(sequence, self.size)
+            self._headers = HeaderCoder(self.size, tools)
+            coded = (tools | _CODED_HEADERS).to_bytes(2, "big") + coded
             return coded, self._receiver.key(coded)
+        coded = self._headers.shorten(coded)
         return coded, self._receiver.update(coded, chain_digest(self.digest, coded)[:HASH_BYTES])
 
 

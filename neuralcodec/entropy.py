@@ -35,7 +35,7 @@ class EntropyCoder:
 
     def __init__(self, tables: MotionTables) -> None:
         self.tables = tables
-        models = [_model(row) for row in tables.bank]
+        models = [row_model(row) for row in tables.bank]
         self._row_of = {model: row for row, model in enumerate(models)}
         width = len(tables.near_thresholds) + 1
         self._predicted = [
@@ -73,8 +73,7 @@ class EntropyCoder:
     ) -> list[Symbols]:
         """Inverse of :meth:`encode` for ``frames`` consecutive frames; ``intra`` speaks of the first, the others never
         are. ``state`` is the receiver's state before the first frame; :func:`quantizer.advance` carries it on."""
-        words = np.frombuffer(payload + bytes(-len(payload) % 4), ">u4").astype(np.uint32)
-        coder = constriction.stream.queue.RangeDecoder(words)
+        coder = range_decoder(payload)
         count, group = self.tables.coded(components), []
         try:
             for _ in range(frames):
@@ -114,8 +113,16 @@ class EntropyCoder:
         return [rows[i][bisect_right(own, state.activity[i])] for i in range(count)]
 
 
-def shortest(coder: Any) -> bytes:
-    """The fewest bytes that a RangeDecoder, fed zeros past their end, decodes to the same symbols.
+def range_decoder(payload: bytes) -> Any:
+    """Constriction's RangeDecoder of these bytes; it reads zeros past their end."""
+    return constriction.stream.queue.RangeDecoder(
+        np.frombuffer(payload + bytes(-len(payload) % 4), ">u4").astype(np.uint32)
+    )
+
+
+def shortest(coder: Any, *, followed: bool = False) -> bytes:
+    """The fewest bytes that a RangeDecoder, fed zeros past their end, decodes to the same symbols. followed: whatever
+    bytes come behind them.
 
     Any number in [low, low + size) decodes alike; ``pos()`` gives ``size`` and the low 64 bits of ``low``, the
     compressed words are some number inside the interval. So ``low`` is known exactly and the answer is the multiple
@@ -131,7 +138,7 @@ def shortest(coder: Any) -> bytes:
     for count in range(bits // 8 + 1):
         drop = bits - 8 * count
         top = -(-low >> drop)
-        if top << drop < low + size:
+        if (top << drop) + (((1 << drop) - 1) if followed else 0) < low + size:
             return top.to_bytes(count, "big") if count else b""
     raise AssertionError("unreachable: low itself lies inside the interval")
 
@@ -142,7 +149,8 @@ def exact_cumulative(row: Sequence[int]) -> list[int]:
     return [(c * free >> PRECISION) + i for i, c in enumerate(accumulate(row[:-1], initial=0))] + [1 << 24]
 
 
-def _model(row: Sequence[int]) -> Any:
+def row_model(row: Sequence[int]) -> Any:
+    """What constriction codes a symbol of this frequency row with."""
     # Multiples of 2**-15 are exact floats, so constriction's fixed-point tables are exactly exact_cumulative(row).
     shares = np.array(row, np.float64) / (1 << PRECISION)
     return constriction.stream.model.Categorical(shares, perfect=False, lazy=False)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from neuralcodec import motion
+from neuralcodec import frame_header, motion
 from neuralcodec.call.pipeline import Comparison, Pipeline
 from neuralcodec.call.settings import Settings, parse_message
 from neuralcodec.errors import BackendUnavailableError, MediaError, NeuralCodecError
@@ -284,7 +284,10 @@ class CallServer:
         name = request.match_info["name"]
         if name == "pack.json":
             neck = [float(value) for value in motion.NECK]  # what views turn heads about
-            return web.json_response({"id": self.pack.id.hex(), "size": self.pack.size, "neck": neck})
+            headers = json.loads(frame_header.TABLE.read_text("utf-8"))
+            return web.json_response(
+                {"id": self.pack.id.hex(), "size": self.pack.size, "neck": neck, "frame_header": headers}
+            )
         if name not in (*GRAPHS, TABLES):
             raise web.HTTPNotFound
         return _file((self.pack.folder / name).read_bytes(), name)

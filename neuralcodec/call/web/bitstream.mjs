@@ -169,15 +169,15 @@ export const hex = (bytes) => Array.from(bytes, (b) => b.toString(16).padStart(2
 // --- motion (sections 5 and 6) ------------------------------------------------------------------------------------
 
 /** Bounds of section 6.3 of a frequency row, out of 2^24. */
-function bounds(row) {
+export function bounds(row) {
   const out = [];
   let below = 0;
-  row.forEach((share, bucket) => { out.push(Math.floor(below * (2 ** 24 - ALPHABET) / 2 ** 15) + bucket); below += share; });
+  row.forEach((share, symbol) => { out.push(Math.floor(below * (2 ** 24 - row.length) / 2 ** 15) + symbol); below += share; });
   out.push(2 ** 24);
   return out;
 }
 
-class RangeDecoder {
+export class RangeDecoder {
   constructor(payload) {
     this.payload = payload;
     this.at = 0;
@@ -203,9 +203,9 @@ class RangeDecoder {
       this.value = this.value << 32n | this.word();
     }
   }
-  bucket(limits) {
+  symbol(limits) {
     const x = this.point();
-    let low = 0, high = ALPHABET;
+    let low = 0, high = limits.length - 1;
     while (high - low > 1) { const middle = low + high >> 1; if (limits[middle] <= x) low = middle; else high = middle; }
     this.take(limits[low], limits[low + 1]);
     return low;
@@ -214,6 +214,19 @@ class RangeDecoder {
     const value = this.point() >> 24 - bits;
     this.take(value << 24 - bits, value + 1 << 24 - bits);
     return value;
+  }
+  /** How many bytes an encoder has sent for the symbols up to here, when others follow them. */
+  length() {
+    const bits = 8 * this.at;
+    let read = 0n;
+    for (let i = 0; i < this.at; i++) read = read << 8n | BigInt(this.payload[i] ?? 0);
+    const low = read - this.value;
+    for (let count = 0; ; count++) {
+      const drop = BigInt(bits - 8 * count), top = (low + (1n << drop) - 1n) >> drop;
+      if ((top + 1n << drop) > low + this.range) continue;
+      if (top !== read >> drop || count > this.payload.length) throw new BitstreamError("the code is not the shortest one");
+      return count;
+    }
   }
 }
 
@@ -267,7 +280,7 @@ export class MotionDecoder {
         const near = t.near_thresholds.filter((limit) => limit <= sum).length;
         row = t.predicted[level][i][own * (t.near_thresholds.length + 1) + near];
       }
-      const bucket = coder.bucket(this.limits[row]);
+      const bucket = coder.symbol(this.limits[row]);
       if (!bucket) { symbols.push(0); continue; }
       const magnitude = bucket - 1 >> 1;
       const size = STARTS[magnitude] + (magnitude >= SMALL ? coder.raw(magnitude - SMALL + 1) : 0);

@@ -13,7 +13,7 @@ const JUMP = 0.15; // from one frame to the next, coded-picture units or of log 
 const REPORT = 200, URGENT = 50; // ms between two reports: when nothing is missing, and when something is
 const RECOVERY = 1000; // ms after something was missing: pictures that come are reported at once
 
-let networks, size, packId, neck, motion, header = null;
+let networks, size, packId, neck, frameHeaders, motion, header = null;
 let view = { yaw: 0, pitch: 0, roll: 0 };
 const held = new Map(), arriving = new Map(), early = new Map();
 const unopened = [], names = []; // packets that came before the header; id and hash of keys and stills that were held
@@ -33,7 +33,7 @@ async function open() {
   ort.env.wasm.wasmPaths = "/ort/";
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
   const pack = await (await got("/pack/pack.json")).json();
-  [size, packId, neck] = [pack.size, pack.id, pack.neck];
+  [size, packId, neck, frameHeaders] = [pack.size, pack.id, pack.neck, pack.frame_header];
   motion = new MotionStream(await (await got("/pack/tables.json")).json());
   networks = await Networks.open(ort, async (name) => new Uint8Array(await (await got(`/pack/${name}.onnx`)).arrayBuffer()), size);
   self.postMessage({ ready: true, threads: ort.env.wasm.numThreads });
@@ -125,7 +125,7 @@ async function onPart(part) {
   if (!coded || start(await digest(coded)) !== part.hash) return;
   if (part.codec & SIGNED) coded = coded.subarray(SIGNATURE); // this page takes what the server sends: it checks no keys
   try {
-    if (codec === KEY) { chain?.close(); chain = new Chain(size); }
+    if (codec === KEY) { chain?.close(); chain = new Chain(size, frameHeaders); }
     hold(part.id, codec === KEY ? await chain.key(coded, await digest(coded)) : await decodeStill(coded, size), part.hash);
   } catch { return; } // damaged: what is named and not here will be asked for
   names.push(name);

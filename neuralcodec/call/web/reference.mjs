@@ -1,6 +1,8 @@
 // Coded reference pictures to pixels: AV1 through WebCodecs, colours in the integers of neuralcodec/reference.py,
 // so that both ends see the same picture (FORMAT.md section 7).
 
+import { bounds, RangeDecoder } from "./bitstream.mjs";
+
 const WAIT = 3000; // ms for one picture
 
 /** One coded picture after another to RGBA pixels, Uint8ClampedArray of 4 * size * size: a still, or a chain. */
@@ -42,25 +44,121 @@ export async function decodeStill(data, size) {
   return pictures.decode("key", [obu(1, sequenceHeader(size, data[0])), obu(6, data.subarray(1))]).finally(() => pictures.close());
 }
 
-/** A chain of pictures (section 7.1): a key, codec 3, then updates. ``digest`` names the last one; null before a key. */
+/** A chain of pictures (section 7.1): a key, codec 3, then updates. ``digest`` names the last one; null before a key.
+ *  table: frame_header.json. */
 export class Chain {
-  constructor(size) { this.size = size; this.digest = null; }
+  constructor(size, table) { this.size = size; this.table = table; this.digest = null; }
   async key(data, digest) {
-    if (data.length < 3 || data[0] & 0xe0) throw new Error("a reference that this page cannot read");
+    if (data.length < 3 || data[0] & 0xc0) throw new Error("a reference that this page cannot read");
     this.close();
     this.pictures = new Pictures(this.size);
-    const pixels = await this.pictures.decode("key", [obu(1, chainHeader(this.size, data[0] << 8 | data[1])), obu(6, data.subarray(2))]);
+    const flags = (data[0] & 0x1f) << 8 | data[1];
+    this.headers = data[0] & 0x20 ? new FrameHeaders(this.table, this.size, flags) : null;
+    const pixels = await this.pictures.decode("key", [obu(1, chainHeader(this.size, flags)), obu(6, data.subarray(2))]);
     this.digest = digest;
     return pixels;
   }
   /** Rejects, and ends the chain, on damaged data. */
   async update(data, digest) {
     this.digest = null;
-    const pixels = await this.pictures.decode("delta", [obu(6, data)]);
+    const frame = this.headers ? this.headers.restore(data) : data;
+    const pixels = await this.pictures.decode("delta", [obu(6, frame)]);
     this.digest = digest;
     return pixels;
   }
   close() { this.pictures?.close(); this.digest = null; }
+}
+
+const OTHER = 2, PLAIN = 3, AS_OLDER = 0, AS_LAST = 1;
+const LIKE = { level_1: "level_0", level_v: "level_u" };
+
+/** The frame headers of a chain's updates (section 7.2), as neuralcodec/frame_header.py codes them. */
+export class FrameHeaders {
+  constructor(table, size, flags) {
+    this.fronts = table.fronts.map((list) => list.map((front) => BigInt(`0x${front}`)));
+    this.kinds = limits(table.kinds);
+    this.size = size;
+    this.flags = Array.from({ length: 13 }, (_, i) => flags >> 12 - i & 1);
+    this.rows = limits(table.fields[this.flags[4]]);
+    [this.number, this.kind, this.older, this.last] = [1, PLAIN, {}, {}];
+  }
+  /** The payload of an update's frame OBU. Throws on bytes that no encoder writes. */
+  restore(data) {
+    const coder = new RangeDecoder(data), fields = {};
+    let header = 0n, at = 0;
+    const put = (value, bits) => { header = header << BigInt(bits) | BigInt(value); at += bits; };
+    const kind = coder.symbol(this.kinds[this.kind]);
+    if (kind === OTHER) for (let i = 0; i < 6; i++) put(coder.raw(8), 8);
+    if (kind < OTHER) put(this.front(kind), 48);
+    if (kind !== PLAIN) {
+      const code = (name, bits) => {
+        const older = this.older[name] ?? 0, last = name in LIKE ? fields[LIKE[name]] : this.last[name] ?? 0;
+        fields[name] = field(coder, this.rows[name], bits, older, last);
+        put(fields[name], bits);
+        return fields[name];
+      };
+      const complete = walk(code, this.size, this.flags);
+      while (at % 8) put(complete ? field(coder, this.rows.zero, 1, 0, 0) : coder.raw(1), 1);
+    }
+    [this.older, this.last, this.kind] = [this.last, fields, kind];
+    this.number++;
+    const start = Array.from({ length: at / 8 }, (_, i) => Number(header >> BigInt(at - 8 - 8 * i) & 255n));
+    return concat([Uint8Array.from(start), data.subarray(coder.length())]);
+  }
+  front(kind) {
+    const place = this.number <= 12 ? this.number : 13 + (this.number - 13) % 12;
+    return this.fronts[kind][place - 1] | BigInt(this.number & 127) << 33n;
+  }
+}
+
+const limits = (rows) => Array.isArray(rows) ? Array.isArray(rows[0]) ? rows.map(limits) : bounds(rows)
+  : Object.fromEntries(Object.entries(rows).map(([name, value]) => [name, limits(value)]));
+
+function field(coder, rows, bits, older, last) {
+  if (bits <= 2) return coder.symbol(rows.value[older << bits | last]);
+  const how = coder.symbol(rows.how[Number(older === last)]);
+  return how === AS_OLDER ? older : how === AS_LAST ? last : coder.symbol(rows.value);
+}
+
+/** The fields of an inter frame's header behind its first 48 bits (AV1 5.9.2); whether they came to its end. */
+function walk(code, size, flags) {
+  const [large] = flags, [warped, vectors, superres, cdef, restoration, separate] = [5, 8, 9, 10, 11, 12].map((i) => flags[i]);
+  const any = (names) => names.some((name) => code(name, 1)); // stops at the first that is set
+  if (superres || code("render_and_frame_size_different", 1)) return false;
+  code("allow_high_precision_mv", 1);
+  if (!code("is_filter_switchable", 1)) code("interpolation_filter", 2);
+  code("is_motion_mode_switchable", 1);
+  if (vectors) code("use_ref_frame_mvs", 1);
+  code("disable_frame_end_update_cdf", 1);
+  if (!code("uniform_tile_spacing_flag", 1)) return false;
+  if (size > (large ? 128 : 64) && any(["increment_tile_cols_log2", "increment_tile_rows_log2"])) return false;
+  if (!code("base_q_idx", 8) || code("delta_coded_y", 1)) return false;
+  const different = separate && code("diff_uv_delta", 1);
+  if (any(Array(different ? 4 : 2).fill("delta_coded_uv"))) return false;
+  if (any(["using_qmatrix", "segmentation_enabled", "delta_q_present"])) return false;
+  if (code("level_0", 6) | code("level_1", 6)) { code("level_u", 6); code("level_v", 6); }
+  code("sharpness_level", 3);
+  if (any(["loop_filter_delta_enabled"]) && any(["loop_filter_delta_update"])) return false;
+  if (cdef) {
+    code("cdef_damping", 2);
+    const count = 1 << code("cdef_bits", 2);
+    for (let i = 0; i < count; i++) {
+      const which = i ? "more" : "first";
+      for (const plane of ["y", "uv"]) { code(`cdef_${plane}_pri_${which}`, 4); code(`cdef_${plane}_sec_${which}`, 2); }
+    }
+  }
+  if (restoration) {
+    const luma = code("lr_type_y", 2), chroma = code("lr_type_u", 2) | code("lr_type_v", 2);
+    if (luma || chroma) {
+      if (code("lr_unit_shift", 1) && !large) code("lr_unit_extra_shift", 1);
+      if (chroma) code("lr_uv_shift", 1);
+    }
+  }
+  code("tx_mode_select", 1);
+  if (code("reference_select", 1)) code("skip_mode_present", 1);
+  if (warped) code("allow_warped_motion", 1);
+  code("reduced_tx_set", 1);
+  return !any([1, 2, 3, 4, 5, 6, 7].map((i) => `is_global_${i}`));
 }
 
 /** Full-range BT.601 from planes Y, Cb, Cr (4:2:0, centred chroma) in exact integers. */
