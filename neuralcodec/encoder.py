@@ -60,14 +60,12 @@ WORSE, BETTER = 1.12, 0.95  # rendered error over held error past which frames a
 @dataclass(frozen=True)
 class _Taken:
     """A frame whose motion is to be coded. estimate: with the lids as they are to be sent. reference: the picture in
-    use when it was taken. own: that of this very frame, if there is one. often: pictures came with nearly every frame
-    then."""
+    use when it was taken. often: pictures came with nearly every frame then."""
 
     shot: Shot
     estimate: MotionEstimate | None
     pts: int
     reference: int
-    own: int | None
     often: bool
 
 
@@ -249,15 +247,13 @@ class Encoder:
                 return self._sent(packets)
         often = self._rate.since_picture < max(OFTEN_SECONDS, OFTEN_FRAMES * elapsed)
         shot = Shot(picture, tile, square, found, seconds)
-        while any(frame.own is not None and self._pictures.gives_way(frame.own) for frame in self._taken):
+        while self._own_gives_way():
             packets += self._shown(self._taken.popleft())
         if self.stats.references or not self._lookahead:
             packets += self._refresh(shot)
         active = self._pictures.active
-        held = self._pictures.held.get(active)
-        own = active if held is not None and held.of == seconds else None
-        self._taken.extend(_Taken(shot, estimate, late, active, own, often=False) for late in self._waiting)
-        self._taken.append(_Taken(shot, estimate, pts, active, own, often))
+        self._taken.extend(_Taken(shot, estimate, late, active, often=False) for late in self._waiting)
+        self._taken.append(_Taken(shot, estimate, pts, active, often))
         self._waiting.clear()
         if not self.stats.references:
             if estimate is not None and len(self._taken) <= self._lookahead:
@@ -387,6 +383,11 @@ class Encoder:
         if packets and self._named not in self._pictures.held:  # by frames that wait for others to share a packet
             packets = [*self._aggregator.close(self._protection.again), *packets]
         return self._count(packets)
+
+    def _own_gives_way(self) -> bool:
+        """Whether a picture of one of the frames that wait, which is to be shown from it, is about to be replaced."""
+        taken = {frame.shot.seconds for frame in self._taken}
+        return any(held.of in taken and self._pictures.gives_way(key) for key, held in self._pictures.held.items())
 
     def _shown(self, frame: _Taken) -> list[Packet]:
         """Packets of a frame's motion, from the best picture there is by now."""

@@ -189,12 +189,12 @@ def test_frames_share_packets(portrait_clip: list[np.ndarray], monkeypatch: pyte
     alone, shared = (nc.Encoder(8, device="cpu", threads=1, frames_per_packet=n) for n in (1, 4))
     streams = []
     for encoder in (alone, shared):
-        packets = [p for pts, image in enumerate(portrait_clip[:10]) for p in encoder.encode(image, pts)]
+        packets = [p for pts, image in enumerate(portrait_clip[:18]) for p in encoder.encode(image, pts)]
         streams.append([p for p in [*packets, *encoder.flush()] if isinstance(p, Motion)])
-    assert [p.frames for p in streams[0]] == [1] * 10
-    assert [p.frames for p in streams[1]] == [1, 4, 4, 1]  # intra; two full ones; what was left at the end
+    assert [p.frames for p in streams[0]] == [1] * 18
+    assert [p.frames for p in streams[1]] == [1, 4, 4, 4, 4, 1]  # intra; full ones; what was left at the end
     assert alone._quantizer.state == shared._quantizer.state
-    assert [p.sequence for p in streams[1]] == [0, 1, 5, 9]
+    assert [p.sequence for p in streams[1]] == [0, 1, 5, 9, 13, 17]
     assert shared.stats.bytes_motion < alone.stats.bytes_motion
     with pytest.raises(ValueError, match="frames_per_packet is 0"):
         nc.Encoder(2, device="cpu", frames_per_packet=0)
