@@ -109,10 +109,10 @@ PRESETS_AHEAD = ((12.0, 2), (0.0, 1))
 # 16 gives 24.96 dB, 0.870, 1.72 px and a VMAF of 19.7, 30 gives 24.71 dB, 0.862, 1.91 px and 17.5, 44 gives 24.46 dB,
 # 0.853, 2.03 px and 15.7; 8 and 0 are like 16. At 3 kbit/s 16 gives 25.83 dB, 0.892 and a VMAF of 28.0, 44 25.95 dB,
 # 0.890 and 26.1; at 4 26.89 dB, 0.907 and 37.7 for 27.14 dB, 0.913 and 37.6. At 32, where nearly every frame has one,
-# 20 gives 35.57 dB at 28.1 kbit/s and 44 34.76 at 25.7; at 16 either does. All that was before updates' frame headers were
-# coded (frame_header.py), which left 44 at 4 kbit/s with more of them, but no better ones: eleven training clips of eight
-# seconds, calls at 3.9 kbit/s: 44 gives 28.96 dB and MS-SSIM 0.937, 36 29.02 and 0.938, 28 28.85 and 0.936; as files at
-# 3.8 kbit/s 29.76 and 0.946, 29.81 and 0.946, 29.85 and 0.947.
+# 20 gives 35.57 dB at 28.1 kbit/s and 44 34.76 at 25.7; at 16 either does. All that was before updates' frame headers
+# were coded (frame_header.py), which left 44 at 4 kbit/s with more of them, but no better ones: eleven training clips
+# of eight seconds, calls at 3.9 kbit/s: 44 gives 28.96 dB and MS-SSIM 0.937, 36 29.02 and 0.938, 28 28.85 and 0.936; as
+# files at 3.8 kbit/s 29.76 and 0.946, 29.81 and 0.946, 29.85 and 0.947.
 UPDATES_COARSER = ((20.0, 28), (3.5, 36), (0.0, 16))
 
 # Width in pixels of the boxes that blur what is not the head (focus.py), from keys of so many bytes on. Eight training
