@@ -60,8 +60,9 @@ CLOSE, FAR = 0.3, 1.5  # pixels: drift below CLOSE asks for no picture; at FAR o
 SAVINGS_SECONDS = 0.2  # unspent rate that is kept, or two pictures if they cost more
 # By which share any WINDOW_SECONDS of a stream may exceed the target, a little more where motion grows: pictures wait
 # or come in parts for it, and motion is coded coarser. With 0.07 the worst two seconds of 25 training clips, as files,
-# are 8 % over at 2 kbit/s and 6 at 4. A stream takes 3 to 6 % less for it; at equal bytes it loses 0.1 dB.
-WINDOW_SECONDS, WINDOW_EXCESS = 2.0, 0.075
+# are 8 % over at 2 kbit/s and 6 at 4. A stream takes 3 to 6 % less for it; at equal bytes it loses 0.1 dB. At low
+# rates eight frames that begin to move are a larger share of two seconds, which 0.075 let be 10.4 % over at 2 kbit/s.
+WINDOW_SECONDS, WINDOW_EXCESS = 2.0, ((3.0, 0.075), (0.0, 0.06))
 # Of the first window: headers of stream and key, and the share of motion; the key takes the rest. Calls of twelve
 # training clips at 4 kbit/s: 0.2 gives 26.7 dB and two seconds that are 15 % over, 0.27 26.9 dB and 10 %, 0.34 26.9 dB
 # and 8 %. Where frames wait and tell how much they move, it is what their motion takes at START_STEP of QUALITIES, and
@@ -404,7 +405,7 @@ class RateControl:
     @property
     def room(self) -> float:
         """Bytes that a picture may take now so that no WINDOW_SECONDS, past or to come, exceed the target by more than
-        WINDOW_EXCESS: what has been sent leaves the window little by little while motion goes on."""
+        ``excess``: what has been sent leaves the window little by little while motion goes on."""
         motion = max(self._finest_motion, self._coming) * SIZES[self._coarseness]
         motion = GROWTH * (self._packet_headers + motion)
         surprise = max(0.0, self._waiting_bytes - ((self._seconds or 0.0) - self._waits_since) * motion)
@@ -438,7 +439,12 @@ class RateControl:
 
     @property
     def _window_bytes(self) -> float:
-        return (1 + WINDOW_EXCESS) * WINDOW_SECONDS * self.bytes_per_second
+        return (1 + self.excess) * WINDOW_SECONDS * self.bytes_per_second
+
+    @property
+    def excess(self) -> float:
+        """Of WINDOW_EXCESS, at this rate."""
+        return _from_floor(WINDOW_EXCESS, self.bytes_per_second / 125)
 
     @property
     def part_bytes(self) -> int:

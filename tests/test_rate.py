@@ -23,7 +23,6 @@ from neuralcodec.rate import (
     REFERENCE_BYTES,
     SIZES,
     START_BYTES,
-    WINDOW_EXCESS,
     WINDOW_SECONDS,
     RateControl,
     distance,
@@ -320,7 +319,7 @@ def test_no_window_takes_more_than_the_target_allows(kbps: float) -> None:
     until = np.cumsum([0, *sent])
     frames = round(25 * WINDOW_SECONDS)
     windows = (until[frames:] - until[:-frames]) / (WINDOW_SECONDS * rate.bytes_per_second)
-    assert 1.0 < windows.max() <= 1 + WINDOW_EXCESS + 0.01  # motion came a little late to be reckoned with
+    assert 1.0 < windows.max() <= 1 + rate.excess + 0.01  # motion came a little late to be reckoned with
 
 
 def test_a_full_window_makes_motion_coarser_for_as_long_as_it_is_full() -> None:
@@ -418,7 +417,7 @@ def test_no_picture_is_begun_that_its_window_has_no_room_for() -> None:
     rate.advance(0.0)
     rate.sent_key(1000)
     rate.affords_picture(FAR)  # so far it is
-    rate.spend(int((1 + WINDOW_EXCESS) * WINDOW_SECONDS * rate.bytes_per_second - 0.5 * rate.next_bytes))
+    rate.spend(int((1 + rate.excess) * WINDOW_SECONDS * rate.bytes_per_second - 0.5 * rate.next_bytes))
     rate._purse = 1000.0
     assert not rate.affords_picture(FAR)
     rate.advance(WINDOW_SECONDS)
