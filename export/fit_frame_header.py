@@ -21,12 +21,13 @@ from typing import Any
 
 from rich.progress import track
 
+from neuralcodec.chain import CODED_HEADERS
 from neuralcodec.container import ContainerReader
 from neuralcodec.errors import NeuralCodecError
 from neuralcodec.fragments import Assembler
 from neuralcodec.frame_header import (
+    BITS,
     DIRECT,
-    FIELDS,
     FRONT,
     HINT_SHIFT,
     NEW,
@@ -38,9 +39,10 @@ from neuralcodec.frame_header import (
     HeaderTable,
     HeaderWriter,
 )
-from neuralcodec.packet import ReferencePart, Update
+from neuralcodec.packet import SIGNED, ReferencePart, Update
 from neuralcodec.quantizer import PRECISION
 from neuralcodec.reference import KEY
+from neuralcodec.signing import SIGNATURE_BYTES
 
 PRIOR = 0.02  # of a count, for what was never seen
 TELLS = 4  # the update by whose front the presets are told apart
@@ -64,12 +66,15 @@ def chains(path: Path) -> list[Chain]:
         for packet in reader:
             if not isinstance(packet, ReferencePart | Update) or (coded := assembler.add(packet)) is None:
                 continue
+            signed = packet.signed if isinstance(packet, Update) else packet.codec & SIGNED
+            coded = coded[SIGNATURE_BYTES:] if signed else coded
             if isinstance(packet, Update):
                 found[-1].frames.append(headers.restore(coded) if headers else coded)
-            elif packet.codec == KEY:
+            elif packet.codec & ~SIGNED == KEY:
                 flags = int.from_bytes(coded[:2], "big")
-                found.append(Chain(reader.header.size, flags & 0x1FFF))
-                headers = HeaderCoder(reader.header.size, flags & 0x1FFF) if flags & 0x2000 else None
+                tools = flags % CODED_HEADERS
+                found.append(Chain(reader.header.size, tools))
+                headers = HeaderCoder(reader.header.size, tools) if flags & CODED_HEADERS else None
     return found
 
 
@@ -116,7 +121,7 @@ class _Counts(HeaderTable):
     def __init__(self, fronts: list[list[int]]) -> None:
         self._fronts = fronts
         self.kinds = [[0] * (PLAIN + 1) for _ in range(PLAIN + 1)]
-        self.fields = [{name: _rows(bits) for name, bits in FIELDS.items()} for _ in range(2)]
+        self.rows = [{name: _rows(bits) for name, bits in BITS.items()} for _ in range(2)]
 
     def table(self) -> dict[str, Any]:
         """What frame_header.json holds."""
@@ -124,7 +129,7 @@ class _Counts(HeaderTable):
         return {
             "fronts": [[f"{front:0{digits}x}" for front in fronts] for fronts in self._fronts],
             "kinds": _shares(self.kinds),
-            "fields": _shares(self.fields),
+            "fields": _shares(self.rows),
         }
 
 
@@ -153,7 +158,8 @@ def fit(chains: Sequence[Chain]) -> dict[str, Any]:
     for chain in chains:
         coder = HeaderCoder(chain.size, chain.flags, counts)
         for frame in chain.frames:
-            coder.code(_Counting(frame, coder.kind_of(frame)))
+            port = _Counting(frame, coder.kind_of(frame))
+            coder.advance(port.kind, coder.code(port))
     return counts.table()
 
 

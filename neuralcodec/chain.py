@@ -57,7 +57,7 @@ _TEMPORAL_DELIMITER = b"\x12\x00"
 # dual_filter | jnt_comp, ref_frame_mvs | superres, cdef, restoration | separate_uv_delta_q. Order hints have 7 bits.
 _TAIL = "0" + "xxxxxxx" + "1" + "xx" + "11" + "110" + "xxx" + "000000" + "x" + "0" + "1"
 _FLAG_BITS = _TAIL.count("x")
-_CODED_HEADERS = 1 << _FLAG_BITS  # a further flag: frame_header.py has coded those of the updates
+CODED_HEADERS = 1 << _FLAG_BITS  # a further flag: frame_header.py has coded those of the updates
 
 
 class ChainDecoder:
@@ -75,12 +75,12 @@ class ChainDecoder:
         if len(coded) < 3:
             raise TruncatedError(f"A coded key picture has at least 3 bytes; {len(coded)} found.", offset=len(coded))
         flags = int.from_bytes(coded[:2], "big")
-        if flags >= 2 * _CODED_HEADERS:
+        if flags >= 2 * CODED_HEADERS:
             raise BitstreamError("The key was coded in a way this version does not know: it sets reserved flags.")
         self._context = open_codec(DECODER, "r")
         self._context.thread_count = 1  # with more, a picture would come out only when the next one goes in
-        tools = flags % _CODED_HEADERS
-        self._headers = HeaderCoder(self.size, tools) if flags & _CODED_HEADERS else None
+        tools = flags % CODED_HEADERS
+        self._headers = HeaderCoder(self.size, tools) if flags & CODED_HEADERS else None
         sequence = obu(_OBU_SEQUENCE, sequence_header(self.size, tools))
         picture = self._decode(sequence + obu(_OBU_FRAME, coded[2:]))
         self.digest = chain_digest(b"", coded)
@@ -136,7 +136,7 @@ class ChainEncoder:
         if self._headers is None:
             tools = _flags(sequence, self.size)
             self._headers = HeaderCoder(self.size, tools)
-            coded = (tools | _CODED_HEADERS).to_bytes(2, "big") + coded
+            coded = (tools | CODED_HEADERS).to_bytes(2, "big") + coded
             return coded, self._receiver.key(coded)
         coded = self._headers.shorten(coded)
         return coded, self._receiver.update(coded, chain_digest(self.digest, coded)[:HASH_BYTES])

@@ -31,7 +31,7 @@ DIRECT = 2  # bits of a field coded given what it was in both updates before; of
 AS_OLDER, AS_LAST, NEW = range(3)  # a field against those of the update before last and of the last one
 LIKE = {"level_1": "level_0", "level_v": "level_u"}  # nearer to a field of the same header than to the last one's
 
-_BITS = {  # of a field, its names as in AV1 5.9; "zero" is what fills the last byte of a header
+_FIELDS = {  # by their bits, its names as in AV1 5.9; "zero" is what fills the last byte of a header
     1: (
         "render_and_frame_size_different allow_high_precision_mv is_filter_switchable is_motion_mode_switchable "
         "use_ref_frame_mvs disable_frame_end_update_cdf uniform_tile_spacing_flag increment_tile_cols_log2 "
@@ -53,9 +53,9 @@ _BITS = {  # of a field, its names as in AV1 5.9; "zero" is what fills the last 
     ),
     8: "base_q_idx",
 }
-FIELDS = {name: bits for bits, names in _BITS.items() for name in names.split()}
+BITS = {name: bits for bits, names in _FIELDS.items() for name in names.split()}
 
-Code = Callable[[str], int]  # a field's name to its value
+Field = Callable[[str], int]  # its name to its value
 Rows = Mapping[str, Any]
 
 
@@ -75,19 +75,21 @@ class HeaderCoder:
     def shorten(self, frame: bytes) -> bytes:
         """The payload of an update's frame OBU with its header coded."""
         port = HeaderWriter(frame, self.kind_of(frame))
-        self.code(port)
-        return shortest(port.coder, followed=True) + frame[port.at // 8 :]
+        values = self.code(port)
+        if len(port.bytes) > port.at // 8:  # a header that none of our encoders writes
+            port = HeaderWriter(frame, PLAIN)
+            values = self.code(port)
+        self.advance(port.kind, values)
+        return port.bytes + frame[port.at // 8 :]
 
     def restore(self, coded: bytes) -> bytes:
-        """Inverse of :meth:`shorten`. Bytes that it cannot have written raise BitstreamError."""
+        """Inverse of :meth:`shorten`. Raises BitstreamError for bytes that are no code, and changes nothing then."""
         port = _Reader(coded)
-        try:
-            self.code(port)
-        except (AssertionError, ValueError) as problem:
-            raise BitstreamError("The header of the update is damaged: it is no code word of its table.") from problem
-        head = shortest(port.coder, followed=True)
+        values = self.code(port)
+        head = port.bytes
         if not coded.startswith(head):
-            raise BitstreamError("The header of the update is damaged: it could have been coded in fewer bytes.")
+            raise BitstreamError("The header of the update is damaged: its code does not end as codes do.")
+        self.advance(port.kind, values)
         return port.header() + coded[len(head) :]
 
     def kind_of(self, frame: bytes) -> int:
@@ -96,104 +98,114 @@ class HeaderCoder:
         front = port.ahead(FRONT)
         port.at = FRONT
 
-        def read(name: str) -> int:
-            value = port.ahead(FIELDS[name])
-            port.at += FIELDS[name]
+        def field(name: str) -> int:
+            value = port.ahead(BITS[name])
+            port.at += BITS[name]
             return value
 
-        walk(read, self._size, self._flags)
+        walk(field, self._size, self._flags)
         if port.at > 8 * len(frame):  # it ends before its header does: no AV1 frame
             return PLAIN
         return next((kind for kind in range(OTHER) if self.table.front(kind, self._number) == front), OTHER)
 
-    def code(self, port: HeaderPort) -> None:
-        """One header, up to the end of a byte."""
-        table, fields = self.table, dict[str, int]()
-        port.kind = port.symbol(table.kinds[self._kind], port.kind)
+    def code(self, port: HeaderPort) -> dict[str, int]:
+        """The next header, up to the end of a byte, through a port; what its fields are."""
+        values: dict[str, int] = {}
+        port.kind = port.symbol(self.table.kinds[self._kind], port.kind)
+        if port.kind == PLAIN:
+            return values
         if port.kind == OTHER:
             for _ in range(FRONT // 8):
                 port.raw(8)
-        elif port.kind != PLAIN:
-            port.put(table.front(port.kind, self._number), FRONT)
-        if port.kind != PLAIN:
-            rows = table.fields[self._flags[MASKED]]
+        else:
+            port.put(self.table.front(port.kind, self._number), FRONT)
+        rows = self.table.rows[self._flags[MASKED]]
 
-            def code(name: str) -> int:
-                last = fields[LIKE[name]] if name in LIKE else self._last.get(name, 0)
-                fields[name] = port.field(rows[name], FIELDS[name], self._older.get(name, 0), last)
-                return fields[name]
+        def field(name: str) -> int:
+            last = values[LIKE[name]] if name in LIKE else self._last.get(name, 0)
+            values[name] = port.field(rows[name], BITS[name], self._older.get(name, 0), last)
+            return values[name]
 
-            complete = walk(code, self._size, self._flags)
-            while port.at % 8:
-                if complete:
-                    port.field(rows["zero"], 1, 0, 0)
-                else:
-                    port.raw(1)
-        self._number, self._kind = self._number + 1, port.kind
-        self._older, self._last = self._last, fields
+        complete = walk(field, self._size, self._flags)
+        while port.at % 8:
+            if complete:
+                port.field(rows["zero"], 1, 0, 0)
+            else:
+                port.raw(1)
+        return values
+
+    def advance(self, kind: int, values: dict[str, int]) -> None:
+        """That header was the one, and the next comes."""
+        self._number, self._kind = self._number + 1, kind
+        self._older, self._last = self._last, values
 
 
-def walk(code: Code, size: int, flags: Sequence[bool]) -> bool:
+def walk(field: Field, size: int, flags: Sequence[bool]) -> bool:
     """The fields of an inter frame's header behind the front, in the order of AV1 5.9.2; whether they came to its end,
     and not to something unexpected."""
     large, *_, warped, _, _, vectors, superres, cdef, restoration, separate = flags
-    if superres or code("render_and_frame_size_different"):
+    if superres or field("render_and_frame_size_different"):
         return False
-    code("allow_high_precision_mv")
-    if not code("is_filter_switchable"):
-        code("interpolation_filter")
-    code("is_motion_mode_switchable")
+    field("allow_high_precision_mv")
+    if not field("is_filter_switchable"):
+        field("interpolation_filter")
+    field("is_motion_mode_switchable")
     if vectors:
-        code("use_ref_frame_mvs")
-    code("disable_frame_end_update_cdf")
-    if not code("uniform_tile_spacing_flag"):
+        field("use_ref_frame_mvs")
+    field("disable_frame_end_update_cdf")
+    if not field("uniform_tile_spacing_flag"):
         return False
-    if size > (128 if large else 64) and (code("increment_tile_cols_log2") or code("increment_tile_rows_log2")):
+    if size > (128 if large else 64) and (field("increment_tile_cols_log2") or field("increment_tile_rows_log2")):
         return False
-    if not code("base_q_idx") or code("delta_coded_y"):
+    if not field("base_q_idx") or field("delta_coded_y"):
         return False
-    different = separate and code("diff_uv_delta")
-    if any(code("delta_coded_uv") for _ in range(4 if different else 2)):
+    different = separate and field("diff_uv_delta")
+    if any(field("delta_coded_uv") for _ in range(4 if different else 2)):
         return False
-    if code("using_qmatrix") or code("segmentation_enabled") or code("delta_q_present"):
+    if field("using_qmatrix") or field("segmentation_enabled") or field("delta_q_present"):
         return False
-    if code("level_0") | code("level_1"):
-        code("level_u")
-        code("level_v")
-    code("sharpness_level")
-    if code("loop_filter_delta_enabled") and code("loop_filter_delta_update"):
+    if field("level_0") | field("level_1"):
+        field("level_u")
+        field("level_v")
+    field("sharpness_level")
+    if field("loop_filter_delta_enabled") and field("loop_filter_delta_update"):
         return False
     if cdef:
-        code("cdef_damping")
-        for index in range(1 << code("cdef_bits")):
+        field("cdef_damping")
+        for index in range(1 << field("cdef_bits")):
             which = "first" if not index else "more"
-            code(f"cdef_y_pri_{which}")
-            code(f"cdef_y_sec_{which}")
-            code(f"cdef_uv_pri_{which}")
-            code(f"cdef_uv_sec_{which}")
+            field(f"cdef_y_pri_{which}")
+            field(f"cdef_y_sec_{which}")
+            field(f"cdef_uv_pri_{which}")
+            field(f"cdef_uv_sec_{which}")
     if restoration:
-        luma, chroma = code("lr_type_y"), code("lr_type_u") | code("lr_type_v")
+        luma, chroma = field("lr_type_y"), field("lr_type_u") | field("lr_type_v")
         if luma or chroma:
-            if code("lr_unit_shift") and not large:
-                code("lr_unit_extra_shift")
+            if field("lr_unit_shift") and not large:
+                field("lr_unit_extra_shift")
             if chroma:
-                code("lr_uv_shift")
-    code("tx_mode_select")
-    if code("reference_select"):
-        code("skip_mode_present")
+                field("lr_uv_shift")
+    field("tx_mode_select")
+    if field("reference_select"):
+        field("skip_mode_present")
     if warped:
-        code("allow_warped_motion")
-    code("reduced_tx_set")
-    return not any(code(f"is_global_{index}") for index in range(1, 8))
+        field("allow_warped_motion")
+    field("reduced_tx_set")
+    return not any(field(f"is_global_{index}") for index in range(1, 8))
 
 
 class HeaderPort:
-    """One direction of coding. coder: constriction's encoder of all symbols up to here."""
+    """One direction of coding. kind: of the header. at: its bits that have passed."""
 
     def __init__(self, kind: int | None) -> None:
-        self.kind: Any = kind  # of the header; None until it has been read
-        self.at = 0  # bits of the header that have passed
-        self.coder = constriction.stream.queue.RangeEncoder()
+        self.kind: Any = kind  # None until it has been read
+        self.at = 0
+        self.coder = constriction.stream.queue.RangeEncoder()  # a reader's, too: it tells where the code ends
+
+    @property
+    def bytes(self) -> bytes:
+        """The code of all symbols up to here."""
+        return shortest(self.coder, followed=True)
 
     def ahead(self, bits: int) -> int | None:
         """What comes next in the header; None where it has to be read first."""
@@ -231,8 +243,8 @@ class HeaderWriter(HeaderPort):
         return int(self._bits[self.at : self.at + bits].ljust(bits, "0"), 2)
 
     def symbol(self, row: Any, value: int | None) -> int:
-        self.coder.encode(value, row)
         assert value is not None
+        self.coder.encode(value, row)
         return value
 
 
@@ -246,7 +258,10 @@ class _Reader(HeaderPort):
         return None
 
     def symbol(self, row: Any, value: int | None) -> int:
-        value = int(self._decoder.decode(row))
+        try:
+            value = int(self._decoder.decode(row))
+        except (AssertionError, ValueError) as problem:
+            raise BitstreamError("The header of the update is damaged: it is no code word of its table.") from problem
         self.coder.encode(value, row)
         return value
 
@@ -264,7 +279,7 @@ class HeaderTable:
     def __init__(self, table: Mapping[str, Any]) -> None:
         self._fronts = [[int(front, 16) for front in fronts] for fronts in table["fronts"]]
         self.kinds = _models(table["kinds"])  # by the kind of the update before
-        self.fields = _models(table["fields"])  # by whether the chain's flags allow masked compounds: slow presets
+        self.rows = _models(table["fields"])  # by whether the chain's flags allow masked compounds: slow presets
 
     def front(self, kind: int, number: int) -> int:
         """The first 48 bits of an update, when it is of this kind."""

@@ -1,7 +1,7 @@
 // The bitstream of FORMAT.md in JavaScript: packets, range decoder, quantizer loop, motion. No browser API, so that node
 // runs it too: tests/test_call_bitstream_js.py holds it against Python and the frozen vectors. Section numbers are FORMAT.md's.
 
-export const ALPHABET = 37, POSE = 7;
+export const POSE = 7;
 const SMALL = 4, DOUBLINGS = 14, NEAR = 12, NEAR_CAP = 4, VALUE_LIMIT = 131072;
 const STARTS = [...Array(SMALL).keys()].map((i) => i + 1).concat([...Array(DOUBLINGS).keys()].map((i) => 3 + 2 ** (i + 1)));
 
@@ -224,7 +224,7 @@ export class RangeDecoder {
     for (let count = 0; ; count++) {
       const drop = BigInt(bits - 8 * count), top = (low + (1n << drop) - 1n) >> drop;
       if ((top + 1n << drop) > low + this.range) continue;
-      if (top !== read >> drop || count > this.payload.length) throw new BitstreamError("the code is not the shortest one");
+      if (top !== read >> drop || count > this.payload.length) throw new BitstreamError("the code does not end as codes do");
       return count;
     }
   }

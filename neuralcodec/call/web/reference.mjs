@@ -100,10 +100,11 @@ export class FrameHeaders {
       const complete = walk(code, this.size, this.flags);
       while (at % 8) put(complete ? field(coder, this.rows.zero, 1, 0, 0) : coder.raw(1), 1);
     }
+    const rest = data.subarray(coder.length());
+    const start = Array.from({ length: at / 8 }, (_, i) => Number(header >> BigInt(at - 8 - 8 * i) & 255n));
     [this.older, this.last, this.kind] = [this.last, fields, kind];
     this.number++;
-    const start = Array.from({ length: at / 8 }, (_, i) => Number(header >> BigInt(at - 8 - 8 * i) & 255n));
-    return concat([Uint8Array.from(start), data.subarray(coder.length())]);
+    return concat([Uint8Array.from(start), rest]);
   }
   front(kind) {
     const place = this.number <= 12 ? this.number : 13 + (this.number - 13) % 12;
