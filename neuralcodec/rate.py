@@ -372,7 +372,7 @@ class RateControl:
     def wants_coarser(self) -> bool:
         """Whether the key of a coarser chain should go out in place of the next update; ``key_bytes`` then says how
         coarse."""
-        if not self._coarser_due:
+        if not self._coarser_due or self._coarser > self.room:  # unlike an update a key goes out in one go
             return False
         self.key_bytes = self._coarser
         return True

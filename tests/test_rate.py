@@ -443,6 +443,10 @@ def test_the_key_of_a_coarser_chain_takes_the_place_of_a_dear_update() -> None:
         rate.note_error(0.0, 100.0)
     update(near)
     rate.affords_picture(far)
+    rate.spend(int(rate.room) - before // 2)
+    assert not rate.wants_coarser(), "its window has no room for a key in one go"
+    rate.advance(WINDOW_SECONDS)
+    rate.affords_picture(far)
     assert rate.wants_coarser() and 0.5 * before < rate.key_bytes < before
     rate.sent_key(rate.key_bytes)
     assert not rate.wants_coarser()
