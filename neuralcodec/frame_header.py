@@ -1,4 +1,4 @@
-"""The headers of a chain's updates, coded: SVT-AV1 takes 17 bytes of 110 for them and says nearly the same every time.
+"""The headers of a chain's updates, coded: SVT-AV1 takes 17 bytes of 97 for them and says nearly the same every time.
 
 Where an update stands in its chain, which is what the first 48 bits of its AV1 frame header say, follows from its
 number. The fields behind them are coded one by one, each against the same field of the two updates before, with
@@ -23,7 +23,7 @@ from .errors import BitstreamError
 TABLE = Path(__file__).with_suffix(".json")
 FRONT = 48  # bits, up to the last ref_frame_idx; the fields begin behind them
 HINT_SHIFT = 33  # of order_hint, 7 bits, in the front
-OTHER, PLAIN = 2, 3  # kinds of header: with a front as of slow presets (0), of fast ones (1), another; not coded
+OTHER, PLAIN = 2, 3  # kinds of header: with a front as of fast presets (0), of slow ones (1), another; not coded
 LONGEST = 32  # bytes: no walk goes further
 ONCE, PERIOD = 12, 12  # the fronts of updates 1 to 12 come once, those of 13 to 24 again and again
 MASKED = 4  # place of enable_masked_compound among the flags
@@ -45,12 +45,8 @@ _FIELDS = {  # by their bits, its names as in AV1 5.9; "zero" is what fills the 
         "cdef_uv_sec_more lr_type_y lr_type_u lr_type_v"
     ),
     3: "sharpness_level",
-    4: (
-        "cdef_y_pri_first cdef_y_pri_more cdef_uv_pri_first cdef_uv_pri_more"
-    ),
-    6: (
-        "level_0 level_1 level_u level_v"
-    ),
+    4: "cdef_y_pri_first cdef_y_pri_more cdef_uv_pri_first cdef_uv_pri_more",
+    6: "level_0 level_1 level_u level_v",
     8: "base_q_idx",
 }
 BITS = {name: bits for bits, names in _FIELDS.items() for name in names.split()}
