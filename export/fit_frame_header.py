@@ -183,10 +183,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--validate", nargs="*", type=Path, default=[], help="streams to measure the table on")
     options = parser.parse_args(arguments)
     try:
-        table = fit(load(options.streams, "Fitting"))
-        for name, paths in (("fitted to", options.streams), ("others", options.validate)):
-            if paths:
-                size, saved = measure(load(paths, "Measuring"), HeaderTable(table))
+        streams, others = load(options.streams, "Reading"), load(options.validate, "Reading")
+        table = fit(streams)
+        for name, measured in (("fitted to", streams), ("others", others)):
+            if measured:
+                size, saved = measure(measured, HeaderTable(table))
                 print(f"{name}: updates of {size:.1f} bytes, {saved:.2f} of them saved")
     except (NeuralCodecError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

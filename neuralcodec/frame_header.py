@@ -71,18 +71,17 @@ class HeaderCoder:
     def shorten(self, frame: bytes) -> bytes:
         """The payload of an update's frame OBU with its header coded."""
         port = HeaderWriter(frame, self.kind_of(frame))
-        values = self.code(port)
-        if len(port.bytes) > port.at // 8:  # a header that none of our encoders writes
+        values, head = self.code(port), port.coded()
+        if len(head) > port.at // 8:  # a header that none of our encoders writes
             port = HeaderWriter(frame, PLAIN)
-            values = self.code(port)
+            values, head = self.code(port), port.coded()
         self.advance(port.kind, values)
-        return port.bytes + frame[port.at // 8 :]
+        return head + frame[port.at // 8 :]
 
     def restore(self, coded: bytes) -> bytes:
         """Inverse of :meth:`shorten`. Raises BitstreamError for bytes that are no code, and changes nothing then."""
         port = _Reader(coded)
-        values = self.code(port)
-        head = port.bytes
+        values, head = self.code(port), port.coded()
         if not coded.startswith(head):
             raise BitstreamError("The header of the update is damaged: its code does not end as codes do.")
         self.advance(port.kind, values)
@@ -198,8 +197,7 @@ class HeaderPort:
         self.at = 0
         self.coder = constriction.stream.queue.RangeEncoder()  # a reader's, too: it tells where the code ends
 
-    @property
-    def bytes(self) -> bytes:
+    def coded(self) -> bytes:
         """The code of all symbols up to here."""
         return shortest(self.coder, followed=True)
 
