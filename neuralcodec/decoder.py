@@ -415,7 +415,7 @@ class Decoder:
 
     def _without_motion(self, times: list[int]) -> list[DecodedFrame]:
         """Frames that show a picture as it is need no motion."""
-        if self._lacks_reference or self.view != View():
+        if self._lacks_reference:
             return self._held_over(times)
         self._missing, motion = 0, self._last or self.pack.tables.motion(self.pack.tables.mean)
         return self._drawn_each([self._planned(motion, pts, Concealment.RECEIVED) for pts in times])
@@ -444,9 +444,12 @@ class Decoder:
             self._drawn = calm.scene
         if self._wanted is not None and not self._wanted(pts):
             return _Plan(pts, state, motion, held, calm, calm, np.zeros((0, 0, 3), np.uint8))
-        features = held.features
-        if self._as_is and self._view == View():
-            shown = features.estimate.motion if self._eye_contact else motion
+        features, straight = held.features, self._view == View()
+        if self._as_is and (self._eye_contact or not straight):  # what is shown is the face in the picture itself
+            with self._timed("reference"):
+                calm = replace(features.estimate.motion, scene=self._still)
+        if self._as_is and straight:
+            shown = calm if self._eye_contact else motion
             return _Plan(pts, state, motion, held, shown, shown, features.picture)
         with self._timed("reference"):
             features.feeds  # noqa: B018  computed when first asked for

@@ -426,7 +426,7 @@ class Encoder:
         true: MotionParams | None = None
         with self._timed("motion"):
             reference = held.features
-            if estimate is not None and (intra or not self._as_is):
+            if estimate is not None and (intra or not as_is):  # what shows a picture needs none
                 true = estimate.placed(frame.shot.square, held.crop).relative_to(reference.canonical)
                 true = replace(true, scene=scene)
             elif intra and before is not None:  # no face to be seen: it stays where it was

@@ -127,7 +127,7 @@ def test_a_scene_starts_anew_with_every_reference(
         const canonical = new Float32Array(3 * given.tables.keypoints);
         const frames = given.packets.flatMap((packet) => motion.decode(bitstream.parsePacket(unhex(packet))));
         result = { symbols: frames.map((f) => f.symbols), flats: frames.map((f) => Array.from(f.flat)),
-                   scenes: frames.map((f) => Array.from(bitstream.pose(f.flat, canonical).scene)),
+                   scenes: frames.map((f) => Array.from(bitstream.unpacked(f.flat, canonical.length).scene)),
                    state: [motion.values, motion.older, motion.activity] };
         """,
         {"tables": scene_tables, "packets": packets},
@@ -166,7 +166,7 @@ def test_keypoints_and_turned_views_are_the_same(tables: MotionTables) -> None:
     motion = MotionParams.from_flat(flat).turned(View(12, -7, 3))
     found = node(
         "const [flat, canonical] = [Float64Array.from(given.flat), Float32Array.from(given.canonical)];"
-        "const p = bitstream.pose(flat, canonical, given.view, given.neck);"
+        "const p = bitstream.posed(bitstream.unpacked(flat, canonical.length), canonical, given.view, given.neck);"
         "result = { rotation: Array.from(p.rotation), keypoints: Array.from(p.keypoints) };",
         {
             "flat": flat.tolist(),

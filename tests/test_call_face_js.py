@@ -103,6 +103,9 @@ def test_canonical_keypoints_of_a_reference_are_those_of_python(portrait_clip: l
           const { canonical, box } = await networks.estimate(Uint8ClampedArray.from(unhex(picture)));
           result.push({ canonical: Array.from(canonical), box });
         }
+        const { canonical, motion } = await networks.features(Uint8ClampedArray.from(unhex(given.pictures[0])));
+        const { rotation, keypoints } = bitstream.posed({ ...motion, scene: [] }, canonical);
+        Object.assign(result[0], { rotation: Array.from(rotation), keypoints: Array.from(keypoints) });
         """,
         given | {"pictures": list(map(hexed, references))},
     )
@@ -112,4 +115,7 @@ def test_canonical_keypoints_of_a_reference_are_those_of_python(portrait_clip: l
         np.testing.assert_allclose(theirs["canonical"], ours.canonical.ravel(), atol=CANONICAL)
         np.testing.assert_allclose(theirs["box"], ours.box, atol=CANONICAL)
         boxes.append(Face.from_box(whole, ours.box).half_side)
+    first = networks.estimate(references[0])
+    np.testing.assert_allclose(found[0]["keypoints"], first.keypoints.ravel(), atol=CANONICAL)
+    np.testing.assert_allclose(found[0]["rotation"], first.motion.rotation.ravel(), atol=CANONICAL)
     assert max(boxes) > 1.5 * min(boxes), "faces of several sizes were looked for"

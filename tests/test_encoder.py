@@ -21,6 +21,7 @@ from neuralcodec.quality import psnr
 from neuralcodec.rate import PART_HEADER, QUALITIES, RateControl
 from neuralcodec.reference import PICTURE
 from neuralcodec.sender import PictureSender
+from neuralcodec.signing import SIGNATURE_BYTES
 
 Coded = tuple[nc.Encoder, list[list[object]]]
 
@@ -355,6 +356,28 @@ def test_no_frame_waits_until_its_own_picture_is_gone(
     assert encoder.stats.as_is_frames > 0.75 * encoder.stats.updates > 18
 
 
+def test_what_shows_its_own_picture_needs_no_motion(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture with every frame: nothing else is coded, and a turned head still moves as the camera saw it."""
+    monkeypatch.setattr(RateControl, "affords_picture", lambda self, drift, waiting=False: True)
+    encoder, decoder = nc.Encoder(500, device="cpu", threads=1, preset=13), nc.Decoder(device="cpu", threads=1)
+    decoder.view = nc.View(yaw=10)
+    packets = [[*encoder.encode(image, pts)] for pts, image in enumerate(portrait_clip)]
+    shown = [f for each in packets for p in each for f in decoder.decode(bytes(p))]
+    as_is = [p.as_is for each in packets for p in each if isinstance(p, Motion)]
+    assert sum(as_is) > 0.8 * len(portrait_clip) and [f.pts for f in shown] == list(range(len(as_is)))
+    assert not any(p.payload for each in packets for p in each if isinstance(p, Motion) and p.as_is)
+    looked = [Inference.estimate(decoder._networks, image).motion for image in portrait_clip]
+    coded, seen, true = (
+        np.array([(m.yaw, *m.translation[:2]) for m, still in zip(motions, as_is, strict=True) if still])
+        for motions in ([f.motion for f in shown], [f.shown for f in shown], looked)
+    )
+    assert np.ptp(true[:, 1:], 0).max() > 0.02 > 5 * np.ptp(coded[:, 1:], 0).max()
+    assert np.abs(seen[:, 0] - 10 - true[:, 0]).max() < 2
+    assert np.abs(np.ptp(seen[:, 1:], 0) - np.ptp(true[:, 1:], 0)).max() < 0.01
+
+
 def test_a_frame_is_shown_from_the_picture_that_looks_like_it(portrait_clip: list[np.ndarray]) -> None:
     """The same head before two walls: keypoints cannot tell the pictures apart."""
     encoder, other = nc.Encoder(64, device="cpu", threads=1, crop="none"), portrait_clip[0].copy()
@@ -459,7 +482,8 @@ def test_signatures_are_part_of_the_rate(portrait_clip: list[np.ndarray]) -> Non
         for pts, image in enumerate(portrait_clip):
             for packet in encoder.encode(image, 4 * pts):
                 assert not isinstance(packet, Update) or packet.signed == (encoder is signed)
-    assert 0 < signed.stats.updates <= plain.stats.updates
+    pictures = signed.stats.bytes_reference - SIGNATURE_BYTES * (signed.stats.references + signed.stats.updates)
+    assert signed.stats.updates > 0 and pictures < plain.stats.bytes_reference
     assert signed.stats.bytes_total <= 4 * 125 * 4 * len(portrait_clip) / 25
 
 

@@ -332,14 +332,22 @@ function product(a, b) {
   return out;
 }
 
-/** What the renderer wants of a flat motion: { rotation, keypoints, scene } as Float32Array. The head is turned by a view
- *  in degrees about ``neck``, a point in its own frame; the scene (x, y of each node, none for packs without) stays. */
-export function pose(flat, canonical, view = { yaw: 0, pitch: 0, roll: 0 }, neck = [0, 0, 0]) {
-  const coded = rotation(flat[0], flat[1], flat[2]), turn = product(coded, rotation(view.yaw, view.pitch, view.roll));
-  const scale = Math.exp(Math.max(-3, Math.min(3, flat[6]))), translation = flat.slice(3, 6);
+/** A flat motion of keypoints of ``length`` numbers: its rotation (9 numbers), translation, scale, delta, and scene (x, y
+ *  of each node, none for packs without). */
+export function unpacked(flat, length) {
+  return {
+    rotation: rotation(flat[0], flat[1], flat[2]), translation: flat.subarray(3, 6), scale: Math.exp(Math.max(-3, Math.min(3, flat[6]))),
+    delta: flat.subarray(POSE, POSE + length), scene: flat.subarray(POSE + length),
+  };
+}
+
+/** What the renderer wants of an unpacked motion: { rotation, keypoints, scene } as Float32Array. The head is turned by a
+ *  view in degrees about ``neck``, a point in its own frame; the scene stays. */
+export function posed(motion, canonical, view = { yaw: 0, pitch: 0, roll: 0 }, neck = [0, 0, 0]) {
+  const { rotation: coded, scale } = motion, turn = product(coded, rotation(view.yaw, view.pitch, view.roll)), translation = [...motion.translation];
   for (let j = 0; j < 2; j++) for (let i = 0; i < 3; i++) translation[j] += scale * neck[i] * (coded[3 * i + j] - turn[3 * i + j]);
-  const keypoints = place(canonical, flat.subarray(POSE), turn, scale, translation);
-  return { rotation: Float32Array.from(turn), keypoints, scene: Float32Array.from(flat.subarray(POSE + canonical.length)) };
+  const keypoints = place(canonical, motion.delta, turn, scale, translation);
+  return { rotation: Float32Array.from(turn), keypoints, scene: Float32Array.from(motion.scene) };
 }
 
 /** scale * (canonical + delta) @ rotation + translation, for K points of 3. */

@@ -1,5 +1,5 @@
 // The networks of a pack with onnxruntime-web: what neuralcodec/inference.py does. Knows no packets and no browser.
-import { place, pose } from "./bitstream.mjs";
+import { place, posed } from "./bitstream.mjs";
 import { findFace, planes } from "./face.mjs";
 
 const LOOKS = 3, SETTLED = 0.005; // of the motion network at a reference, as in Python
@@ -32,20 +32,20 @@ export class Networks {
     }
   }
 
-  /** What the renderer takes from a reference, and its canonical keypoints. */
+  /** What the renderer takes from a reference, its canonical keypoints, and the motion of the face in it. */
   async features(pixels) {
-    const { image, canonical, rotation, delta, scale, translation } = await this.estimate(pixels);
-    const keypoints = place(canonical, delta, rotation, scale[0], translation);
+    const { image, canonical, rotation, delta, scale: [scale], translation } = await this.estimate(pixels);
+    const keypoints = place(canonical, delta, rotation, scale, translation);
     const feeds = only(this.render, {
       image, ...await this.reference.run({ image }),
       source_keypoints: this.tensor(keypoints, 1, keypoints.length / 3, 3), source_rotation: this.tensor(Float32Array.from(rotation), 1, 3, 3),
     });
-    return { feeds, canonical };
+    return { feeds, canonical, motion: { rotation, delta, scale, translation } };
   }
 
-  /** The reference's person in another motion: RGBA of size * size. */
-  async picture({ feeds, canonical }, flat, view, neck) {
-    const { rotation, keypoints, scene } = pose(flat, canonical, view, neck);
+  /** The reference's person in another motion, see posed: RGBA of size * size. */
+  async picture({ feeds, canonical }, motion, view, neck) {
+    const { rotation, keypoints, scene } = posed(motion, canonical, view, neck);
     const out = await this.render.run({ ...feeds, ...only(this.render, {
       driving_keypoints: this.tensor(keypoints, 1, keypoints.length / 3, 3), driving_rotation: this.tensor(rotation, 1, 3, 3),
       driving_scene: this.tensor(scene, 1, scene.length / 2, 2),

@@ -2,7 +2,7 @@
 //
 // In: { open: true } once, { data: ArrayBuffer } for each datagram, { view: { yaw, pitch, roll } }.
 // Out: { ready }, { picture, size, pts, ms }, { feedback: hex of a packet for the sender }, { problem: sentence }.
-import { BitstreamError, hex, parsePacket } from "./bitstream.mjs";
+import { BitstreamError, hex, parsePacket, unpacked } from "./bitstream.mjs";
 import { Networks } from "./networks.mjs";
 import { Chain, concat, decodeStill } from "./reference.mjs";
 import { MotionStream } from "./stream.mjs";
@@ -172,7 +172,7 @@ function onMotion(packet) {
   }
   if (!frame || !shows) return;
   if (!frame.flat) { // the picture itself, whatever the motion that was lost
-    if (!lacks && straight()) newest = { flat: newest?.flat ?? Float64Array.from(motion.decoder.tables.mean), shows, pts: frame.pts, asIs: true, fresh: true };
+    if (!lacks) newest = { flat: newest?.flat ?? Float64Array.from(motion.decoder.tables.mean), shows, pts: frame.pts, asIs: true, fresh: true };
     return;
   }
   const { flat, pts } = frame;
@@ -197,5 +197,7 @@ function near(flat) {
 
 async function render({ flat, shows, asIs }) {
   if (asIs && straight()) return shows.pixels.slice();
-  return networks.picture(shows.features ??= await networks.features(shows.pixels), flat, view, neck);
+  const features = shows.features ??= await networks.features(shows.pixels), coded = unpacked(flat, features.canonical.length);
+  // what is shown as it is holds a face of its own
+  return networks.picture(features, asIs ? { ...features.motion, scene: coded.scene.map(() => 0) } : coded, view, neck);
 }
