@@ -52,7 +52,7 @@ BLINK = 0.3  # of the usual opening among them: the first picture is of none who
 SURE = 0.5  # confidence below which the motion network does not see a face
 # How often the encoder renders a frame itself to see whether the receiver had better not; at low frame rates, which
 # are often those of a machine that has too much to do, seldom enough to cost little.
-CHECK_SECONDS, CHECK_FRAMES = 0.5, 8
+CHECK_SECONDS, CHECK_FRAMES = 0.5, 12
 OFTEN_FRAMES = 1.5  # pictures that come with nearly every frame are shown as they are, however slowly
 WORSE, BETTER = 1.12, 0.95  # rendered error over held error past which frames are shown as they are, and moved again
 

@@ -278,22 +278,25 @@ _FORWARD = np.array([[19595, 38470, 7471], [-11058, -21710, 32768], [32768, -274
 
 def planes_from_rgb(image: Array) -> list[Array]:
     """Full-range BT.601 Y, Cb, Cr; chroma is the mean of each 2 x 2 block."""
-    half = image.shape[0] // 2
-    y = (image.astype(np.int32) @ _FORWARD[0] + (1 << 15)) >> 16  # (S, S)
-    blocks = image.reshape(half, 2, half, 2, 3).sum((1, 3), dtype=np.int32)  # (S/2, S/2, 3), four pixels each
-    chroma = (blocks.astype(np.int64) @ _FORWARD[1:].T.astype(np.int64) + (1 << 17)) >> 18  # (S/2, S/2, 2)
-    chroma = np.clip(chroma + 128, 0, 255)
-    return [y.astype(np.uint8), chroma[..., 0].astype(np.uint8), chroma[..., 1].astype(np.uint8)]
+    # colour by colour: six times as fast as products with pixels of three
+    rgb = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.int32)
+    rows = rgb[:, 0::2] + rgb[:, 1::2]
+    blocks = rows[..., 0::2] + rows[..., 1::2]  # (3, S/2, S/2), four pixels each
+    (y, *chroma) = (
+        red * colours[0] + green * colours[1] + blue * colours[2]
+        for (red, green, blue), colours in zip(_FORWARD, (rgb, blocks, blocks), strict=True)
+    )
+    halves = [np.clip((plane + (1 << 17) >> 18) + 128, 0, 255) for plane in chroma]
+    return [plane.astype(np.uint8) for plane in (y + (1 << 15) >> 16, *halves)]
 
 
 def rgb_from_planes(planes: list[Array]) -> Array:
-    y = planes[0].astype(np.int32) << 20
+    y = (planes[0].astype(np.int32) << 20) + (1 << 19)
     cb, cr = _twice(planes[1]), _twice(planes[2])  # 16 times the value
-    red = y + 91881 * cr
-    green = y - 22554 * cb - 46802 * cr
-    blue = y + 116130 * cb
-    rgb: Array = (np.stack([red, green, blue], -1) + (1 << 19)) >> 20
-    return rgb.clip(0, 255).astype(np.uint8)
+    rgb = np.empty((*y.shape, 3), np.uint8)
+    for colour, value in enumerate((y + 91881 * cr, y - 22554 * cb - 46802 * cr, y + 116130 * cb)):
+        rgb[..., colour] = np.clip(value >> 20, 0, 255)
+    return rgb
 
 
 def _twice(plane: Array) -> Array:

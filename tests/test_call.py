@@ -164,7 +164,7 @@ def test_with_a_tenth_lost_both_ways_the_picture_is_right_again_within_300_ms() 
             if decoder.wants_feedback(now, FRAMES_SECONDS):
                 back.send(bytes(decoder.feedback()), now)
     assert there.lost > 15 and len(recoveries) > 5
-    assert max(recoveries) <= 0.3
+    assert max(recoveries) <= 0.3 + 1e-9  # sums of frame times are a rounding off
 
 
 # --- the two threads ---

@@ -411,12 +411,12 @@ def test_a_renderer_that_does_worse_than_the_picture_is_passed_over(
     grey = np.full((256, 256, 3), 128, np.uint8)
     monkeypatch.setattr(encoder._networks, "render", lambda *_: grey)
     flags = []
-    for pts in range(20):
-        packets = encoder.encode(portrait_clip[pts % 4], pts * 5)  # five frames apart: a check at every third
+    for pts in range(30):
+        packets = encoder.encode(portrait_clip[pts % 4], pts * 5)  # at five pictures a second a check at every twelfth
         flags += [p.as_is for p in packets if isinstance(p, Motion)]
     assert not flags[0] and flags[-1] and encoder.stats.as_is_frames >= 10
     monkeypatch.undo()
-    for pts in range(20, 40):
+    for pts in range(30, 60):
         packets = encoder.encode(portrait_clip[pts % 4 + 8], pts * 5)
     assert not any(p.as_is for p in packets if isinstance(p, Motion)) or encoder._ratio > 0.9
 
