@@ -113,9 +113,9 @@ PRESETS_AHEAD = ((12.0, 2), (0.0, 1))
 # 20 gives 35.57 dB at 28.1 kbit/s and 44 34.76 at 25.7; at 16 either does. All that was before updates' frame headers
 # were coded (frame_header.py), which left 44 at 4 kbit/s with more of them, but no better ones: eleven training clips
 # of eight seconds, calls at 3.9 kbit/s: 44 gives 28.96 dB and MS-SSIM 0.937, 36 29.02 and 0.938, 28 28.85 and 0.936; as
-# files at 3.8 kbit/s 29.76 and 0.946, 29.81 and 0.946, 29.85 and 0.947. At 2 kbit/s 24 gives calls of twelve clips 25.79
-# dB and MS-SSIM 0.884, 16 26.03 and 0.891, 8 26.02 and 0.892, 0 26.08 and 0.894; files 26.53 and 0.897, 26.92 and 0.906,
-# 27.08 and 0.910, 27.09 and 0.912.
+# files at 3.8 kbit/s 29.76 and 0.946, 29.81 and 0.946, 29.85 and 0.947. At 2 kbit/s 24 gives calls of twelve clips
+# 25.79 dB and MS-SSIM 0.884, 16 26.03 and 0.891, 8 26.02 and 0.892, 0 26.08 and 0.894; files 26.53 and 0.897, 26.92 and
+# 0.906, 27.08 and 0.910, 27.09 and 0.912.
 UPDATES_COARSER = ((20.0, 28), (3.5, 36), (2.5, 16), (0.0, 0))
 
 # Width in pixels of the boxes that blur what is not the head (focus.py), from keys of so many bytes on. Eight training
