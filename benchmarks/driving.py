@@ -148,7 +148,8 @@ def _tremble(shown: Sequence[nc.DecodedFrame], decoder: nc.Decoder) -> float:
     points = np.array([frame.shown.keypoints(canonical)[:, :2] for frame in shown]) * 128
     speed = np.linalg.norm(points[2:] - points[:-2], axis=2).mean(axis=1)
     second = np.sqrt((np.diff(points, 2, axis=0) ** 2).sum(axis=2).mean(axis=1))
-    same = np.array([a.reference == c.reference for a, c in zip(shown, shown[2:], strict=False)])
+    triples = zip(shown, shown[1:], shown[2:], strict=False)
+    same = np.array([a.reference == c.reference and not (a.as_is or b.as_is or c.as_is) for a, b, c in triples])
     return float(second[same & (speed <= np.median(speed))].mean())
 
 

@@ -18,7 +18,7 @@ from .entropy import EntropyCoder
 from .errors import BitstreamError, LimitError, MissingReferenceError, PackMismatchError
 from .face import Square, paste, resize
 from .gaze import check_layout, eye_contact
-from .inference import Inference
+from .inference import SURE, Inference
 from .motion import Array, MotionParams, View
 from .pack import Pack, load_pack
 from .packet import Bundle, Feedback, Motion, Packet, Parity, ReferencePart, StreamHeader, Update, parse_packet
@@ -41,7 +41,7 @@ LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
 class DecodedFrame:
     """A shown frame. image: uint8 RGB (H, W, 3), never a view of the decoder's memory. pts: in the stream's time base.
     state: how its motion was found. motion: as the sender coded it. shown: after smoothing and view. reference: id of
-    the picture it was made from."""
+    the picture it was made from. as_is: it is that picture itself, whatever its motion."""
 
     image: Array
     pts: int
@@ -49,6 +49,7 @@ class DecodedFrame:
     motion: MotionParams
     reference: int
     shown: MotionParams
+    as_is: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Decoder:
     full_frame: paste the face into the last full picture sent, where the stream carries one; None follows the stream.
     view: turn the head at the receiver; assign `decoder.view` at any time.
     eye_contact: bring the eyes onto the lens, within what eyes can do; `decoder.eye_contact` may be switched any time.
-    smooth: calm the trembling of pose and expression; adds no frame of delay.
+    smooth: calm the trembling of pose and expression where frames are rendered; adds no frame of delay.
     steady: what hardly differs from the picture shown before changes half as much: less flicker, and no jolt where a
         new picture comes. Off: pictures come as the networks make them.
     None of these needs anything from the sender.
@@ -131,6 +132,7 @@ class Decoder:
         self._began = False  # one of them is intra
         self._last: MotionParams | None = None
         self._before: MotionParams | None = None
+        self._showed: HeldPicture | None = None  # as it was, with the last frame
         self._still = np.zeros((self.pack.scene**2, 2), np.float32)
         self._drawn = self._moved = self._still  # the scene as shown last, and what to add while a picture is not here
         self._missing = 0
@@ -238,8 +240,8 @@ class Decoder:
         if self._missing >= FORGET:
             self._forget()
         self.stats.concealed_frames += 1
-        plan = self._planned(conceal(self._last, self._before, self._missing), pts, state_after(self._missing))
-        return self._drawn_each([plan])[0]
+        motion = self._last if self._as_is else conceal(self._seen or self._last, self._before, self._missing)
+        return self._drawn_each([self._planned(motion, pts, state_after(self._missing))])[0]
 
     # --- one method a packet kind ---
 
@@ -391,6 +393,7 @@ class Decoder:
                     motions = self._follow(packet, state, pts + step)
                     if not self._lacks_reference:
                         self._before, self._last = None, motions[-1][0]
+                        self._showed = self._showed if self._as_is else None
 
     def _forget(self) -> None:
         """So much is missing that frame numbers say nothing any more: only an intra frame can go on."""
@@ -407,7 +410,9 @@ class Decoder:
             if self._shows is None or (self._lacks_reference and not self._near(motion)):
                 frames, plans = frames + self._drawn_each(plans) + self._held_over([pts]), []
                 continue
-            self._before, self._last, self._missing = (None if intra else self._last), motion, 0
+            follows = not (intra or self._as_is or self._showed)
+            self._before, self._last, self._missing = (self._last if follows else None), motion, 0
+            self._showed = self._shows if self._as_is else None
             borrowed = self._lacks_reference
             self.stats.waiting_packets += borrowed
             plans.append(self._planned(motion, pts, Concealment.BORROWED if borrowed else Concealment.RECEIVED))
@@ -418,6 +423,7 @@ class Decoder:
         if self._lacks_reference:
             return self._held_over(times)
         self._missing, motion = 0, self._last or self.pack.tables.motion(self.pack.tables.mean)
+        self._showed, self._before = self._shows, None
         return self._drawn_each([self._planned(motion, pts, Concealment.RECEIVED) for pts in times])
 
     def _held_over(self, times: list[int]) -> list[DecodedFrame]:
@@ -428,29 +434,40 @@ class Decoder:
     def _near(self, motion: MotionParams) -> bool:
         """Whether motion meant for a reference that is not here can be shown on the one that is: both pictures were
         then most likely cut from the same place. A jump says that they were not."""
-        if self._last is None:
+        if (seen := self._seen) is None:
             return False
-        jump = np.abs(motion.translation - self._last.translation).max(), abs(np.log(motion.scale / self._last.scale))
+        jump = np.abs(motion.translation - seen.translation).max(), abs(np.log(motion.scale / seen.scale))
         return bool(max(jump) < JUMP)
+
+    @property
+    def _seen(self) -> MotionParams | None:
+        """Of the last frame shown; of a picture as it is, that of the face in it."""
+        if self._showed is None:
+            return self._last
+        return replace(self._showed.features.estimate.motion, scene=self._still)
 
     def _planned(self, motion: MotionParams, pts: int, state: Concealment) -> _Plan:
         held = self._shows
         assert held is not None
         seconds = float(pts * self.time_base)
         with self._timed("view"):
-            calm = self._smoother.smooth(motion, seconds) if self._smoother else motion
+            calm = motion
+            if self._smoother and self._as_is:
+                self._smoother.forget()
+            elif self._smoother:
+                calm = self._smoother.smooth(motion, seconds)
             if self._moved.any():
                 calm = replace(calm, scene=calm.scene + self._moved)
-            self._drawn = calm.scene
+            self._drawn = self._still if self._as_is else calm.scene
         if self._wanted is not None and not self._wanted(pts):
             return _Plan(pts, state, motion, held, calm, calm, np.zeros((0, 0, 3), np.uint8))
         features, straight = held.features, self._view == View()
-        if self._as_is and (self._eye_contact or not straight):  # what is shown is the face in the picture itself
-            with self._timed("reference"):
-                calm = replace(features.estimate.motion, scene=self._still)
-        if self._as_is and straight:
-            shown = calm if self._eye_contact else motion
-            return _Plan(pts, state, motion, held, shown, shown, features.picture)
+        if self._as_is:
+            if not straight or self._eye_contact:  # the face is where it is in the picture itself
+                with self._timed("reference"):
+                    calm = replace(features.estimate.motion, scene=self._still)
+            if straight or features.estimate.confidence < SURE:  # there is nobody to be turned
+                return _Plan(pts, state, motion, held, calm, calm, features.picture)
         with self._timed("reference"):
             features.feeds  # noqa: B018  computed when first asked for
         with self._timed("view"):
@@ -476,15 +493,16 @@ class Decoder:
         if self._steady:
             with self._timed("steady"):
                 picture = self._steady.smooth(picture)
-        if self._eye_contact:
-            features, follows = plan.held.features, self.pack.view_range.gaze
+        features, follows = plan.held.features, self.pack.view_range.gaze
+        if self._eye_contact and features.estimate.confidence >= SURE:
             with self._timed("view"):
                 here = features.estimate.motion
                 picture = eye_contact(picture, plan.shown, plan.calm, here, features.canonical, follows)
         with self._timed("paste"):
             picture = self._composed(picture, plan.held.crop)
         self.stats.frames += 1
-        return DecodedFrame(picture, plan.pts, plan.state, plan.motion, plan.held.id, plan.shown)
+        as_is = plan.picture is not None
+        return DecodedFrame(picture, plan.pts, plan.state, plan.motion, plan.held.id, plan.shown, as_is)
 
     def _composed(self, picture: Array, square: Square) -> Array:
         """At the source's size when it was coded whole or is to be pasted back, else the coded square as it is."""

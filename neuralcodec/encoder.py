@@ -18,7 +18,7 @@ from .entropy import EntropyCoder
 from .errors import BitstreamError
 from .face import CropFollower, Face, Square, crop
 from .fields import varint
-from .inference import Inference, MotionEstimate, ReferenceFeatures
+from .inference import SURE, Inference, MotionEstimate, ReferenceFeatures
 from .lids import Lids, openings
 from .motion import Array, MotionParams
 from .pack import Pack, load_pack
@@ -49,7 +49,6 @@ WAITING_LIVE = 25  # frames before the first face that a live stream still sends
 LOOKAHEAD_MAX = 16  # frames
 SCENE_TOO = 1.25  # times what the motion of a head takes, with the scene
 BLINK = 0.3  # of the usual opening among them: the first picture is of none whose eyes are so much less open
-SURE = 0.5  # confidence below which the motion network does not see a face
 # How often the encoder renders a frame itself to see whether the receiver had better not; at low frame rates, which
 # are often those of a machine that has too much to do, seldom enough to cost little.
 CHECK_SECONDS, CHECK_FRAMES = 0.5, 12

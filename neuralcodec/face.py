@@ -7,14 +7,11 @@ argument.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from .motion import Array
 from .runtime.session import Session
@@ -28,7 +25,6 @@ WHOLE_OFFSET = 0.55
 
 CROP_MAX = 8192  # pixels: what a stream can say
 SMALLEST_SIDE = 8  # swscale is not safe below this
-SCALERS_KEPT = 8  # in a thread
 DETECTOR_SIZE = 160
 THRESHOLD = 0.5
 PROPOSAL = 0.7  # of the threshold: the first look may be less sure than the second
@@ -149,23 +145,12 @@ def resize(image: Array, width: int, height: int) -> Array:
         buffer = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
         buffer[: image.shape[0], : image.shape[1]] = image[..., channel]
     mode = "AREA" if max(image.shape[0] / height, image.shape[1] / width) > 2 else "BICUBIC"
-    scaler = _scalers.of(image.shape[:2], (height, width), mode)
-    scaled = scaler.reformat(frame, width, height, interpolation=mode)
+    scaled = frame.reformat(width, height, interpolation=mode, threads=1)  # to start more takes longer than to scale
     out = np.empty((height, width, 3), np.uint8)
     for channel, plane in enumerate(scaled.planes):
         buffer = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
         out[..., channel] = buffer[:height, :width]
     return out
-
-
-class _Scalers(threading.local):
-    """A thread's scalers by what they do: making one takes longer than scaling a picture with it."""
-
-    def __init__(self) -> None:
-        self.of = lru_cache(SCALERS_KEPT)(lambda *_: VideoReformatter())
-
-
-_scalers = _Scalers()
 
 
 class FaceDetector:

@@ -27,6 +27,7 @@ SIDE_BY_SIDE = 8  # frames drawn at the same time, at most: as many as a packet 
 # where eight looks end, on average.
 LOOKS = 3
 SETTLED = 0.005
+SURE = 0.5  # confidence below which the motion network does not see a face
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,10 @@ class MotionSmoother:
         self._speed: Array = np.zeros(0)
         self._seconds = 0.0
 
+    def forget(self) -> None:
+        """The next motion does not follow the last one."""
+        self._value = None
+
     def smooth(self, motion: MotionParams, seconds: float) -> MotionParams:
         """The motion to show at ``seconds``; time that stands still or runs back, and gaps, start anew."""
         new = motion.flat_head()  # the scene is left alone

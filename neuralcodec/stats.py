@@ -35,7 +35,7 @@ class EncoderStats(Stats):
     bytes_overhead: int = 0  # headers of packets
     intra_frames: int = 0
     face_lost_frames: int = 0
-    keypoint_error_px: float = 0.0  # mean over frames with a face: rms of sent to true keypoints, pixels of 256
+    keypoint_error_px: float = 0.0  # mean over frames with motion: rms of sent to true keypoints, pixels of 256
 
     @property
     def bytes_total(self) -> int:

@@ -378,6 +378,44 @@ def test_what_shows_its_own_picture_needs_no_motion(
     assert np.abs(np.ptp(seen[:, 1:], 0) - np.ptp(true[:, 1:], 0)).max() < 0.01
 
 
+def test_motion_goes_on_from_a_picture_that_was_shown_as_it_is(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head crosses the picture while every frame has one of its own, which no motion tells of."""
+    frames, every = 12, [True]
+    monkeypatch.setattr(RateControl, "affords_picture", lambda self, drift, waiting=False: every[0])
+    encoder = nc.Encoder(500, device="cpu", threads=1, preset=13, crop="none")
+    film = [np.roll(portrait_clip[0], 3 * i, axis=1) for i in range(frames + 4)]
+    sent = []
+    for pts, image in enumerate(film):
+        every[0] = pts < frames
+        sent.append([bytes(packet) for packet in encoder.encode(image, pts)])
+    moved = Inference.estimate(encoder._networks, film[frames]).motion.translation[0]
+    step = 3 / 128
+
+    def shown(lost: int | None) -> list[float]:
+        decoder = nc.Decoder(device="cpu", threads=1)
+        found = [f for i, packets in enumerate(sent) if i != lost for p in packets for f in decoder.decode(p)]
+        return [*(float(f.shown.translation[0]) for f in found), float(decoder.conceal(99).shown.translation[0])]
+
+    whole = shown(None)
+    assert whole[frames - 1] < moved - 6 * step, "what is shown as it is carries no motion"
+    assert np.abs(np.diff(whole[frames:]) - step).max() < 0.6 * step, "then it moves as the head does, and is concealed"
+    guessed = shown(frames - 1)[frames - 1 :]  # nothing can be followed until an intra frame
+    assert len(guessed) == 5 and np.abs(np.array(guessed) - moved).max() < 3 * step
+
+
+def test_nobody_is_turned_where_there_is_no_face(portrait_clip: list[np.ndarray]) -> None:
+    sender = nc.Encoder(64, device="cpu", threads=1)
+    straight, turned = nc.Decoder(device="cpu", threads=1), nc.Decoder(device="cpu", threads=1, view=nc.View(yaw=15))
+    noise = np.random.default_rng(1).integers(0, 255, (16, 16, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    film = [*portrait_clip[:2], *[np.roll(noise, 9 * i, 1) for i in range(8)]]
+    sent = [bytes(packet) for pts, image in enumerate(film) for packet in sender.encode(image, pts)]
+    a, b = ([f for data in sent for f in decoder.decode(data)] for decoder in (straight, turned))
+    assert all(f.as_is for f in b[-3:]) and not b[1].as_is
+    assert psnr(a[1].image, b[1].image) < 32 and np.array_equal(a[-1].image, b[-1].image)
+
+
 def test_a_frame_is_shown_from_the_picture_that_looks_like_it(portrait_clip: list[np.ndarray]) -> None:
     """The same head before two walls: keypoints cannot tell the pictures apart."""
     encoder, other = nc.Encoder(64, device="cpu", threads=1, crop="none"), portrait_clip[0].copy()

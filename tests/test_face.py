@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,18 @@ from neuralcodec.face import (
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux shows them")
+def test_scaling_starts_no_threads() -> None:
+    """A program that forks would lose them, and one of many sizes would keep some for each."""
+    resize(noise(480, 480), 256, 256)
+    before = len(os.listdir("/proc/self/task"))
+    for side in range(300, 340, 4):
+        resize(noise(side, side), 256, 256)
+    assert len(os.listdir("/proc/self/task")) == before
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(resize, (noise(480, 480), 256, 256)).get(timeout=60).shape == (256, 256, 3)
 
 
 def smooth(height: int, width: int) -> np.ndarray:

@@ -32,15 +32,16 @@ export class Networks {
     }
   }
 
-  /** What the renderer takes from a reference, its canonical keypoints, and the motion of the face in it. */
+  /** What the renderer takes from a reference, its canonical keypoints, how sure it is (0..1) that there is a
+   *  face, and that face's motion. */
   async features(pixels) {
-    const { image, canonical, rotation, delta, scale: [scale], translation } = await this.estimate(pixels);
+    const { image, canonical, rotation, delta, scale: [scale], translation, confidence: [confidence] } = await this.estimate(pixels);
     const keypoints = place(canonical, delta, rotation, scale, translation);
     const feeds = only(this.render, {
       image, ...await this.reference.run({ image }),
       source_keypoints: this.tensor(keypoints, 1, keypoints.length / 3, 3), source_rotation: this.tensor(Float32Array.from(rotation), 1, 3, 3),
     });
-    return { feeds, canonical, motion: { rotation, delta, scale, translation } };
+    return { feeds, canonical, confidence, motion: { rotation, delta, scale, translation } };
   }
 
   /** The reference's person in another motion, see posed: RGBA of size * size. */

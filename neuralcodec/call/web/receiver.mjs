@@ -9,6 +9,7 @@ import { MotionStream } from "./stream.mjs";
 
 const PICTURE = 1, KEY = 3, SIGNED = 0x80, SIGNATURE = 64, HELD = 8, ARRIVING = 4, BYTES_MAX = 1 << 20;
 const EARLY = 16, NAMES = 64; // packets kept that came before the header; pictures remembered, to know a late double
+const SURE = 0.5; // of the motion network's confidence: below it there is no face
 const JUMP = 0.15; // from one frame to the next, coded-picture units or of log scale: more is another crop, not the head
 const REPORT = 200, URGENT = 50; // ms between two reports: when nothing is missing, and when something is
 const RECOVERY = 1000; // ms after something was missing: pictures that come are reported at once
@@ -182,7 +183,7 @@ function onMotion(packet) {
 
 /** Find the picture that motion is relative to; it was cut where the scene is now, should it not be here yet. */
 function look(before) {
-  if (before !== motion.reference) moved = newest && newest.flat.subarray(motion.decoder.sceneAt);
+  if (before !== motion.reference) moved = newest && !newest.asIs ? newest.flat.subarray(motion.decoder.sceneAt) : null;
   const picture = held.get(motion.reference % HELD);
   lacks = picture?.id !== motion.reference;
   if (!lacks) [shows, moved] = [picture, null];
@@ -192,12 +193,12 @@ const straight = () => !view.yaw && !view.pitch && !view.roll;
 
 /** Whether motion meant for a picture that is not here can be shown on the one that is. */
 function near(flat) {
-  return newest !== null && [3, 4, 5, 6].every((i) => Math.abs(flat[i] - newest.flat[i]) < JUMP);
+  return newest !== null && (newest.asIs || [3, 4, 5, 6].every((i) => Math.abs(flat[i] - newest.flat[i]) < JUMP));
 }
 
 async function render({ flat, shows, asIs }) {
   if (asIs && straight()) return shows.pixels.slice();
   const features = shows.features ??= await networks.features(shows.pixels), coded = unpacked(flat, features.canonical.length);
-  // what is shown as it is holds a face of its own
+  if (asIs && features.confidence < SURE) return shows.pixels.slice(); // there is nobody to be turned
   return networks.picture(features, asIs ? { ...features.motion, scene: coded.scene.map(() => 0) } : coded, view, neck);
 }
