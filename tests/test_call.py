@@ -39,7 +39,7 @@ def test_a_link_delivers_in_order_after_its_delay() -> None:
     link = Link(delay=0.2)
     link.send(b"a", 1.0)
     link.send(b"b", 1.1)
-    assert link.next_arrival() == 1.2
+    assert link.next_arrival() == 1.2 and (link.waiting(1.19), link.waiting(1.2)) == (0, 1)
     assert link.receive(1.19) == []
     assert link.receive(1.25) == [b"a"]
     link.delay = 0.0

@@ -49,6 +49,10 @@ class Link:
             arrived.append(self._under_way.popleft()[1])
         return arrived
 
+    def waiting(self, now: float) -> int:
+        """Datagrams that have arrived by ``now`` and have not been taken."""
+        return sum(due <= now for due, _ in self._under_way)
+
     def next_arrival(self) -> float | None:
         """When the next datagram arrives, None when nothing is under way."""
         return self._under_way[0][0] if self._under_way else None

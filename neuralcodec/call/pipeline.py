@@ -252,13 +252,14 @@ class Pipeline:
 
     def _pause(self, now: float) -> float | None:
         """Seconds until the camera's newest picture should be taken, None: until something happens. Its packets are to
-        reach the receiver when that is done with what it works on."""
-        due = self._there.next_arrival()
-        if self._next is None or (due is not None and due <= now):
+        reach the receiver when that is done with what it works on. A receiver that is usually quicker than the sender,
+        since most frames are pictures as they are, may be one datagram behind while it renders the odd one."""
+        waiting, (sender, receiver) = self._there.waiting(now), self._pace
+        if self._next is None or waiting > (receiver < sender):
             return None
         if self._busy_since is None:
             return 0.0
-        return max(0.0, self._busy_since + self._pace[1] - self._pace[0] - now)
+        return max(0.0, self._busy_since + (1 + waiting) * receiver - sender - now)
 
     def _took(self, end: int, seconds: float) -> None:
         self._pace[end] += RECENT * (seconds - self._pace[end])

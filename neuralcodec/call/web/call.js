@@ -61,7 +61,8 @@ async function start(film = null) {
   say(film ? "Opening the film…" : "Opening the camera…");
   try {
     state.stream = await (film ? filmStream(film) : navigator.mediaDevices.getUserMedia({
-      video: { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 25, max: 30 }, facingMode: "user" }, audio: false,
+      // of a camera of 30, 25 would leave out every sixth picture: 67 ms without a new one
+      video: { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30, max: 30 }, facingMode: "user" }, audio: false,
     }));
   } catch (error) {
     problem(film ? `${film.name} cannot be played in this browser. Take another film, or the camera.` : cameraProblem(error));
