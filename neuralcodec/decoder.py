@@ -444,7 +444,11 @@ class Decoder:
         """Of the last frame shown; of a picture as it is, that of the face in it."""
         if self._showed is None:
             return self._last
-        return replace(self._showed.features.estimate.motion, scene=self._still)
+        return self._face_in(self._showed)
+
+    def _face_in(self, held: HeldPicture) -> MotionParams:
+        """Motion of the face in a picture itself, where nothing else has moved."""
+        return replace(held.features.estimate.motion, scene=self._still)
 
     def _planned(self, motion: MotionParams, pts: int, state: Concealment) -> _Plan:
         held = self._shows
@@ -465,7 +469,7 @@ class Decoder:
         if self._as_is:
             if not straight or self._eye_contact:  # the face is where it is in the picture itself
                 with self._timed("reference"):
-                    calm = replace(features.estimate.motion, scene=self._still)
+                    calm = self._face_in(held)
             if straight or features.estimate.confidence < SURE:  # there is nobody to be turned
                 return _Plan(pts, state, motion, held, calm, calm, features.picture)
         with self._timed("reference"):
