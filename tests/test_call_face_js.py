@@ -103,7 +103,15 @@ def test_canonical_keypoints_of_a_reference_are_those_of_python(portrait_clip: l
           const { canonical, box } = await networks.estimate(Uint8ClampedArray.from(unhex(picture)));
           result.push({ canonical: Array.from(canonical), box });
         }
-        const { canonical, motion } = await networks.features(Uint8ClampedArray.from(unhex(given.pictures[0])));
+        const followed = [];
+        for (const picture of given.pictures) {
+          const pixels = Uint8ClampedArray.from(unhex(picture)), { box: [x, y, half] } = result[followed.length];
+          const near = await networks.follow(pixels, [x + 0.02, y - 0.02, half * 0.98]);
+          const far = await networks.follow(pixels, [x + 0.6, y + 0.5, half * 0.5]);
+          followed.push({ near: near.box, far: far.box, sure: near.sure });
+        }
+        result.forEach((found, i) => Object.assign(found, followed[i]));
+        const { canonical, motion } = await networks.estimate(Uint8ClampedArray.from(unhex(given.pictures[0])));
         const { rotation, keypoints } = bitstream.posed({ ...motion, scene: [] }, canonical);
         Object.assign(result[0], { rotation: Array.from(rotation), keypoints: Array.from(keypoints) });
         """,
@@ -114,8 +122,13 @@ def test_canonical_keypoints_of_a_reference_are_those_of_python(portrait_clip: l
         ours = networks.estimate(picture)
         np.testing.assert_allclose(theirs["canonical"], ours.canonical.ravel(), atol=CANONICAL)
         np.testing.assert_allclose(theirs["box"], ours.box, atol=CANONICAL)
+        # a look from where the face was a moment ago ends where they do; one from elsewhere is not believed
+        if theirs["sure"]:
+            np.testing.assert_allclose(theirs["near"], theirs["box"], atol=0.02)
+        np.testing.assert_allclose(theirs["far"], theirs["box"], atol=0.02)
         boxes.append(Face.from_box(whole, ours.box).half_side)
     first = networks.estimate(references[0])
     np.testing.assert_allclose(found[0]["keypoints"], first.keypoints.ravel(), atol=CANONICAL)
     np.testing.assert_allclose(found[0]["rotation"], first.motion.rotation.ravel(), atol=CANONICAL)
+    assert [theirs["sure"] for theirs in found] == [networks.estimate(r).confidence >= 0.5 for r in references]
     assert max(boxes) > 1.5 * min(boxes), "faces of several sizes were looked for"

@@ -69,41 +69,45 @@ export function crop(pixels, size, { x, y, side }, out) {
     for (let row = 0; row < out; row++) part.set(pixels.subarray(4 * ((y + row) * size + x), 4 * ((y + row) * size + x + out)), 4 * row * out);
     return part;
   }
-  const kernel = weights(side, out), edge = (value) => Math.max(0, Math.min(size - 1, value));
-  const across = new Float64Array(3 * side * out), result = new Uint8ClampedArray(4 * out * out).fill(255);
-  for (let row = 0; row < side; row++) {
-    const from = edge(y + row) * size;
-    kernel.forEach(({ start, taps }, column) => {
-      for (let c = 0; c < 3; c++) {
-        let sum = 0;
-        for (let i = 0; i < taps.length; i++) sum += taps[i] * pixels[4 * (from + edge(x + Math.max(0, Math.min(side - 1, start + i)))) + c];
-        across[3 * (row * out + column) + c] = sum;
+  const inside = (from) => Math.max(0, Math.min(size - 1, from)), kernel = weights(side, out), row = 3 * out;
+  const columns = kernel.map(({ from, taps }) => ({ from: from.map((column) => 4 * inside(x + column)), taps }));
+  const across = new Float64Array(row * side), sums = new Float64Array(row), result = new Uint8ClampedArray(4 * out * out).fill(255);
+  for (let line = 0, to = 0; line < side; line++) {
+    const start = 4 * size * inside(y + line);
+    for (const { from, taps } of columns) {
+      let red = 0, green = 0, blue = 0;
+      for (let i = 0; i < taps.length; i++) {
+        const at = start + from[i], tap = taps[i];
+        red += tap * pixels[at];
+        green += tap * pixels[at + 1];
+        blue += tap * pixels[at + 2];
       }
-    });
-  }
-  kernel.forEach(({ start, taps }, row) => {
-    for (let column = 0; column < out; column++) {
-      for (let c = 0; c < 3; c++) {
-        let sum = 0;
-        for (let i = 0; i < taps.length; i++) sum += taps[i] * across[3 * (Math.max(0, Math.min(side - 1, start + i)) * out + column) + c];
-        result[4 * (row * out + column) + c] = sum;
-      }
+      across[to++] = red;
+      across[to++] = green;
+      across[to++] = blue;
     }
+  }
+  kernel.forEach(({ from, taps }, line) => {
+    sums.fill(0);
+    from.forEach((above, i) => { for (let at = 0, tap = taps[i]; at < row; at++) sums[at] += tap * across[above * row + at]; });
+    for (let column = 0; column < out; column++) for (let c = 0; c < 3; c++) result[4 * (line * out + column) + c] = sums[3 * column + c];
   });
   return result;
 }
 
-/** For each of ``out`` samples of a line of ``length``: the first sample it takes and the share of each. */
+/** For each of ``out`` samples of a line of ``length``: the samples it takes, the line's ends repeated, and the share of
+ *  each. */
 function weights(length, out) {
   const ratio = length / out, shrink = Math.max(1, ratio), area = ratio > 2, reach = area ? ratio / 2 + 0.5 : 2 * shrink;
   return Array.from({ length: out }, (_, index) => {
-    const middle = (index + 0.5) * ratio - 0.5, start = Math.ceil(middle - reach), taps = [];
-    for (let at = start; at <= middle + reach; at++) {
+    const middle = (index + 0.5) * ratio - 0.5, from = [], taps = [];
+    for (let at = Math.ceil(middle - reach); at <= middle + reach; at++) {
       const away = Math.abs(at - middle);
+      from.push(Math.max(0, Math.min(length - 1, at)));
       taps.push(area ? Math.max(0, Math.min(1, ratio / 2 + 0.5 - away)) : cubic(away / shrink));
     }
     const sum = taps.reduce((total, tap) => total + tap, 0);
-    return { start, taps: taps.map((tap) => tap / sum) };
+    return { from: Int32Array.from(from), taps: Float64Array.from(taps, (tap) => tap / sum) };
   });
 }
 

@@ -1,8 +1,10 @@
 // The networks of a pack with onnxruntime-web: what neuralcodec/inference.py does. Knows no packets and no browser.
-import { place, posed } from "./bitstream.mjs";
+import { posed } from "./bitstream.mjs";
 import { findFace, planes } from "./face.mjs";
 
 const LOOKS = 3, SETTLED = 0.005; // of the motion network at a reference, as in Python
+const SURE = 0.5; // of its confidence: below it there is no face
+const FOLLOWED = 0.05; // box of a face from one picture to the next: within it one look is enough
 
 export class Networks {
   /** ort: onnxruntime-web; load: name of a graph to a promise of its bytes; providers: of onnxruntime-web, best first. */
@@ -17,37 +19,44 @@ export class Networks {
 
   tensor(data, ...shape) { return new this.ort.Tensor("float32", data, shape); }
 
-  /** The face of a picture of which nothing is known yet: the motion network's outputs as typed arrays, and the box. */
+  /** The face of a picture of which nothing is known yet: the motion network's outputs as typed arrays, whether it is
+   *  sure that there is one, the box, and the picture as the networks take it. */
   async estimate(pixels) {
-    const image = this.tensor(planes(pixels), 1, 3, this.size, this.size);
+    const image = this.image(pixels);
     let box = await findFace(pixels, this.size, async (picture) => {
       const { heatmap, box } = await this.detector.run({ image: this.tensor(picture, 1, 3, 160, 160) });
       return { heatmap: heatmap.data, box: box.data, cells: heatmap.dims[3] };
     });
     for (let look = 1; ; look++) {
-      const seen = await this.motion.run(only(this.motion, { image, box: this.tensor(Float32Array.from(box), 1, 3) })), before = box;
-      box = [seen.translation.data[0], seen.translation.data[1], seen.scale.data[0]];
-      const moved = Math.max(...box.map((value, i) => Math.abs(value - before[i])));
-      if (look === LOOKS || (look > 1 && moved <= SETTLED)) return { image, box, ...Object.fromEntries(Object.entries(seen).map(([name, { data }]) => [name, data])) };
+      const face = await this.look(image, box), moved = apart(face.box, box);
+      if (look === LOOKS || (look > 1 && moved <= SETTLED)) return face;
+      box = face.box;
     }
   }
 
-  /** What the renderer takes from a reference, its canonical keypoints, how sure it is (0..1) that there is a
-   *  face, and that face's motion. */
-  async features(pixels) {
-    const { image, canonical, rotation, delta, scale: [scale], translation, confidence: [confidence] } = await this.estimate(pixels);
-    const keypoints = place(canonical, delta, rotation, scale, translation);
-    const feeds = only(this.render, {
-      image, ...await this.reference.run({ image }),
-      source_keypoints: this.tensor(keypoints, 1, keypoints.length / 3, 3), source_rotation: this.tensor(Float32Array.from(rotation), 1, 3, 3),
-    });
-    return { feeds, canonical, confidence, motion: { rotation, delta, scale, translation } };
+  /** The same, to be shown and not to be built on: the face was in ``box`` a picture ago, which spares most looks. */
+  async follow(pixels, box) {
+    const face = await this.look(this.image(pixels), box);
+    return face.sure && apart(face.box, box) <= FOLLOWED ? face : this.estimate(pixels);
   }
 
-  /** The reference's person in another motion, see posed: RGBA of size * size. */
-  async picture({ feeds, canonical }, motion, view, neck) {
-    const { rotation, keypoints, scene } = posed(motion, canonical, view, neck);
-    const out = await this.render.run({ ...feeds, ...only(this.render, {
+  async look(image, box) {
+    const seen = await this.motion.run(only(this.motion, { image, box: this.tensor(Float32Array.from(box), 1, 3) }));
+    const { canonical, rotation, delta, scale: [scale], translation, confidence: [confidence] } = Object.fromEntries(Object.entries(seen).map(([name, { data }]) => [name, data]));
+    return { image, canonical, motion: { rotation, delta, scale, translation }, sure: confidence >= SURE, box: [translation[0], translation[1], scale] };
+  }
+
+  image(pixels) { return this.tensor(planes(pixels), 1, 3, this.size, this.size); }
+
+  /** What the renderer takes from a picture, whatever face was seen in it. */
+  async features({ image }) { return only(this.render, { image, ...await this.reference.run({ image }) }); }
+
+  /** The person of a picture, by its features and the face seen in it, in another motion with canonical keypoints of its
+   *  own, see posed: RGBA of size * size. */
+  async picture(features, face, motion, canonical, view, neck) {
+    const source = posed({ ...face.motion, scene: [] }, face.canonical), { rotation, keypoints, scene } = posed(motion, canonical, view, neck);
+    const out = await this.render.run({ ...features, ...only(this.render, {
+      source_keypoints: this.tensor(source.keypoints, 1, keypoints.length / 3, 3), source_rotation: this.tensor(source.rotation, 1, 3, 3),
       driving_keypoints: this.tensor(keypoints, 1, keypoints.length / 3, 3), driving_rotation: this.tensor(rotation, 1, 3, 3),
       driving_scene: this.tensor(scene, 1, scene.length / 2, 2),
     }) });
@@ -57,4 +66,5 @@ export class Networks {
   }
 }
 
+export const apart = (a, b) => Math.max(...a.map((value, i) => Math.abs(value - b[i])));
 const only = (net, values) => Object.fromEntries(Object.entries(values).filter(([name]) => net.inputNames.includes(name)));

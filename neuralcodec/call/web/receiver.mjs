@@ -3,15 +3,15 @@
 // In: { open: true } once, { data: ArrayBuffer } for each datagram, { view: { yaw, pitch, roll } }.
 // Out: { ready }, { picture, size, pts, ms }, { feedback: hex of a packet for the sender }, { problem: sentence }.
 import { BitstreamError, hex, parsePacket, unpacked } from "./bitstream.mjs";
-import { Networks } from "./networks.mjs";
-import { Chain, concat, decodeStill } from "./reference.mjs";
+import { apart, Networks } from "./networks.mjs";
+import { Chain, concat, decodeStill, rgba } from "./reference.mjs";
 import { MotionStream } from "./stream.mjs";
 
 const PICTURE = 1, KEY = 3, SIGNED = 0x80, SIGNATURE = 64, HELD = 8, ARRIVING = 4, BYTES_MAX = 1 << 20;
 const EARLY = 16, NAMES = 64; // packets kept that came before the header; pictures remembered, to know a late double
-const SURE = 0.5; // of the motion network's confidence: below it there is no face
 const JUMP = 0.15; // from one frame to the next, coded-picture units or of log scale: more is another crop, not the head
 const REPORT = 200, URGENT = 50; // ms between two reports: when nothing is missing, and when something is
+const SLOW = 125, LENT = 500; // ms: a picture that took longer to draw lends its features to a turned head's next ones for so long
 const RECOVERY = 1000; // ms after something was missing: pictures that come are reported at once
 
 let networks, size, packId, neck, frameHeaders, motion, header = null;
@@ -19,7 +19,10 @@ let view = { yaw: 0, pitch: 0, roll: 0 };
 const held = new Map(), arriving = new Map(), early = new Map();
 const unopened = [], names = []; // packets that came before the header; id and hash of keys and stills that were held
 let shows = null, lacks = true, newest = null, chain = null;
+let glimpsed = null; // box of the face in the picture shown last as it is, but turned
+let lent = null; // features, the face they are of, and until when others are drawn from them
 let moved = null; // the scene of the frame shown last, to be added while the picture named since then is not here
+const turns = new MessageChannel(); // of the event loop: a timer's would take 4 ms
 let queue = [], awake = null, reported = -1e9, lacked = -1e9, missed = false, told = "";
 
 self.onmessage = ({ data }) => {
@@ -63,7 +66,7 @@ async function run() {
       newest.fresh = false;
       const begin = performance.now(), picture = await render(newest);
       self.postMessage({ picture, size, pts: newest.pts, ms: performance.now() - begin }, [picture.buffer]);
-      await new Promise((resolve) => setTimeout(resolve)); // let messages in
+      await new Promise((resolve) => { turns.port1.onmessage = resolve; turns.port2.postMessage(0); }); // let messages in
     } else if (!queue.length) {
       await new Promise((resolve) => { awake = resolve; });
       awake = null;
@@ -151,14 +154,14 @@ async function followUpdates() {
       if (start(next) !== hash) continue;
       early.delete(hash);
       found = true;
-      await chain.update(coded, next).then((pixels) => hold(id, pixels, hash), () => {});
+      await chain.update(coded, next).then((planes) => hold(id, planes, hash), () => {});
       break;
     }
   }
 }
 
-function hold(id, pixels, hash) {
-  held.set(id % HELD, { id, hash, pixels, features: null });
+function hold(id, planes, hash) {
+  held.set(id % HELD, { id, hash, planes });
   if (motion.reference === null || motion.reference === id) lacks = false;
   if (motion.reference === id) [shows, moved] = [held.get(id % HELD), null];
 }
@@ -196,9 +199,23 @@ function near(flat) {
   return newest !== null && (newest.asIs || [3, 4, 5, 6].every((i) => Math.abs(flat[i] - newest.flat[i]) < JUMP));
 }
 
+const pixels = (picture) => picture.pixels ??= rgba(picture.planes, size);
+
 async function render({ flat, shows, asIs }) {
-  if (asIs && straight()) return shows.pixels.slice();
-  const features = shows.features ??= await networks.features(shows.pixels), coded = unpacked(flat, features.canonical.length);
-  if (asIs && features.confidence < SURE) return shows.pixels.slice(); // there is nobody to be turned
-  return networks.picture(features, asIs ? { ...features.motion, scene: coded.scene.map(() => 0) } : coded, view, neck);
+  if (asIs && straight()) return pixels(shows).slice();
+  const begin = performance.now(), face = asIs ? await glimpse(shows) : shows.face ??= await networks.estimate(pixels(shows));
+  if (asIs && !face.sure) return pixels(shows).slice(); // there is nobody to be turned
+  const { canonical } = face, coded = unpacked(flat, canonical.length), motion = asIs ? { ...face.motion, scene: coded.scene.map(() => 0) } : coded;
+  if (!straight() && !shows.features && lent?.until > begin) return networks.picture(lent.features, lent.face, motion, canonical, view, neck);
+  const features = shows.features ??= await networks.features(face), picture = await networks.picture(features, face, motion, canonical, view, neck);
+  lent = performance.now() - begin > SLOW ? { features, face, until: begin + LENT } : null;
+  return picture;
+}
+
+/** The face of a picture shown as it is, of which no motion came: looked for where it was shown last. */
+async function glimpse(shows) {
+  const face = shows.face ?? (shows.glimpse ??= glimpsed ? await networks.follow(pixels(shows), glimpsed) : await networks.estimate(pixels(shows)));
+  if (!face.sure || (glimpsed && apart(face.box, glimpsed) > JUMP)) lent = null; // somebody else
+  glimpsed = face.sure ? face.box : null;
+  return face;
 }

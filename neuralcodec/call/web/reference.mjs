@@ -5,7 +5,7 @@ import { bounds, RangeDecoder } from "./bitstream.mjs";
 
 const WAIT = 3000; // ms for one picture
 
-/** One coded picture after another to RGBA pixels, Uint8ClampedArray of 4 * size * size: a still, or a chain. */
+/** One coded picture after another, a still or a chain, to planes for `rgba`: most pictures of a chain are never shown. */
 class Pictures {
   constructor(size) {
     this.size = size;
@@ -29,7 +29,7 @@ class Pictures {
       const { size } = this, planes = new Uint8Array(size * size * 3 / 2);
       const layout = [{ offset: 0, stride: size }, { offset: size * size, stride: size / 2 }, { offset: size * size * 5 / 4, stride: size / 2 }];
       await frame.copyTo(planes, { rect: { x: 0, y: 0, width: size, height: size }, layout });
-      return rgba(planes, size);
+      return planes;
     } finally {
       frame.close();
     }
@@ -54,17 +54,17 @@ export class Chain {
     this.pictures = new Pictures(this.size);
     const flags = (data[0] & 0x1f) << 8 | data[1];
     this.headers = data[0] & 0x20 ? new FrameHeaders(this.table, this.size, flags) : null;
-    const pixels = await this.pictures.decode("key", [obu(1, chainHeader(this.size, flags)), obu(6, data.subarray(2))]);
+    const planes = await this.pictures.decode("key", [obu(1, chainHeader(this.size, flags)), obu(6, data.subarray(2))]);
     this.digest = digest;
-    return pixels;
+    return planes;
   }
   /** Rejects, and ends the chain, on damaged data. */
   async update(data, digest) {
     this.digest = null;
     const frame = this.headers ? this.headers.restore(data) : data;
-    const pixels = await this.pictures.decode("delta", [obu(6, frame)]);
+    const planes = await this.pictures.decode("delta", [obu(6, frame)]);
     this.digest = digest;
-    return pixels;
+    return planes;
   }
   close() { this.pictures?.close(); this.digest = null; }
 }
