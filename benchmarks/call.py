@@ -59,6 +59,7 @@ worker.postMessage({ view: { yaw, pitch: 0, roll: 0 } });
 """
 TURNED = 5.0  # degrees: any turn makes the receiver render every frame
 SETTLE_SECONDS = 5.0  # after the first picture, before anything is counted
+PARTS = 10  # of the time watched: memory is read after each
 CAMERA_FRAMES = 250
 PATIENCE = 180.0
 
@@ -176,9 +177,11 @@ def _watch(page: Any, call: CallProcess, seconds: float) -> dict[str, Any]:
     before = page.execute_script(
         "neuralcodecCall.latencies.length = neuralcodecCall.displayed.length = 0; return neuralcodecCall.state.stats"
     )
-    memory, pids = call.memory, (call.process.pid, page.service.process.pid)
+    memory, pids = [call.memory], (call.process.pid, page.service.process.pid)
     used = [processor_seconds(pid) for pid in pids]
-    time.sleep(seconds)
+    for _ in range(PARTS):
+        time.sleep(seconds / PARTS)
+        memory.append(call.memory)
     server, browser = (processor_seconds(pid) - begun for pid, begun in zip(pids, used, strict=True))
     after, latencies, displayed = page.execute_script(
         "return [neuralcodecCall.state.stats, neuralcodecCall.latencies, neuralcodecCall.displayed]"
@@ -198,7 +201,7 @@ def _watch(page: Any, call: CallProcess, seconds: float) -> dict[str, Any]:
         "cores": {"server": server / seconds, "browser": browser / seconds},
         "load_average": os.getloadavg()[0],
         "stages_ms": after["stages"],
-        "memory_mb": [memory / 1e6, call.memory / 1e6],
+        "memory_mb": [used / 1e6 for used in memory],
     }
 
 
@@ -238,7 +241,10 @@ def show(found: dict[str, Any], console: Console) -> None:
         ("kbit/s with IP and UDP headers", lambda c: f"{c['kbps_with_ip_udp']:.2f}"),
         ("cores used by server and browser", lambda c: f"{c['cores']['server']:.2f}, {c['cores']['browser']:.2f}"),
         ("load average of the machine", lambda c: f"{c['load_average']:.1f}"),
-        ("server memory before and after, MB", lambda c: "{:.0f}, {:.0f}".format(*c["memory_mb"])),
+        (
+            f"server memory before, after 1/{PARTS} of the time, half and all of it, MB",
+            lambda c: ", ".join(f"{c['memory_mb'][at]:.0f}" for at in (0, 1, PARTS // 2, PARTS)),
+        ),
     ):  # fmt: skip
         table.add_row(name, pick(call), pick(lossy))
     console.print(table)

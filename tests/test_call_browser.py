@@ -13,16 +13,39 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import neuralcodec as nc
 from benchmarks.browser import CallProcess, chromium, missing, write_camera
 from neuralcodec.demo import moving_portrait
 from neuralcodec.media import VideoWriter
+from neuralcodec.motion import Array
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {missing()}")
 
 PATIENCE = 180.0  # seconds, for what takes a few on a free machine
 ORT = os.environ.get("NEURALCODEC_ORT_WEB", "")  # onnxruntime-web's dist folder, where there is one
+DRAW_BY_BOTH = """
+const [sent] = arguments;
+[window.drawn, window.failed] = [[], ""];
+for (const software of [true, false]) {
+  const worker = new Worker("/web/receiver.mjs", { type: "module" });
+  worker.onmessage = ({ data }) => {
+    if (data.problem) failed = data.problem;
+    if (data.ready) {
+      worker.by = data.by;
+      worker.postMessage({ view: { yaw: 5, pitch: 0, roll: 0 } });
+      for (const data of sent) worker.postMessage({ data: Uint8Array.from(data).buffer });
+    }
+    if (data.picture) {
+      drawn.push([worker.by, Array.from(data.picture)]);
+      worker.terminate();
+    }
+  };
+  worker.postMessage({ open: true, software });
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +214,19 @@ def test_without_a_camera_the_page_says_what_to_do_and_takes_a_film(call: CallPr
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
                                 {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True})  # fmt: skip
         assert page(browser, "document.documentElement.scrollWidth") <= 390  # nothing to scroll sideways on a phone
+
+
+@pytest.mark.skipif(not ORT, reason="NEURALCODEC_ORT_WEB does not name onnxruntime-web's dist folder")
+def test_a_gpu_draws_what_webassembly_draws(portrait_clip: list[Array]) -> None:
+    """The software that Chromium offers as a GPU takes minutes for one picture of a turned head."""
+    encoder = nc.Encoder(4, time_base=Fraction(1, 25), threads=1)
+    sent = [list(bytes(packet)) for packet in encoder.encode(portrait_clip[0], 0)]
+    flags = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
+    with CallProcess("--ort", ORT) as call, chromium(None, flags=flags) as driver:
+        driver.get(call.address)
+        driver.execute_script(DRAW_BY_BOTH, sent)
+        until(lambda: page(driver, "failed || drawn.length === 2"), "both pictures", 600)
+        assert page(driver, "failed") == ""
+        found = {by: np.array(picture) for by, picture in page(driver, "drawn")}
+    by_gpu, by_cpu = found["WebGPU"], found["WebAssembly"]
+    assert 0 < np.abs(by_gpu - by_cpu).mean() < 2, "floats beside 8 bits"

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import json
 import shutil
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator
@@ -34,6 +35,7 @@ from neuralcodec.call.server import HEADERS, MARK_ROWS, OFFER_MAX, CallServer, S
 from neuralcodec.cli import main
 from neuralcodec.motion import Array
 from neuralcodec.quality import psnr
+from neuralcodec.runtime.dequantize import is_quantized
 
 PATIENCE = 180  # seconds, for what takes a few on a free machine
 
@@ -230,6 +232,21 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
             status, body = await served.get("/pack/pack.json")
             assert json.loads(body)["id"] == served.server.pack.id.hex()
             assert (await served.get("/pack/render.onnx"))[1] == served.server.pack.graph("render")
+
+    asyncio.run(call())
+
+
+def test_a_gpu_gets_float_graphs_or_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def call() -> None:
+        async with Served() as served:
+            graph = served.server.pack.graph("render")
+            status, body = await served.get("/pack/render.onnx?float")
+            assert status == 200 and is_quantized(graph) and not is_quantized(body)
+            motion = served.server.pack.graph("motion")  # in floats already
+            assert (await served.get("/pack/motion.onnx?float"))[1] == motion
+            monkeypatch.setitem(sys.modules, "onnx", None)
+            status, body = await served.get("/pack/render.onnx?float")
+            assert status == 404 and "pip install onnx" in json.loads(body)["error"]
 
     asyncio.run(call())
 

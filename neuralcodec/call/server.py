@@ -27,6 +27,7 @@ from neuralcodec.call.settings import Settings, parse_message
 from neuralcodec.errors import BackendUnavailableError, MediaError, NeuralCodecError
 from neuralcodec.face import resize
 from neuralcodec.pack import GRAPHS, TABLES, Pack, load_pack
+from neuralcodec.runtime.dequantize import float_graph
 
 try:
     import av
@@ -290,7 +291,13 @@ class CallServer:
             )
         if name not in (*GRAPHS, TABLES):
             raise web.HTTPNotFound
-        return _file((self.pack.folder / name).read_bytes(), name)
+        data = (self.pack.folder / name).read_bytes()
+        if "float" in request.query:  # for the page's GPU
+            try:
+                data = await asyncio.to_thread(float_graph, data)
+            except BackendUnavailableError as error:
+                return _refusal(404, str(error))
+        return _file(data, name)
 
     async def _ort_file(self, request: web.Request) -> web.StreamResponse:
         name, folder = request.match_info["name"], self.options.ort

@@ -209,7 +209,7 @@ function onControl(message) {
   $("original-rate").textContent = camera.videoWidth ? `${camera.videoWidth}×${camera.videoHeight}, not coded` : "–";
   const rate = stats.seconds > 1 ? stats.h264.bytes * 8 / 1000 / stats.seconds : 0;
   $("h264-rate").textContent = `${stats.h264.side}×${stats.h264.side}, ${stats.h264.fps.toFixed(0)} fps, ${rate.toFixed(1)} kbit/s`;
-  $("engine").textContent = state.decoder ? "Decoding in this browser" : stats.provider.replace("ExecutionProvider", " (ONNX Runtime)");
+  $("engine").textContent = state.decoder ? `Decoding in this browser (${window.neuralcodecCall.receiver.by})` : stats.provider.replace("ExecutionProvider", " (ONNX Runtime)");
   spark(stats.kbps);
   stageTable(stats.stages);
 }
@@ -374,7 +374,7 @@ async function decodeHere(wanted) {
   worker.onmessage = ({ data }) => {
     if (worker !== state.worker) return; // sent before it was dismissed
     if (data.problem) return back(data.problem);
-    if (data.ready) { state.decoder = worker; window.neuralcodecCall.receiver = { frames: 0, since: performance.now(), ms: [] }; return sendSettings(); }
+    if (data.ready) { state.decoder = worker; window.neuralcodecCall.receiver = { by: data.by, frames: 0, since: performance.now(), ms: [] }; return sendSettings(); }
     if (data.feedback) return state.control?.readyState === "open" && state.control.send(JSON.stringify({ feedback: data.feedback }));
     if (data.picture) {
       const pane = panes[1];

@@ -7,12 +7,13 @@ const SURE = 0.5; // of its confidence: below it there is no face
 const FOLLOWED = 0.05; // box of a face from one picture to the next: within it one look is enough
 
 export class Networks {
-  /** ort: onnxruntime-web; load: name of a graph to a promise of its bytes; providers: of onnxruntime-web, best first. */
-  static async open(ort, load, size, providers = ["wasm"]) {
+  /** ort: onnxruntime-web; load: name of a graph, and whether it should be in floats, to a promise of its bytes; provider
+   *  of onnxruntime-web for the large networks. Keypoints are found as Python finds them, by WebAssembly. */
+  static async open(ort, load, size, provider = "wasm") {
     const networks = new Networks();
     [networks.ort, networks.size] = [ort, size];
-    for (const name of ["detector", "motion", "reference", "render"]) {
-      networks[name] = await ort.InferenceSession.create(await load(name), { executionProviders: providers });
+    for (const [name, by] of [["detector", "wasm"], ["motion", "wasm"], ["reference", provider], ["render", provider]]) {
+      networks[name] = await ort.InferenceSession.create(await load(name, by !== "wasm"), { executionProviders: [by] });
     }
     return networks;
   }

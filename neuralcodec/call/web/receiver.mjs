@@ -1,7 +1,9 @@
-// A receiver with nothing installed: a worker that turns datagrams into pictures with onnxruntime-web (WebAssembly).
+// A receiver with nothing installed: a worker that turns datagrams into pictures with onnxruntime-web, on a GPU where the
+// browser has one (WebGPU), else in WebAssembly.
 //
-// In: { open: true } once, { data: ArrayBuffer } for each datagram, { view: { yaw, pitch, roll } }.
-// Out: { ready }, { picture, size, pts, ms }, { feedback: hex of a packet for the sender }, { problem: sentence }.
+// In: { open: true } once (software: true takes a GPU that is none), { data: ArrayBuffer } for each datagram,
+// { view: { yaw, pitch, roll } }.
+// Out: { ready, by, threads }, { picture, size, pts, ms }, { feedback: hex of a packet for the sender }, { problem: sentence }.
 import { BitstreamError, hex, parsePacket, unpacked } from "./bitstream.mjs";
 import { apart, Networks } from "./networks.mjs";
 import { Chain, concat, decodeStill, rgba } from "./reference.mjs";
@@ -26,22 +28,45 @@ const turns = new MessageChannel(); // of the event loop: a timer's would take 4
 let queue = [], awake = null, reported = -1e9, lacked = -1e9, missed = false, told = "";
 
 self.onmessage = ({ data }) => {
-  if (data.open) return open().then(run).catch((error) => self.postMessage({ problem: `The receiver in the browser stopped: ${error.message}.` }));
+  if (data.open) return open(data.software).then(run).catch((error) => self.postMessage({ problem: `The receiver in the browser stopped: ${error.message}.` }));
   if (data.view) { view = data.view; if (newest) newest.fresh = true; }
   if (data.data) queue.push(new Uint8Array(data.data));
   awake?.();
 };
 
-async function open() {
-  const ort = await import("/ort/ort.wasm.min.mjs");
-  ort.env.wasm.wasmPaths = "/ort/";
-  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
+async function open(software) {
   const pack = await (await got("/pack/pack.json")).json();
   [size, packId, neck, frameHeaders] = [pack.size, pack.id, pack.neck, pack.frame_header];
   motion = new MotionStream(await (await got("/pack/tables.json")).json());
-  networks = await Networks.open(ort, async (name) => new Uint8Array(await (await got(`/pack/${name}.onnx`)).arrayBuffer()), size);
-  self.postMessage({ ready: true, threads: ort.env.wasm.numThreads });
+  const [by, threads] = await onGpu(software).catch(() => null) ?? await onCpu();
+  self.postMessage({ ready: true, by, threads });
 }
+
+/** Null where there is no GPU: browsers then offer their own software, which is slower than WebAssembly. */
+async function onGpu(software) {
+  const adapter = await navigator.gpu?.requestAdapter();
+  if (!adapter || (!software && (adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter))) return null;
+  const [ort, threads] = await runtime("webgpu");
+  networks = await Networks.open(ort, graph, size, "webgpu");
+  const face = await networks.estimate(new Uint8ClampedArray(4 * size * size)), { canonical } = face; // what cannot be compiled shows here
+  await networks.picture(await networks.features(face), face, unpacked(Float64Array.from(motion.decoder.tables.mean), canonical.length), canonical, view, neck);
+  return ["WebGPU", threads];
+}
+
+async function onCpu() {
+  const [ort, threads] = await runtime("wasm");
+  networks = await Networks.open(ort, graph, size);
+  return ["WebAssembly", threads];
+}
+
+async function runtime(build) {
+  const ort = await import(`/ort/ort.${build}.min.mjs`), { wasm } = ort.env;
+  wasm.wasmPaths = "/ort/";
+  wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
+  return [ort, wasm.numThreads];
+}
+
+const graph = async (name, float) => new Uint8Array(await (await got(`/pack/${name}.onnx${float ? "?float" : ""}`)).arrayBuffer());
 
 async function got(address) {
   const response = await fetch(address);
