@@ -235,6 +235,8 @@ class CallServer:
         self.options = options
         self.pack = load_pack(options.pack)
         self.sessions: set[Session] = set()
+        self._floats: dict[str, bytes] = {}  # graphs as GPUs want them
+        self._turning = asyncio.Lock()  # one graph into floats at a time, and each once
         hurry()
         self.app = web.Application(middlewares=[self._guard], client_max_size=OFFER_MAX)
         self.app.add_routes([
@@ -294,9 +296,12 @@ class CallServer:
         data = (self.pack.folder / name).read_bytes()
         if "float" in request.query:  # for the page's GPU
             try:
-                data = await asyncio.to_thread(float_graph, data)
+                async with self._turning:
+                    if name not in self._floats:
+                        self._floats[name] = await asyncio.to_thread(float_graph, data)
             except BackendUnavailableError as error:
                 return _refusal(404, str(error))
+            data = self._floats[name]
         return _file(data, name)
 
     async def _ort_file(self, request: web.Request) -> web.StreamResponse:

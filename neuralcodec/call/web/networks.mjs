@@ -4,16 +4,18 @@ import { findFace, planes } from "./face.mjs";
 
 const LOOKS = 3, SETTLED = 0.005; // of the motion network at a reference, as in Python
 const SURE = 0.5; // of its confidence: below it there is no face
+const SLOW = 125, LENT = 500; // ms: a picture that took longer to draw lends its features to the next ones for so long
+const NEAR = 0.15; // box of a face that is still the same one, half a second later
 const FOLLOWED = 0.05; // box of a face from one picture to the next: within it one look is enough
 
 export class Networks {
-  /** ort: onnxruntime-web; load: name of a graph, and whether it should be in floats, to a promise of its bytes; provider
-   *  of onnxruntime-web for the large networks. Keypoints are found as Python finds them, by WebAssembly. */
+  /** ort: onnxruntime-web; load: name of a graph to its bytes or a promise of them; provider of onnxruntime-web for the
+   *  large networks. Keypoints are found as Python finds them, by WebAssembly. */
   static async open(ort, load, size, provider = "wasm") {
     const networks = new Networks();
     [networks.ort, networks.size] = [ort, size];
     for (const [name, by] of [["detector", "wasm"], ["motion", "wasm"], ["reference", provider], ["render", provider]]) {
-      networks[name] = await ort.InferenceSession.create(await load(name, by !== "wasm"), { executionProviders: [by] });
+      networks[name] = await ort.InferenceSession.create(await load(name), { executionProviders: [by] });
     }
     return networks;
   }
@@ -61,11 +63,24 @@ export class Networks {
       driving_keypoints: this.tensor(keypoints, 1, keypoints.length / 3, 3), driving_rotation: this.tensor(rotation, 1, 3, 3),
       driving_scene: this.tensor(scene, 1, scene.length / 2, 2),
     }) });
-    const values = out.picture.data, plane = this.size * this.size, picture = new Uint8ClampedArray(4 * plane).fill(255);
+    const values = out.picture.data;
+    for (let i = 0; i < values.length; i += 256) if (Number.isNaN(values[i])) throw new Error("the renderer gave NaN");
+    const plane = this.size * this.size, picture = new Uint8ClampedArray(4 * plane).fill(255);
     for (let c = 0; c < 3; c++) for (let i = 0; i < plane; i++) picture[4 * i + c] = values[c * plane + i] * 255;
     return picture;
   }
 }
 
-export const apart = (a, b) => Math.max(...a.map((value, i) => Math.abs(value - b[i])));
+/** Features that took long to compute, lent to the next pictures of the same shot: they are as heavy as drawing, and half a
+ *  second later a face has moved, which the renderer follows, but hardly changed. */
+export class Loan {
+  offer(shot, features, face, begin, now) { this.kept = face.sure && now - begin > SLOW ? { shot, features, face, until: begin + LENT } : null; }
+  /** { features, face } for a picture in whose shot ``face`` was seen, or null. */
+  take(shot, face, now) {
+    const { kept } = this;
+    return kept && kept.shot === shot && now < kept.until && apart(face.box, kept.face.box) <= NEAR ? kept : null;
+  }
+}
+
+const apart = (a, b) => Math.max(...a.map((value, i) => Math.abs(value - b[i])));
 const only = (net, values) => Object.fromEntries(Object.entries(values).filter(([name]) => net.inputNames.includes(name)));

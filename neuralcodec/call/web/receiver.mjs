@@ -5,7 +5,7 @@
 // { view: { yaw, pitch, roll } }.
 // Out: { ready, by, threads }, { picture, size, pts, ms }, { feedback: hex of a packet for the sender }, { problem: sentence }.
 import { BitstreamError, hex, parsePacket, unpacked } from "./bitstream.mjs";
-import { apart, Networks } from "./networks.mjs";
+import { Loan, Networks } from "./networks.mjs";
 import { Chain, concat, decodeStill, rgba } from "./reference.mjs";
 import { MotionStream } from "./stream.mjs";
 
@@ -13,7 +13,6 @@ const PICTURE = 1, KEY = 3, SIGNED = 0x80, SIGNATURE = 64, HELD = 8, ARRIVING = 
 const EARLY = 16, NAMES = 64; // packets kept that came before the header; pictures remembered, to know a late double
 const JUMP = 0.15; // from one frame to the next, coded-picture units or of log scale: more is another crop, not the head
 const REPORT = 200, URGENT = 50; // ms between two reports: when nothing is missing, and when something is
-const SLOW = 125, LENT = 500; // ms: a picture that took longer to draw lends its features to a turned head's next ones for so long
 const RECOVERY = 1000; // ms after something was missing: pictures that come are reported at once
 
 let networks, size, packId, neck, frameHeaders, motion, header = null;
@@ -22,9 +21,9 @@ const held = new Map(), arriving = new Map(), early = new Map();
 const unopened = [], names = []; // packets that came before the header; id and hash of keys and stills that were held
 let shows = null, lacks = true, newest = null, chain = null;
 let glimpsed = null; // box of the face in the picture shown last as it is, but turned
-let lent = null; // features, the face they are of, and until when others are drawn from them
+let shot = 0; // counts keys, stills and crops: what came before one shows something else
 let moved = null; // the scene of the frame shown last, to be added while the picture named since then is not here
-const turns = new MessageChannel(); // of the event loop: a timer's would take 4 ms
+const loan = new Loan(), turns = new MessageChannel(); // the latter of the event loop: a timer's would take 4 ms
 let queue = [], awake = null, reported = -1e9, lacked = -1e9, missed = false, told = "";
 
 self.onmessage = ({ data }) => {
@@ -38,7 +37,7 @@ async function open(software) {
   const pack = await (await got("/pack/pack.json")).json();
   [size, packId, neck, frameHeaders] = [pack.size, pack.id, pack.neck, pack.frame_header];
   motion = new MotionStream(await (await got("/pack/tables.json")).json());
-  const [by, threads] = await onGpu(software).catch(() => null) ?? await onCpu();
+  const [by, threads] = await onGpu(software).catch((error) => console.warn(`No GPU: ${error.message}`)) ?? await onCpu();
   self.postMessage({ ready: true, by, threads });
 }
 
@@ -46,10 +45,12 @@ async function open(software) {
 async function onGpu(software) {
   const adapter = await navigator.gpu?.requestAdapter();
   if (!adapter || (!software && (adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter))) return null;
+  const floats = { reference: await graph("reference", true), render: await graph("render", true) };
   const [ort, threads] = await runtime("webgpu");
-  networks = await Networks.open(ort, graph, size, "webgpu");
-  const face = await networks.estimate(new Uint8ClampedArray(4 * size * size)), { canonical } = face; // what cannot be compiled shows here
-  await networks.picture(await networks.features(face), face, unpacked(Float64Array.from(motion.decoder.tables.mean), canonical.length), canonical, view, neck);
+  networks = await Networks.open(ort, (name) => floats[name] ?? graph(name), size, "webgpu");
+  const face = await networks.estimate(new Uint8ClampedArray(4 * size * size)), { canonical } = face;
+  const usual = unpacked(Float64Array.from(motion.decoder.tables.mean), canonical.length);
+  await networks.picture(await networks.features(face), face, usual, canonical, view, neck); // what cannot run shows here
   return ["WebGPU", threads];
 }
 
@@ -155,7 +156,9 @@ async function onPart(part) {
   if (part.codec & SIGNED) coded = coded.subarray(SIGNATURE); // this page takes what the server sends: it checks no keys
   try {
     if (codec === KEY) { chain?.close(); chain = new Chain(size, frameHeaders); }
-    hold(part.id, codec === KEY ? await chain.key(coded, await digest(coded)) : await decodeStill(coded, size), part.hash);
+    const planes = codec === KEY ? await chain.key(coded, await digest(coded)) : await decodeStill(coded, size);
+    shot++;
+    hold(part.id, planes, part.hash);
   } catch { return; } // damaged: what is named and not here will be asked for
   names.push(name);
   if (names.length > NAMES) names.shift();
@@ -166,7 +169,7 @@ async function onUpdate(part) {
   if (early.has(part.hash) || held.get(part.id % HELD)?.hash === part.hash) return;
   const coded = joined(part, part.hash);
   if (!coded) return;
-  early.set(part.hash, { id: part.id, coded: part.signed ? coded.subarray(SIGNATURE) : coded });
+  early.set(part.hash, { id: part.id, crop: part.crop, coded: part.signed ? coded.subarray(SIGNATURE) : coded });
   await followUpdates();
   while (early.size > HELD) early.delete(early.keys().next().value);
 }
@@ -174,11 +177,12 @@ async function onUpdate(part) {
 async function followUpdates() {
   for (let found = true; found && chain?.digest;) {
     found = false;
-    for (const [hash, { id, coded }] of early) {
+    for (const [hash, { id, crop, coded }] of early) {
       const next = await digest(chain.digest, coded);
       if (start(next) !== hash) continue;
       early.delete(hash);
       found = true;
+      if (crop) shot++;
       await chain.update(coded, next).then((planes) => hold(id, planes, hash), () => {});
       break;
     }
@@ -186,7 +190,7 @@ async function followUpdates() {
 }
 
 function hold(id, planes, hash) {
-  held.set(id % HELD, { id, hash, planes });
+  held.set(id % HELD, { id, hash, planes, shot });
   if (motion.reference === null || motion.reference === id) lacks = false;
   if (motion.reference === id) [shows, moved] = [held.get(id % HELD), null];
 }
@@ -231,16 +235,22 @@ async function render({ flat, shows, asIs }) {
   const begin = performance.now(), face = asIs ? await glimpse(shows) : shows.face ??= await networks.estimate(pixels(shows));
   if (asIs && !face.sure) return pixels(shows).slice(); // there is nobody to be turned
   const { canonical } = face, coded = unpacked(flat, canonical.length), motion = asIs ? { ...face.motion, scene: coded.scene.map(() => 0) } : coded;
-  if (!straight() && !shows.features && lent?.until > begin) return networks.picture(lent.features, lent.face, motion, canonical, view, neck);
-  const features = shows.features ??= await networks.features(face), picture = await networks.picture(features, face, motion, canonical, view, neck);
-  lent = performance.now() - begin > SLOW ? { features, face, until: begin + LENT } : null;
-  return picture;
+  const drawn = (features, source) => networks.picture(features, source, motion, canonical, view, neck);
+  if (!shows.features) {
+    // coded motion too: how the scene moved between the two pictures is not known, and small in so short a time
+    const lent = !straight() && loan.take(shows.shot, face, begin);
+    if (lent) return drawn(lent.features, lent.face);
+    shows.features = await networks.features(face);
+    const picture = await drawn(shows.features, face);
+    loan.offer(shows.shot, shows.features, face, begin, performance.now());
+    return picture;
+  }
+  return drawn(shows.features, face);
 }
 
 /** The face of a picture shown as it is, of which no motion came: looked for where it was shown last. */
 async function glimpse(shows) {
   const face = shows.face ?? (shows.glimpse ??= glimpsed ? await networks.follow(pixels(shows), glimpsed) : await networks.estimate(pixels(shows)));
-  if (!face.sure || (glimpsed && apart(face.box, glimpsed) > JUMP)) lent = null; // somebody else
   glimpsed = face.sure ? face.box : null;
   return face;
 }
