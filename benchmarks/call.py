@@ -124,7 +124,7 @@ def _receive(sent: list[list[str]], kbps: float, ort: Path, yaw: float) -> dict[
         raise SystemExit(problem)
     return {
         "fps": len(spent) / length, "by": by, "threads": threads, "cores": os.cpu_count(),
-        "render_ms": {"median": _quantile(spent, 0.5), "p95": _quantile(spent, 0.95)},
+        "render_ms": _spread(spent),
         "cores_used": {"server": server / length, "browser": browser / length},
         "load_average": os.getloadavg()[0],
     }  # fmt: skip
@@ -193,7 +193,7 @@ def _watch(page: Any, call: CallProcess, seconds: float) -> dict[str, Any]:
     return {
         "seconds": span,
         "fps": len(displayed) / seconds,
-        "capture_to_display_ms": {"median": _quantile(latencies, 0.5), "p95": _quantile(latencies, 0.95)},
+        "capture_to_display_ms": _spread(latencies),
         "longest_freeze_ms": float(gaps.max()),
         "kbps": sent * 8 / 1000 / span,
         "kbps_with_ip_udp": (sent + 28 * packets) * 8 / 1000 / span,
@@ -202,7 +202,7 @@ def _watch(page: Any, call: CallProcess, seconds: float) -> dict[str, Any]:
         "cores": {"server": server / seconds, "browser": browser / seconds},
         "load_average": os.getloadavg()[0],
         "stages_ms": after["stages"],
-        "memory_mb": [used / 1e6 for used in memory],
+        "memory_mb": [size / 1e6 for size in memory],
     }
 
 
@@ -212,12 +212,12 @@ def _watch_receiver(page: Any, seconds: float) -> dict[str, Any]:
     by, frames, spent = page.execute_script(
         "const { by, frames, ms } = neuralcodecCall.receiver; return [by, frames, ms]"
     )
-    spread = {"median": _quantile(spent, 0.5), "p95": _quantile(spent, 0.95)}
-    return {"fps": frames / seconds, "by": by, "render_ms": spread}
+    return {"fps": frames / seconds, "by": by, "render_ms": _spread(spent)}
 
 
-def _quantile(values: list[float], share: float) -> float:
-    return float(np.quantile(values, share)) if values else float("nan")
+def _spread(values: list[float]) -> dict[str, float]:
+    median, p95 = np.quantile(values, (0.5, 0.95)).tolist() if values else (float("nan"), float("nan"))
+    return {"median": median, "p95": p95}
 
 
 def _pair(spread: dict[str, float]) -> str:

@@ -235,7 +235,7 @@ class CallServer:
         self.options = options
         self.pack = load_pack(options.pack)
         self.sessions: set[Session] = set()
-        self._floats: dict[str, bytes] = {}  # graphs as GPUs want them
+        self._floats: dict[str, bytes] = {}  # graphs as a page's GPU wants them
         self._turning = asyncio.Lock()  # one graph into floats at a time, and each once
         hurry()
         self.app = web.Application(middlewares=[self._guard], client_max_size=OFFER_MAX)
@@ -293,16 +293,16 @@ class CallServer:
             )
         if name not in (*GRAPHS, TABLES):
             raise web.HTTPNotFound
-        data = (self.pack.folder / name).read_bytes()
-        if "float" in request.query:  # for the page's GPU
-            try:
-                async with self._turning:
-                    if name not in self._floats:
-                        self._floats[name] = await asyncio.to_thread(float_graph, data)
-            except BackendUnavailableError as error:
-                return _refusal(404, str(error))
-            data = self._floats[name]
-        return _file(data, name)
+        path = self.pack.folder / name
+        if "float" not in request.query:
+            return _file(path.read_bytes(), name)
+        try:
+            async with self._turning:
+                if name not in self._floats:
+                    self._floats[name] = await asyncio.to_thread(float_graph, path.read_bytes())
+        except BackendUnavailableError as error:
+            return _refusal(404, str(error))
+        return _file(self._floats[name], name)
 
     async def _ort_file(self, request: web.Request) -> web.StreamResponse:
         name, folder = request.match_info["name"], self.options.ort

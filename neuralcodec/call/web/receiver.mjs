@@ -236,21 +236,20 @@ async function render({ flat, shows, asIs }) {
   if (asIs && !face.sure) return pixels(shows).slice(); // there is nobody to be turned
   const { canonical } = face, coded = unpacked(flat, canonical.length), motion = asIs ? { ...face.motion, scene: coded.scene.map(() => 0) } : coded;
   const drawn = (features, source) => networks.picture(features, source, motion, canonical, view, neck);
-  if (!shows.features) {
-    // coded motion too: how the scene moved between the two pictures is not known, and small in so short a time
-    const lent = !straight() && loan.take(shows.shot, face, begin);
-    if (lent) return drawn(lent.features, lent.face);
-    shows.features = await networks.features(face);
-    const picture = await drawn(shows.features, face);
-    loan.offer(shows.shot, shows.features, face, begin, performance.now());
-    return picture;
-  }
-  return drawn(shows.features, face);
+  if (shows.features) return drawn(shows.features, face);
+  // coded motion borrows too: how the scene moved between the two pictures is not known, and small in so short a time
+  const lent = !straight() && loan.take(shows.shot, face, begin);
+  if (lent) return drawn(lent.features, lent.face);
+  shows.features = await networks.features(face);
+  const picture = await drawn(shows.features, face);
+  loan.offer(shows.shot, shows.features, face, begin, performance.now());
+  return picture;
 }
 
 /** The face of a picture shown as it is, of which no motion came: looked for where it was shown last. */
 async function glimpse(shows) {
-  const face = shows.face ?? (shows.glimpse ??= glimpsed ? await networks.follow(pixels(shows), glimpsed) : await networks.estimate(pixels(shows)));
+  if (!glimpsed && !shows.glimpse) shows.face ??= await networks.estimate(pixels(shows)); // as coded motion will want it
+  const face = shows.face ?? (shows.glimpse ??= await networks.follow(pixels(shows), glimpsed));
   glimpsed = face.sure ? face.box : null;
   return face;
 }
