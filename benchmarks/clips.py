@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,13 +40,6 @@ class Clip:
     def luma(self) -> list[Array]:
         """Of every frame, kept: every setting of every codec is compared with it."""
         return [luma(frame) for frame in self.frames]
-
-    @cached_property
-    def raw(self) -> Any:
-        """A temporary file of all frames, rgb24, that goes when the clip goes; its ``name`` is the path."""
-        file = tempfile.NamedTemporaryFile(suffix=".rgb")
-        write_raw(Path(file.name), self.frames)
-        return file
 
     @property
     def seconds(self) -> float:

@@ -73,11 +73,13 @@ def rivals(result: Result) -> str:
 
 
 def to_markdown(result: Result) -> str:
-    used, planned = result["measurements"]["used"], result["measurements"]["planned"]
+    made = result["measurements"]
     frames = sum(clip["frames"] for clip in result["clips"].values())
     lines = ["# Rate and distortion", "", f"**{sentence(result)}**", ""]
     lines += [line for text in (files(result), rivals(result)) if text for line in (text, "")]
-    lines += [f"{len(result['clips'])} clips, {frames} frames, taken as 25 a second; {used} of {planned} measurements."]
+    lines += [f"{len(result['clips'])} clips, {frames} frames, taken as 25 a second; {made['used']} of"
+              f" {made['planned']} measurements, {made['new']} of them made in this run of"
+              f" {made['minutes']:g} minutes on {result['options']['jobs']} cores."]
     lines += [*result["left_out"], ""]
     for title, (head, rows), note in tables(result):
         lines += [f"## {title}", "", report.markdown(head, rows), "", *([note, ""] if note else [])]

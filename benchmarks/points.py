@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmarks import clips, codecs, faces, metrics, ours, perceptual, report
 from benchmarks.cache import Cache, Entry
@@ -75,7 +71,7 @@ GROUPS = {
         Group(
             "vmaf",
             "1",
-            lambda c, f, n: {"vmaf": metrics.vmaf(c.frames, f, every=n, raw=Path(c.raw.name))},
+            lambda c, f, n: {"vmaf": metrics.vmaf(c.frames, f, every=n)},
             lambda: "" if metrics.has_vmaf() else "VMAF needs an ffmpeg program: pip install 'neuralcodec[bench]'.",
         ),
         Group("temporal", "1", lambda c, f, n: metrics.temporal(c.frames, f, luma_before=c.luma), lambda: ""),
@@ -115,12 +111,10 @@ class Baseline:
 
     def code(self, cache: Cache, entry: Entry) -> list[Any]:
         clip = self.footage.read()
-        cpu = cpu_seconds()
         coded = codecs.code(
             codecs.CODECS[self.codec], clip.frames, self.quality, scale=self.scale, hold=self.hold,
             planes=_planes(self.footage, self.scale, self.hold),
         )  # fmt: skip
-        cpu = cpu_seconds() - cpu
         sent: list[list[int]] = [[] for _ in clip.frames]
         for index, size in enumerate(coded.sizes):
             sent[index * self.hold] = _split(size)
@@ -131,9 +125,6 @@ class Baseline:
             "sent": sent,
             "setting": dict(coded.setting),
             "library": coded.library,
-            "encode_ms": float(np.median(coded.encode_ms)),
-            "decode_ms": float(np.median(coded.decode_ms)),
-            "cpu_ms": 1000 * cpu / len(clip.frames),
         }
         cache.save_stream(entry.what, coded.packets)
         cache.save(entry)
@@ -179,12 +170,10 @@ class Ours:
 
     def code(self, cache: Cache, entry: Entry) -> list[Any]:
         clip = self.footage.read()
-        cpu = cpu_seconds()
         sent = ours.send(
             clip, kbps=self.kbps, pack=self.pack, device=self.device, threads=1,
             **self.way,
         )  # fmt: skip
-        cpu = cpu_seconds() - cpu
         per_frame: list[list[int]] = [[] for _ in clip.frames]
         for packet, frame in zip(sent.packets, sent.packet_frames, strict=True):
             per_frame[min(frame, len(clip.frames) - 1)].append(len(packet))
@@ -198,9 +187,6 @@ class Ours:
                 "bytes_by_kind": sent.bytes_by_kind, "references": sent.references,
             },  # fmt: skip
             "library": f"{sent.library}, pack {_pack_id(self.pack)}, {sent.provider}",
-            "encode_ms": float(np.median(sent.encode_ms)),
-            "decode_ms": float(np.median(sent.decode_ms)),
-            "cpu_ms": 1000 * cpu / len(clip.frames),
         }
         cache.save_stream(entry.what, [sent.file])
         cache.save(entry)
@@ -236,7 +222,6 @@ def known(setting: Setting, cache: Cache, groups: Sequence[str], *, every: int =
 def point(setting: Setting, entry: Entry, groups: Sequence[str]) -> dict[str, Any]:
     clip = setting.footage.facts
     figures = {key: value for name in groups for key, value in entry.figures[name].items() if key != "version"}
-    kept = ("setting", "library", "encode_ms", "decode_ms", "cpu_ms")
     return {
         "clip": clip.name,
         "sha256": clip.sha256,
@@ -245,7 +230,7 @@ def point(setting: Setting, entry: Entry, groups: Sequence[str]) -> dict[str, An
         "name": setting.name,
         **rates(entry.coded, clip.frames / clips.FPS),
         **figures,
-        **{key: entry.coded[key] for key in kept},
+        **{key: entry.coded[key] for key in ("setting", "library")},
     }
 
 
@@ -310,9 +295,3 @@ def _read(path: Path, limit: int | None, size: int | None) -> clips.Clip:
 def _split(size: int) -> list[int]:
     whole, rest = divmod(size, WIRE_PAYLOAD)
     return [WIRE_PAYLOAD] * whole + [rest] * bool(rest)
-
-
-def cpu_seconds() -> float:
-    """Of this process, all its threads, and programs it has run."""
-    spent = os.times()
-    return time.process_time() + spent.children_user + spent.children_system

@@ -128,11 +128,11 @@ def headlines(
         metric: [p for p in comparison.at_target(measured, test, TARGET, metric) if metric in p]
         for metric in comparison.HEADLINE
     }
-    wanted = [
+    wanted = sorted(  # clip by clip: a process keeps the last few
         (point["sha256"], metric, comparison.METRICS[metric].quality(point, metric))
         for metric, chosen in targets.items()
         for point in chosen
-    ]
+    )
     if options.no_bisection:
         found = [_interpolated(measured, clip, metric, score) for clip, metric, score in wanted]
     else:
@@ -156,7 +156,6 @@ def summarise(
     metrics = [name for name in comparison.METRICS if any(name in p for p in measured)]
     test = options.test
     return {
-        "machine": report.machine(),
         "options": {k: v for k, v in vars(options).items() if k not in ("paths", "out", "cache", "clips", "pack")},
         "target": TARGET,
         "test": test,
@@ -226,17 +225,20 @@ def benchmark(options: argparse.Namespace) -> int:
     for reason in left_out:
         print(reason, file=sys.stderr)
 
+    machine, start = report.machine(), time.monotonic()
     jobs = plan(options, groups)
     own = [job for job in jobs if isinstance(job[0], Ours)]
-    start = time.monotonic()
+    costs = resources.of(options.codecs, jobs, cache)
+    new = len(running.lacking(list(dict(jobs).items()), cache))
     missing = running.run(own if options.only == "ours" else jobs, cache, options.jobs, minutes=options.minutes)
     for _ in range(FINER_TRIES):
         more = finer(jobs, cache, REACH * max(options.kbps))
         jobs += more
+        new += len(running.lacking(more, cache))
         if options.only != "ours":
             left = options.minutes and max(0.0, options.minutes - (time.monotonic() - start) / 60)
             missing += running.run(more, cache, options.jobs, minutes=left)
-    wanted_groups = {setting: chosen for setting, chosen in jobs}  # the last, and fullest, of a setting
+    wanted_groups = dict(jobs)  # the last, and fullest, of a setting
     measured = whole_curves(running.collect(list(wanted_groups.items()), cache), list(wanted_groups))
     if not any(p["codec"] == options.test for p in measured) or not any(p["codec"] == ANCHOR for p in measured):
         print(f"{missing} measurements are missing, and nothing to compare yet; run this again to go on.")
@@ -245,12 +247,16 @@ def benchmark(options: argparse.Namespace) -> int:
     tests = [options.test, *([FILES] if options.test == OURS and FILES in {p["codec"] for p in measured} else [])]
     lines = {name: headlines(measured, name, footage, options, cache) for name in tests}
     result = {
+        "machine": machine,
         **summarise(measured, lines, options),
         "left_out": left_out,
-        "measurements": {"planned": len(wanted_groups), "used": len(measured)},
+        "measurements": {
+            "planned": len(wanted_groups), "used": len(measured), "new": new - missing,
+            "minutes": round((time.monotonic() - start) / 60, 1),
+        },
         "encoders": {name: codecs.version(codecs.CODECS[name]) for name in options.codecs},
-        "resources": resources.of(options.codecs, jobs, cache),
-    }
+        "resources": costs,
+    }  # fmt: skip
     report.save(options.out / "rate_distortion.json", result, lines=("points",))
     text = page.to_markdown(result)
     report.write(options.out / "rate_distortion.md", text.encode())

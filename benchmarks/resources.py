@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import clips, codecs, report
 from benchmarks.cache import Cache, Entry
-from benchmarks.points import Footage, Ours, cpu_seconds
+from benchmarks.points import Footage, Ours
 from benchmarks.probe import peak_mb
 
 FRAMES = 100
@@ -29,7 +29,8 @@ LOOK_SECONDS = 0.005
 
 
 def of(names: Sequence[str], jobs: Sequence[Any], cache: Cache) -> list[dict[str, Any]]:
-    """One line a codec, ours first, on the first clip of a run; kept in the cache by processor and library."""
+    """One line a codec, ours first, on the first clip of a run; kept in the cache by processor and library. To be asked
+    for before the machine is made busy."""
     footage = jobs[0][0].footage
     packs = {s.codec: s for s, _ in jobs if isinstance(s, Ours) and s.frames_per_packet == 1}
     return [_kept(name, footage, cache, packs.get(name)) for name in (*packs, *names)]
@@ -116,6 +117,12 @@ def measure(name: str, path: Path, pack: str | None) -> dict[str, Any]:
         "delay_frames": delay,
         "needs_gpu": False,
     }
+
+
+def cpu_seconds() -> float:
+    """Of this process, all its threads, and programs it has run."""
+    spent = os.times()
+    return time.process_time() + spent.children_user + spent.children_system
 
 
 if __name__ == "__main__":

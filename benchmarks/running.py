@@ -28,9 +28,7 @@ def run(jobs: Sequence[Job], cache: Cache, workers: int, *, minutes: float | Non
     with report.progress() as bar:
         task = bar.add_task("measurements", total=len(jobs))
         for tries_left in reversed(range(TRIES)):
-            missing = [
-                (setting, groups) for setting, groups in jobs if len(points.known(setting, cache, groups)) < len(groups)
-            ]
+            missing = lacking(jobs, cache)
             bar.update(task, completed=len(jobs) - len(missing))
             if not missing:
                 return 0
@@ -47,6 +45,11 @@ def run(jobs: Sequence[Job], cache: Cache, workers: int, *, minutes: float | Non
                     raise
                 print("An encoder crashed or hung; trying what is missing again.", file=sys.stderr)
     return 0
+
+
+def lacking(jobs: Sequence[Job], cache: Cache) -> list[Job]:
+    """Those of the jobs that the cache holds in part or not at all."""
+    return [(setting, groups) for setting, groups in jobs if len(points.known(setting, cache, groups)) < len(groups)]
 
 
 def collect(jobs: Sequence[Job], cache: Cache) -> list[dict[str, Any]]:
