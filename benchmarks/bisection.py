@@ -13,6 +13,7 @@ from benchmarks.comparison import METRICS, between
 from benchmarks.points import Baseline, Footage
 
 STEPS = 2  # encodes a variant: after them a straight line between the two nearest settings is under 2 % off
+NEAR = 0.05  # of a bracket from one of its ends: there the line is as good as after another step
 FRACTIONS = {"libx264": 0.25, "libx265": 0.25}  # the others take whole numbers
 PROMISING = 1.25  # variants whose interpolated rate is over this multiple of the best are left as they are
 
@@ -61,6 +62,8 @@ def _refine(tried: Tried, cache: Cache, metric: str, score: float) -> None:
         (coarse, below), (fine, above) = bracket
         low, high = measure.quality(below, metric), measure.quality(above, metric)
         share = 0.5 if high == low else (score - low) / (high - low)
+        if min(share, 1 - share) < NEAR:
+            return
         quality = coarse.quality + share * (fine.quality - coarse.quality)
         step = FRACTIONS.get(CODECS[coarse.codec].encoder, 1)
         quality = round(quality / step) * step
