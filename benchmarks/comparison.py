@@ -41,11 +41,13 @@ METRICS = {
     "ms_ssim": Metric("MS-SSIM", "picture", 1, 3),
     "landmark_px": Metric("landmark distance, px of 256", "landmarks", -1, 2),
     "st_lpips": Metric("ST-LPIPS", "perceptual", -1, 3),
+    "lpips": Metric("LPIPS", "lpips", -1, 3),
+    "dists": Metric("DISTS", "dists", -1, 3),
     "identity_distance": Metric("identity distance", "identity", -1, 3),
     "psnr": Metric("PSNR, dB", "picture", 1, 2),
     "temporal_error": Metric("temporal error, luma steps", "temporal", -1, 2),
 }
-HEADLINE = ("vmaf", "ms_ssim", "landmark_px", "st_lpips", "psnr")
+HEADLINE = ("vmaf", "ms_ssim", "landmark_px", "st_lpips", "lpips", "psnr")
 
 
 def curve(points: Points, clip: str, codec: str, metric: str) -> list[curves.Point]:

@@ -1,9 +1,9 @@
 """ST-LPIPS: how different two pictures look to a network taught by people's judgements. Knows no codec.
 
 Shift-tolerant LPIPS (Ghildyal and Liu, "Shift-tolerant perceptual similarity metric", ECCV 2022) on AlexNet, because
-its PyPI package carries all of its weights; LPIPS and DISTS load a trunk from a hub, which a benchmark that runs
-offline cannot. Only the weights are used (``stlpips-pytorch``, BSD 2-Clause), and the figures equal those of the
-authors' own code to the last digit. 0 for equal pictures.
+its PyPI package carries all of its weights (LPIPS and DISTS load a trunk from a hub: pretrained.py). Only the weights
+are used (``stlpips-pytorch``, BSD 2-Clause), and the figures equal those of the authors' own code to the last digit. 0
+for equal pictures.
 """
 
 from __future__ import annotations

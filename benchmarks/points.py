@@ -17,7 +17,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks import clips, codecs, faces, metrics, ours, perceptual, report
+from benchmarks import clips, codecs, faces, metrics, ours, perceptual, pretrained, report
 from benchmarks.cache import Cache, Entry
 
 WIRE_HEADER, WIRE_PAYLOAD = 40, 1200  # bytes
@@ -78,6 +78,8 @@ GROUPS = {
         Group("landmarks", "1", lambda c, f, n: faces.landmark_figures(c, f, every=n), faces.unavailable),
         Group("identity", "1", lambda c, f, n: faces.identity_figures(c, f, every=n), faces.unavailable),
         Group("perceptual", "1", lambda c, f, n: perceptual.figures(c, f), perceptual.unavailable),
+        Group("lpips", "1", lambda c, f, n: pretrained.figures("lpips", c, f), lambda: pretrained.unavailable("lpips")),
+        Group("dists", "1", lambda c, f, n: pretrained.figures("dists", c, f), lambda: pretrained.unavailable("dists")),
     )
 }
 

@@ -47,7 +47,7 @@ REACH = 1.25  # times our highest rate: how far every codec's curve goes on ever
 FINER_TRIES = 3
 QUICK_CODECS = (ANCHOR, "svt-av1-call")
 QUICK_FRAMES, QUICK_CLIPS = 50, 6
-SLOW = ("identity", "perceptual")  # groups of figures for ours, the anchor and SHOWN only
+SLOW = ("identity", "perceptual", "lpips", "dists")  # groups of figures for ours, the anchor and SHOWN only
 
 
 def plan(options: argparse.Namespace, groups: Sequence[str]) -> list[running.Job]:

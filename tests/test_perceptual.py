@@ -1,11 +1,14 @@
-"""ST-LPIPS against what its definition demands."""
+"""ST-LPIPS, LPIPS and DISTS against what their definitions demand."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import clips, perceptual
+from benchmarks import clips, perceptual, pretrained
 
 PRINTED = 0.387156  # by the authors' own program, for a grey ramp and its negative
 
@@ -36,3 +39,45 @@ def test_chosen_frames_are_the_middles_of_equal_parts() -> None:
 def test_missing_weights_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     assert "pip install" in perceptual.unavailable()
+
+
+@pytest.mark.parametrize(("name", "trunk"), [("lpips", "alexnet-owt-"), ("dists", "vgg16-")])
+def test_what_stands_on_a_trunk_says_which_is_missing_and_fetches_nothing(
+    name: str, trunk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = pretrained.importlib.util  # type: ignore[attr-defined]
+    monkeypatch.setattr(find, "find_spec", lambda module: None)
+    assert "pip install" in pretrained.unavailable(name)
+    monkeypatch.setattr(find, "find_spec", lambda module: module)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert trunk in pretrained.unavailable(name)
+    there = tmp_path / "hub" / "checkpoints" / pretrained.JUDGES[name].trunk
+    there.parent.mkdir(parents=True)
+    there.touch()
+    assert pretrained.unavailable(name) == ""
+
+
+@pytest.mark.parametrize(("name", "trunk"), [("lpips", "alexnet"), ("dists", "vgg16")])
+def test_the_authors_packages_judge(name: str, trunk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a trunk of random weights, which the packages find where torch's hub would have put the taught one."""
+    torch, models = pytest.importorskip("torch"), pytest.importorskip("torchvision.models")
+    judge = pretrained.JUDGES[name]
+    for module in judge.packages.values():
+        pytest.importorskip(module)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    hub = tmp_path / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(getattr(models, trunk)(weights=None).state_dict(), hub / judge.trunk)
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (96, 96, 3)).astype(np.uint8)
+    film: list[Any] = [picture] * 3
+    clip = clips.from_frames("three", film)
+
+    def noisy(strength: float) -> list[Any]:
+        return [np.clip(picture + rng.normal(0, strength, picture.shape), 0, 255).astype(np.uint8)] * 3
+
+    pretrained._loaded.cache_clear()
+    assert pretrained.figures(name, clip, film)[name] == pytest.approx(0, abs=1e-6)
+    assert pretrained.figures(name, clip, noisy(60))[name] > pretrained.figures(name, clip, noisy(10))[name] > 1e-6
+    pretrained._loaded.cache_clear()
