@@ -239,6 +239,7 @@ def benchmark(options: argparse.Namespace) -> int:
             left = options.minutes and max(0.0, options.minutes - (time.monotonic() - start) / 60)
             missing += running.run(more, cache, options.jobs, minutes=left)
     wanted_groups = dict(jobs)  # the last, and fullest, of a setting
+    new -= len(running.lacking(list(wanted_groups.items()), cache))
     measured = whole_curves(running.collect(list(wanted_groups.items()), cache), list(wanted_groups))
     if not any(p["codec"] == options.test for p in measured) or not any(p["codec"] == ANCHOR for p in measured):
         print(f"{missing} measurements are missing, and nothing to compare yet; run this again to go on.")
@@ -251,7 +252,7 @@ def benchmark(options: argparse.Namespace) -> int:
         **summarise(measured, lines, options),
         "left_out": left_out,
         "measurements": {
-            "planned": len(wanted_groups), "used": len(measured), "new": new - missing,
+            "planned": len(wanted_groups), "used": len(measured), "new": new,
             "minutes": round((time.monotonic() - start) / 60, 1),
         },
         "encoders": {name: codecs.version(codecs.CODECS[name]) for name in options.codecs},
