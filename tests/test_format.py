@@ -1,5 +1,6 @@
 """FORMAT.md is true: its worked packets come out again, and a decoder written from its text alone reads them."""
 
+import json
 import re
 from hashlib import sha256
 from itertools import accumulate
@@ -133,6 +134,8 @@ def test_worked_motion_packets_with_the_paper_decoder(tables: MotionTables, fram
     assert got == [list(s.values) for s in expected]
     assert tuple(paper.v) == quantizer.state.values
     assert tuple(paper.a) == quantizer.state.activity
+    told = {name: json.loads(text) for name, text in re.findall(r"\b([voa]) = (\[-?\d+, [^]]*\])", TEXT)}
+    assert told == {"v": paper.v, "o": paper.o, "a": paper.a}
 
 
 def test_worked_packets_of_a_bad_network() -> None:
