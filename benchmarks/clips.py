@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,13 +48,6 @@ class Clip:
 def luma(frame: Array) -> Array:
     """float32 (H, W), not rounded, of uint8 RGB (H, W, 3)."""
     return np.asarray(frame @ LUMA)
-
-
-def write_raw(path: Path, frames: Sequence[Array]) -> None:
-    """uint8 RGB frames one after the other, as ffmpeg's rgb24."""
-    with path.open("wb") as file:
-        for frame in frames:
-            file.write(np.ascontiguousarray(frame).data)
 
 
 def find(folder: Path) -> list[Path]:

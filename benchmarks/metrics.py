@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.clips import FPS, luma, write_raw
+from benchmarks.clips import FPS, luma
 from benchmarks.codecs import ffmpeg
 from neuralcodec.quality import ms_ssim, psnr
 
@@ -43,7 +43,7 @@ def vmaf(before: Sequence[Array], after: Sequence[Array], *, every: int = 1) -> 
         log = Path(folder, "vmaf.json")
         inputs: list[str] = []
         for name, film in (("after.rgb", after), ("before.rgb", before)):  # the filter takes the distorted one first
-            write_raw(Path(folder, name), [film[index] for index in shown])
+            _write_raw(Path(folder, name), [film[index] for index in shown])
             inputs += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
             inputs += ["-framerate", str(FPS), "-i", name]
         graph = (
@@ -60,6 +60,13 @@ def vmaf(before: Sequence[Array], after: Sequence[Array], *, every: int = 1) -> 
             raise RuntimeError(f"ffmpeg could not compute VMAF: {run.stderr.decode(errors='replace').strip()}")
         frames_seen = json.loads(log.read_text())["frames"]
         return float(np.mean([frame["metrics"]["vmaf"] for frame in frames_seen if frame["frameNum"] % step == 0]))
+
+
+def _write_raw(path: Path, frames: Sequence[Array]) -> None:
+    """uint8 RGB frames one after the other, as ffmpeg's rgb24."""
+    with path.open("wb") as file:
+        for frame in frames:
+            file.write(np.ascontiguousarray(frame).data)
 
 
 @cache

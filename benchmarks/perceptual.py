@@ -71,7 +71,7 @@ def _seen(picture: Array) -> list[Any]:
     import torch
 
     with torch.inference_mode():
-        return _features(_tensor(picture))
+        return _features(_normalised(tensor(picture)))
 
 
 def _apart(first: Sequence[Any], second: Sequence[Any]) -> float:
@@ -79,12 +79,16 @@ def _apart(first: Sequence[Any], second: Sequence[Any]) -> float:
     return float(sum((((x - y) ** 2) * w).sum(1).mean() for x, y, w in layers))
 
 
-def _tensor(picture: Array) -> Any:
-    """(1, 3, H, W), normalised as the trunk was trained."""
+def tensor(picture: Array) -> Any:
+    """Float (1, 3, H, W) in 0..255 of a uint8 RGB picture (H, W, 3)."""
     import torch
 
-    values = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None].float() / 127.5 - 1
-    return (values - _weights()["scaling_layer.shift"]) / _weights()["scaling_layer.scale"]
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None].float()
+
+
+def _normalised(values: Any) -> Any:
+    """As the trunk was trained."""
+    return (values / 127.5 - 1 - _weights()["scaling_layer.shift"]) / _weights()["scaling_layer.scale"]
 
 
 def _features(x: Any) -> list[Any]:

@@ -11,7 +11,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.clips import Clip
-from benchmarks.perceptual import spaced
+from benchmarks.perceptual import spaced, tensor
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Judge:
-    """packages: as pip and as Python name them. trunk: its file in torch's hub folder. once: Python that fetches it.
-    load: a function of two (1, 3, H, W) in 0..1."""
+    """package, module: its authors' code, as pip and as Python name it. trunk: its file in torch's hub folder. once:
+    Python that fetches it. load: a function of two (1, 3, H, W) in 0..1."""
 
-    packages: dict[str, str]
+    package: str
+    module: str
     trunk: str
     once: str
     load: Callable[[], Callable[[Any, Any], Any]]
@@ -38,24 +39,22 @@ class Judge:
 def _lpips() -> Callable[[Any, Any], Any]:
     import lpips
 
-    network = lpips.LPIPS(net="alex", verbose=False).eval()
-    return lambda a, b: network(a, b, normalize=True)
+    return partial(lpips.LPIPS(net="alex", verbose=False).eval(), normalize=True)
 
 
 def _dists() -> Callable[[Any, Any], Any]:
     from DISTS_pytorch import DISTS
 
-    network = DISTS().eval()
-    return lambda a, b: network(a, b)
+    return DISTS().eval()
 
 
 JUDGES = {
     "lpips": Judge(
-        {"lpips": "lpips", "torchvision": "torchvision"},
+        "lpips", "lpips",
         "alexnet-owt-7be5be79.pth", "import lpips; lpips.LPIPS(net='alex')", _lpips,
     ),
     "dists": Judge(
-        {"DISTS-pytorch": "DISTS_pytorch", "torchvision": "torchvision"},
+        "DISTS-pytorch", "DISTS_pytorch",
         "vgg16-397923af.pth", "import DISTS_pytorch; DISTS_pytorch.DISTS()", _dists,
     ),
 }  # fmt: skip
@@ -64,8 +63,8 @@ JUDGES = {
 def unavailable(name: str) -> str:
     """Why a figure cannot be measured here, in one sentence; empty when it can."""
     judge = JUDGES[name]
-    if any(importlib.util.find_spec(module) is None for module in judge.packages.values()):
-        return f"{name.upper()} needs its authors' package: pip install {' '.join(judge.packages)}."
+    if any(importlib.util.find_spec(module) is None for module in (judge.module, "torchvision")):
+        return f"{name.upper()} needs its authors' package: pip install {judge.package} torchvision."
     if not (_hub() / judge.trunk).exists():
         return f'{name.upper()} needs {judge.trunk} in torch\'s hub folder; once, online: python -c "{judge.once}".'
     return ""
@@ -75,13 +74,10 @@ def figures(name: str, original: Clip, decoded: Sequence[Array]) -> dict[str, fl
     """Mean over the frames of :func:`perceptual.spaced`."""
     import torch
 
-    def seen(picture: Array) -> Any:
-        return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None].float() / 255
-
     apart = _loaded(name)
     with torch.inference_mode():
-        each = [float(apart(seen(original.frames[i]), seen(decoded[i]))) for i in spaced(len(decoded))]
-    return {name: float(np.mean(each))}
+        pairs = [(tensor(original.frames[i]) / 255, tensor(decoded[i]) / 255) for i in spaced(len(decoded))]
+        return {name: float(np.mean([float(apart(a, b)) for a, b in pairs]))}
 
 
 @cache
