@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from neuralcodec.gaze import EYES
-from neuralcodec.lids import BEYOND, DEEP, OPEN, SHUT, Lids
+from neuralcodec.lids import BEYOND, DEEP, OPEN, RISE, SHUT, Lids
 from neuralcodec.motion import Array, MotionParams
 
 
@@ -53,8 +53,9 @@ def test_usual_follows_eyes_that_open_sooner_than_eyes_that_close() -> None:
     assert np.allclose(gaps(lids.closed(*shut, 0.0), shut[1]), 0.45, atol=1e-5)  # nothing else is known yet
     for frame in range(1, 76):  # the eyes open for three seconds
         lids.closed(*face(1.0), frame / 25)
-    closed = gaps(lids.closed(*shut, 76 / 25), shut[1])
-    assert np.all((-BEYOND < closed) & (closed < 0))
+    usual = 1 - 0.55 * np.exp(-3 / RISE)
+    closed = lids.closed(*shut, 3.0)  # no time has passed since
+    assert np.allclose(gaps(closed, shut[1]), -BEYOND * (SHUT * usual - 0.45) / DEEP, atol=1e-5)
     for second in range(4, 20):  # they stay half closed, as a smile's do: that is what this face is like
         smile = lids.closed(*shut, second)
     assert np.allclose(gaps(smile, shut[1]), 0.45, atol=1e-5)
