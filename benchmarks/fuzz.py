@@ -66,7 +66,9 @@ class Outputs:
 
     def reference(self, picture: Any) -> Any:
         frontal = MotionParams.from_flat(np.zeros(POSE_SIZE + 3))
-        return SimpleNamespace(picture=picture, feeds=None, estimate=SimpleNamespace(motion=frontal))
+        return SimpleNamespace(
+            picture=picture, feeds=None, canonical=frontal.delta, estimate=SimpleNamespace(motion=frontal)
+        )
 
     def render(self, features: Any, motion: MotionParams) -> Any:
         return self._picture.copy()

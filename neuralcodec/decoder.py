@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from .closed_eyes import ClosedEyes, with_eyes
 from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
 from .errors import BitstreamError, LimitError, MissingReferenceError, PackMismatchError
 from .face import Square, paste, resize
 from .gaze import check_layout, eye_contact
-from .inference import SURE, Inference
+from .inference import SURE, Inference, ReferenceFeatures
 from .motion import Array, MotionParams, View
 from .pack import Pack, load_pack
 from .packet import Bundle, Feedback, Motion, Packet, Parity, ReferencePart, StreamHeader, Update, parse_packet
@@ -55,7 +56,8 @@ class DecodedFrame:
 @dataclass(frozen=True)
 class _Plan:
     """A frame of which all is decided, and nothing drawn yet. picture: a reference as it is, or the empty picture of a
-    frame that nobody will see; None where the renderer is to draw. calm: before the view, shown: after it."""
+    frame that nobody will see; None where the renderer is to draw. calm: before the view, shown: after it. eyes: the
+    picture that they come from, where that is another."""
 
     pts: int
     state: Concealment
@@ -64,6 +66,7 @@ class _Plan:
     calm: MotionParams
     shown: MotionParams
     picture: Array | None = None
+    eyes: ReferenceFeatures | None = None
 
 
 class Decoder:
@@ -110,6 +113,7 @@ class Decoder:
         self._turning = ViewControl(self.pack.view_range)
         self._smoother = MotionSmoother() if smooth else None
         self._steady = PictureSmoother() if steady else None
+        self._closed_eyes = ClosedEyes()
         self._max_pixels, self._max_side = max_pixels, isqrt(2 * max_pixels)
         self._pictures = Pictures(
             self.pack, self._networks, self.stats, trusted_sender, signing_context, max_side=self._max_side
@@ -477,14 +481,25 @@ class Decoder:
         with self._timed("view"):
             turned = self._turning.apply(self._view, calm, features.estimate.motion, seconds)
             self.stats.clamped_frames += turned.clamped
-        return _Plan(pts, state, motion, held, calm, turned.motion)
+        eyes = self._closed_eyes.needed(held, calm, seconds)
+        return _Plan(pts, state, motion, held, calm, turned.motion, eyes=eyes)
 
     def _drawn_each(self, plans: list[_Plan]) -> list[DecodedFrame]:
         """Planned frames as they are shown, in order: the renderer draws them together."""
+        wanted = []
+        for plan in plans:
+            here, eyes = plan.held.features, plan.eyes
+            wanted += [(here, plan.shown)] if plan.picture is None else []
+            wanted += [(eyes, plan.shown.told_on(eyes.canonical, here.canonical))] if eyes else []
         with self._timed("render"):
-            drawn = self._networks.render_each([(p.held.features, p.shown) for p in plans if p.picture is None])
-        pictures = iter(drawn)
-        return [self._finished(p, next(pictures) if p.picture is None else p.picture) for p in plans]
+            drawn = iter(self._networks.render_each(wanted))
+        frames = []
+        for plan in plans:
+            picture = next(drawn) if plan.picture is None else plan.picture
+            if plan.eyes:
+                picture = with_eyes(picture, next(drawn), plan.shown.keypoints(plan.held.features.canonical))
+            frames.append(self._finished(plan, picture))
+        return frames
 
     def _finished(self, plan: _Plan, picture: Array) -> DecodedFrame:
         if not picture.size:  # nobody will see it

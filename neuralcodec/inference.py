@@ -70,8 +70,7 @@ class MotionEstimate:
 
     def relative_to(self, canonical: Array) -> MotionParams:
         """The same keypoints expressed on another identity estimate, so that its error is not seen twice."""
-        m = self.motion
-        return replace(m, delta=(self.canonical + m.delta - canonical).astype(np.float32))
+        return self.motion.told_on(canonical, self.canonical)
 
 
 class ReferenceFeatures:

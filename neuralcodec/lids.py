@@ -40,12 +40,28 @@ def openings(motion: MotionParams, canonical: Array) -> list[float]:
     ]
 
 
-class Lids:
-    """Of one person, frame after frame."""
+class Usual:
+    """How far one person's eyes usually stand open, frame after frame."""
 
     def __init__(self) -> None:
         self._usual: list[float] = []  # openings of both eyes, in eye widths
         self._seconds = 0.0
+
+    def follow(self, found: list[float], seconds: float) -> list[float]:
+        """Of both eyes, with the openings of the frame at ``seconds`` taken in."""
+        elapsed, self._seconds = max(0.0, seconds - self._seconds), seconds
+        self._usual = [
+            before + (now - before) * (1 - math.exp(-elapsed / (RISE if now > before else FALL)))
+            for before, now in zip(self._usual or found, found, strict=True)
+        ]
+        return [max(usual, 1e-6) for usual in self._usual]
+
+
+class Lids:
+    """Of one person, frame after frame."""
+
+    def __init__(self) -> None:
+        self._usual = Usual()
 
     def closed(self, motion: MotionParams, canonical: Array, seconds: float) -> MotionParams:
         """``motion`` of the frame at ``seconds``, found on ``canonical`` (K, 3), its lids closed as far as they are to
@@ -53,14 +69,10 @@ class Lids:
         found = openings(motion, canonical)
         if not found:
             return motion
-        elapsed, self._seconds = max(0.0, seconds - self._seconds), seconds
-        self._usual = [
-            before + (now - before) * (1 - math.exp(-elapsed / (RISE if now > before else FALL)))
-            for before, now in zip(self._usual or found, found, strict=True)
-        ]
+        usually = self._usual.follow(found, seconds)
         face, delta = canonical + motion.delta, np.array(motion.delta)
-        for (outer, inner, upper, lower, _), now, usual in zip(EYES, found, self._usual, strict=True):
-            left = now / max(usual, 1e-6)
+        for (outer, inner, upper, lower, _), now, usual in zip(EYES, found, usually, strict=True):
+            left = now / usual
             sent = usual * float(np.interp(left, [SHUT - DEEP, SHUT, OPEN], [-BEYOND, 0.0, OPEN]))
             if left < OPEN and sent < now:
                 way = (now - sent) * float(np.linalg.norm(face[outer] - face[inner]))

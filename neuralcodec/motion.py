@@ -87,6 +87,10 @@ class MotionParams:
         points = self.scale * ((canonical + self.delta) @ self.rotation) + self.translation
         return np.asarray(points, np.float32)
 
+    def told_on(self, canonical: Array, found_on: Array) -> MotionParams:
+        """The same keypoints told on the identity ``canonical`` (K, 3), not on the one they were found on."""
+        return replace(self, delta=(found_on + self.delta - canonical).astype(np.float32))
+
     def turned(self, view: View) -> MotionParams:
         """The same expression with the head where ``view`` wants it (receiver-side redirection)."""
         place = self.neck + [2 * view.x, 2 * view.y]  # the picture's side is 2 units

@@ -31,12 +31,14 @@ Crop = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class HeldPicture:
-    """One that can be rendered from. ``id`` is the whole one; it stands in place ``id`` modulo REFERENCES_MAX."""
+    """One that can be rendered from. ``id`` is the whole one; it stands in place ``id`` modulo REFERENCES_MAX. shot:
+    counts keys, stills and crops; pictures of one shot show the same person from the same place."""
 
     id: int
     hash: bytes
     features: ReferenceFeatures
     crop: Square
+    shot: int
 
 
 class Pictures:
@@ -56,6 +58,7 @@ class Pictures:
         self._trusted, self._context = None if trusted is None else public_key(trusted), context
         self._held: dict[int, HeldPicture] = {}  # by place
         self._known: deque[tuple[int, bytes]] = deque(maxlen=KNOWN_MAX)  # id and hash of keys and stills that were held
+        self._shot = 0
         self._assembler = Assembler()
         self._chain = ChainDecoder(pack.size)
         self._chain_crop: Crop = (0, 0, 1)  # of its last picture
@@ -115,6 +118,7 @@ class Pictures:
             else:
                 self._chain, self._chain_crop = ChainDecoder(header.size), part.crop
                 pixels = self._chain.key(picture)
+            self._shot += 1
             self._hold(part.reference, part.hash, pixels, part.crop)
         self._known.append((part.reference, part.hash))
         self._stats.references += 1
@@ -131,6 +135,7 @@ class Pictures:
                 continue
             with self._timed():
                 pixels = self._chain.update(picture, part.hash)
+                self._shot += crop != self._chain_crop
                 self._chain_crop = crop
                 self._hold(part.reference, part.hash, pixels, crop)
             self._stats.updates += 1
@@ -152,7 +157,7 @@ class Pictures:
         return picture
 
     def _hold(self, reference: int, hash: bytes, pixels: Array, crop: Crop) -> None:
-        held = HeldPicture(reference, hash, self.networks.reference(pixels), Square(*crop))
+        held = HeldPicture(reference, hash, self.networks.reference(pixels), Square(*crop), self._shot)
         self._held[reference % REFERENCES_MAX] = held
         self._stats.provider = self.networks.provider
 

@@ -44,6 +44,7 @@ def node(script: str, given: Any) -> Any:
     code = f"""
         import * as bitstream from {json.dumps((WEB / "bitstream.mjs").as_uri())};
         import * as reference from {json.dumps((WEB / "reference.mjs").as_uri())};
+        import {{ ClosedEyes, withEyes }} from {json.dumps((WEB / "closed_eyes.mjs").as_uri())};
         import * as face from {json.dumps((WEB / "face.mjs").as_uri())};
         import {{ Loan, Networks }} from {json.dumps((WEB / "networks.mjs").as_uri())};
         import {{ MotionStream }} from {json.dumps((WEB / "stream.mjs").as_uri())};

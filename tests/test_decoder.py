@@ -3,6 +3,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import neuralcodec as nc
 from benchmarks.fuzz import Outputs
+from neuralcodec.closed_eyes import with_eyes
 from neuralcodec.concealment import Concealment
 from neuralcodec.entropy import EntropyCoder
 from neuralcodec.errors import BitstreamError, MissingReferenceError, PackMismatchError
@@ -22,7 +24,7 @@ from neuralcodec.protection import Aggregator
 from neuralcodec.quality import psnr
 from neuralcodec.quantizer import Quantizer
 from neuralcodec.rate import RateControl
-from neuralcodec.reference import encode_reference
+from neuralcodec.reference import decode_reference, encode_reference
 
 Coded = tuple[nc.Encoder, list[list[object]]]
 
@@ -380,6 +382,32 @@ def test_unwanted_frames_are_followed_without_a_picture(updated: list[list[bytes
     steady = decoder()  # what came before the gap is no neighbour of what comes after it
     chosen = [f.image for p in packets for f in steady.decode(p, wanted=lambda pts: pts in (1, 4))]
     assert np.array_equal(chosen[-1], a[-1].image)
+
+
+def test_frames_whose_eyes_come_from_another_picture_are_drawn_from_both(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = nc.Encoder(16, device="cpu", threads=1, frames_per_packet=4)
+    packets = [bytes(p) for t, x in enumerate(portrait_clip[:12]) for p in sender.encode(x, t)]
+    plain, receiver = (nc.Decoder(device="cpu", threads=2, steady=False) for _ in range(2))
+    before = [f for p in packets for f in plain.decode(p)]
+    coded = decode_reference(encode_reference(portrait_clip[15], max_bytes=900), 256)
+    other, asked = receiver._networks.reference(coded), []  # type: ignore[var-annotated]
+
+    def needed(held: Any, motion: Any, seconds: float) -> Any:
+        asked.append(held.features)
+        return other if len(asked) % 3 == 2 else None
+
+    monkeypatch.setattr(receiver._closed_eyes, "needed", needed)
+    after = [f for p in packets for f in receiver.decode(p)]
+    assert [f.pts for f in after] == [f.pts for f in before] and len(after) == len(asked) >= 8
+    for number, (old, new, reference) in enumerate(zip(before, after, asked, strict=True), 1):
+        if number % 3 != 2:
+            assert np.array_equal(old.image, new.image)
+            continue
+        drawn = receiver._networks.render(other, new.shown.told_on(other.canonical, reference.canonical))
+        mixed = with_eyes(old.image, drawn, new.shown.keypoints(reference.canonical))
+        assert np.array_equal(new.image, mixed) and not np.array_equal(old.image, mixed)
 
 
 class SceneCall:

@@ -4,7 +4,8 @@
 // In: { open: true } once (software: true takes a GPU that is none), { data: ArrayBuffer } for each datagram,
 // { view: { yaw, pitch, roll } }.
 // Out: { ready, by, threads }, { picture, size, pts, ms }, { feedback: hex of a packet for the sender }, { problem: sentence }.
-import { BitstreamError, hex, parsePacket, unpacked } from "./bitstream.mjs";
+import { BitstreamError, hex, parsePacket, posed, unpacked } from "./bitstream.mjs";
+import { ClosedEyes, withEyes } from "./closed_eyes.mjs";
 import { Loan, Networks } from "./networks.mjs";
 import { Chain, concat, decodeStill, rgba } from "./reference.mjs";
 import { MotionStream } from "./stream.mjs";
@@ -23,7 +24,7 @@ let shows = null, lacks = true, newest = null, chain = null;
 let glimpsed = null; // box of the face in the picture shown last as it is, but turned
 let shot = 0; // counts keys, stills and crops: what came before one shows something else
 let moved = null; // the scene of the frame shown last, to be added while the picture named since then is not here
-const loan = new Loan(), turns = new MessageChannel(); // the latter of the event loop: a timer's would take 4 ms
+const loan = new Loan(), closedEyes = new ClosedEyes(), turns = new MessageChannel(); // the latter of the event loop: a timer's would take 4 ms
 let queue = [], awake = null, reported = -1e9, lacked = -1e9, missed = false, told = "";
 
 self.onmessage = ({ data }) => {
@@ -230,20 +231,28 @@ function near(flat) {
 
 const pixels = (picture) => picture.pixels ??= rgba(picture.planes, size);
 
-async function render({ flat, shows, asIs }) {
+async function render({ flat, shows, pts, asIs }) {
   if (asIs && straight()) return pixels(shows).slice();
   const begin = performance.now(), face = asIs ? await glimpse(shows) : shows.face ??= await networks.estimate(pixels(shows));
   if (asIs && !face.sure) return pixels(shows).slice(); // there is nobody to be turned
   const { canonical } = face, coded = unpacked(flat, canonical.length), motion = asIs ? { ...face.motion, scene: coded.scene.map(() => 0) } : coded;
   const drawn = (features, source) => networks.picture(features, source, motion, canonical, view, neck);
-  if (shows.features) return drawn(shows.features, face);
+  if (shows.features) return asIs ? drawn(shows.features, face) : blinking(await drawn(shows.features, face), shows, motion, pts);
   // coded motion borrows too: how the scene moved between the two pictures is not known, and small in so short a time
   const lent = !straight() && loan.take(shows.shot, face, begin);
   if (lent) return drawn(lent.features, lent.face);
   shows.features = await networks.features(face);
   const picture = await drawn(shows.features, face);
   loan.offer(shows.shot, shows.features, face, begin, performance.now());
-  return picture;
+  return asIs ? picture : blinking(picture, shows, motion, pts);
+}
+
+/** The picture of coded motion, its eyes closed as an earlier one shows them where this one does not. */
+async function blinking(picture, shows, motion, pts) {
+  const other = closedEyes.needed(shows, motion.delta, pts * header.timeBase[0] / header.timeBase[1]);
+  if (!other) return picture;
+  const { canonical } = shows.face, drawn = await networks.picture(other.features, other.face, motion, canonical, view, neck);
+  return withEyes(picture, drawn, posed(motion, canonical, view, neck).keypoints, size);
 }
 
 /** The face of a picture shown as it is, of which no motion came: looked for where it was shown last. */
