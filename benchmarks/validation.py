@@ -4,7 +4,8 @@
 portrait, which is one photograph warped and says nothing about real film. ``--render-only`` leaves the bits out: the
 first frame as it is for a reference, motion as the network gives it.
 
-Streams are files as ``neuralcodec encode`` makes them: 8 frames of motion share a packet.
+Streams are files as ``neuralcodec encode`` makes them: 8 frames of motion share a packet and wait for 12 more. With
+--call none waits for another.
 
 The freeze baseline repeats the first decoded reference (with --render-only: the first frame). Easy and hard halves: the
 clips above and below the median of its PSNR. Pictures: original | ours | freeze | difference of the first two, one row
@@ -76,7 +77,7 @@ def measure(clip: clips.Clip, options: argparse.Namespace, pictures: Pictures | 
     """One clip through encoder and decoder."""
     sent = ours.send(
         clip, kbps=options.kbps, pack=options.pack, device=options.device, threads=options.cores,
-        **ours.FILE,
+        **({} if options.call else ours.FILE),
     )  # fmt: skip
     freeze = ours.first_reference(sent.file, clip.size[0])
     digest, motions = ours.follow_symbols(sent.file, _pack_folder(options.pack) / "tables.json")
@@ -352,6 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cores", type=int, default=2, help="processor cores and network threads (default 2)")
     parser.add_argument("--frames", type=int, help="first N frames of each clip")
+    parser.add_argument("--call", action="store_true", help="no frame waits for another; default: as files are made")
     parser.add_argument("--render-only", action="store_true", help="no bits: uncoded reference, unquantized motion")
     parser.add_argument("--landmarks", type=Path, metavar="WEIGHTS", help="3DDFA_V2 mb05 network: adds head turns")
     parser.add_argument("--json", type=Path, help="write every figure here")
@@ -401,7 +403,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pictures.save_failures()
     if options.json is not None:
         report.save(options.json, {**whole, "table": rows, "clips": results})
-    source = "render only: no bits" if options.render_only else f"target {options.kbps:g} kbit/s"
+    way = "a call" if options.call else "files"
+    source = "render only: no bits" if options.render_only else f"{way} at {options.kbps:g} kbit/s"
     print(
         f"{len(results)} clips, {sum(r['frames'] for r in results)} frames at 25 fps, {source}."
         f" {report.busy(machine)}\n"

@@ -40,6 +40,7 @@ from benchmarks import (
 )
 from benchmarks.cache import Cache
 from benchmarks.curves import Point
+from neuralcodec.errors import NoFaceError
 from neuralcodec.video import FRAMES_PER_PACKET, LOOKAHEAD
 
 CURVE = [Point(4, 28.0), Point(8, 31.0), Point(16, 33.5), Point(32, 35.0)]
@@ -563,6 +564,25 @@ def test_each_face_figure_has_its_bar(changes: dict[str, Any], figure: str) -> N
     failed = [name for name, *_, verdict in rows if verdict == "FAIL"]
     assert len(rows) == 7 and len(failed) == bool(changes)
     assert not failed or failed[0].startswith(figure)
+
+
+@pytest.mark.parametrize(("flags", "waits"), [([], ours.FILE), (["--call"], {})])
+def test_calls_are_measured_without_waiting(
+    flags: list[str], waits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def send(clip: clips.Clip, **options: Any) -> ours.Sent:
+        asked.append(options)
+        raise NoFaceError("nobody")
+
+    monkeypatch.setattr(ours, "send", send)
+    monkeypatch.setattr(validation, "load", lambda _: [clips.from_frames("a", [np.zeros((8, 8, 3), np.uint8)])])
+    monkeypatch.setattr(report, "pin", lambda _: None)
+    assert validation.main(["--kbps", "3", *flags]) == 1
+    (options,) = asked
+    assert {k: v for k, v in options.items() if k in ("frames_per_packet", "lookahead")} == waits
+    assert options["kbps"] == 3
 
 
 def test_short_clips_do_not_decide_the_ten_second_rate() -> None:
