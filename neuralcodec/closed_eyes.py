@@ -5,7 +5,10 @@ open. But a stream renews its picture about twice a second, and some of those pi
 them is kept; while eyes are closed that the newest picture shows open, the frame is drawn from both, and the eyes of
 the kept one go into it. Knows no packet and draws nothing.
 
-Taken once from a decoder of 20 people that no network was trained on: see MODEL_CARD.md.
+On the 20 validation people, as files at 4 kbit/s: 486 of 631 closed eyes are shown closed for 449, 96.9 % of the others
+open for 97.1; a frame in twenty is drawn twice. On 20 training clips, whose people the renderer knows, nothing changes.
+The same for open eyes where the newest picture shows closed ones, and for mouths that open further than it shows, was
+0.01 to 0.02 and 0.03 to 0.08 dB worse there.
 """
 
 from __future__ import annotations

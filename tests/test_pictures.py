@@ -78,7 +78,7 @@ def test_a_chain_is_followed_to_the_same_pictures(
         receiver.take(parts)
         held = receiver.pictures.get(number)
         assert held is not None and np.array_equal(held.features.picture, coded[number][2])
-        assert held.crop.side == 256
+        assert held.crop.side == 256 and held.shot == 1
     assert receiver.pictures.ids == tuple(range(2, 10)) and receiver.pictures.get(1) is None
     assert (receiver.stats.references, receiver.stats.updates) == (1, 9)
 
@@ -164,6 +164,10 @@ def test_a_new_key_starts_over(
     held = receiver.pictures.get(6)
     assert held is not None and np.array_equal(held.features.picture, shown) and held.crop.side == 200
     assert receiver.pictures.ids == (0, 5, 6)
+    update, _ = chain.code(portrait_clip[14])
+    receiver.take([*split_update(update, reference=7, hash=chain.digest[:4])])  # cut from where the one before was
+    shots = [receiver.pictures.get(number).shot for number in (0, 5, 6, 7)]  # type: ignore[union-attr]
+    assert shots == [1, 2, 3, 3]
 
 
 def test_hostile_updates_fill_no_memory_and_do_not_block_the_true_one(
