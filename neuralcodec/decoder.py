@@ -78,7 +78,7 @@ class Decoder:
     eye_contact: bring the eyes onto the lens, within what eyes can do; `decoder.eye_contact` may be switched any time.
     smooth: calm the trembling of pose and expression where frames are rendered; adds no frame of delay.
     steady: what hardly differs from the picture shown before changes half as much: less flicker, and no jolt where a
-        new picture comes. Off: pictures come as the networks make them.
+        new picture comes. Off: every change is shown at once.
     None of these needs anything from the sender.
     trusted_sender: an Ed25519 public key, its file or its 64 hexadecimal digits: pictures that this key did not sign
         for this pack, place and `signing_context` are never shown nor built upon (`.stats.rejected_references` counts
