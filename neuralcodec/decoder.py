@@ -489,8 +489,10 @@ class Decoder:
         wanted = []
         for plan in plans:
             here, eyes = plan.held.features, plan.eyes
-            wanted += [(here, plan.shown)] if plan.picture is None else []
-            wanted += [(eyes, plan.shown.told_on(eyes.canonical, here.canonical))] if eyes else []
+            if plan.picture is None:
+                wanted.append((here, plan.shown))
+            if eyes:
+                wanted.append((eyes, plan.shown.told_on(eyes.canonical, here.canonical)))
         with self._timed("render"):
             drawn = iter(self._networks.render_each(wanted))
         frames = []

@@ -237,22 +237,18 @@ async function render({ flat, shows, pts, asIs }) {
   if (asIs && !face.sure) return pixels(shows).slice(); // there is nobody to be turned
   const { canonical } = face, coded = unpacked(flat, canonical.length), motion = asIs ? { ...face.motion, scene: coded.scene.map(() => 0) } : coded;
   const drawn = (features, source) => networks.picture(features, source, motion, canonical, view, neck);
-  if (shows.features) return asIs ? drawn(shows.features, face) : blinking(await drawn(shows.features, face), shows, motion, pts);
+  const blinking = async (picture) => { // its eyes closed as an earlier picture shows them, where this one does not
+    const other = asIs ? null : closedEyes.needed(shows, motion.delta, pts * header.timeBase[0] / header.timeBase[1]);
+    return other ? withEyes(picture, await drawn(other.features, other.face), posed(motion, canonical, view, neck).keypoints, size) : picture;
+  };
+  if (shows.features) return blinking(await drawn(shows.features, face));
   // coded motion borrows too: how the scene moved between the two pictures is not known, and small in so short a time
   const lent = !straight() && loan.take(shows.shot, face, begin);
   if (lent) return drawn(lent.features, lent.face);
   shows.features = await networks.features(face);
   const picture = await drawn(shows.features, face);
   loan.offer(shows.shot, shows.features, face, begin, performance.now());
-  return asIs ? picture : blinking(picture, shows, motion, pts);
-}
-
-/** The picture of coded motion, its eyes closed as an earlier one shows them where this one does not. */
-async function blinking(picture, shows, motion, pts) {
-  const other = closedEyes.needed(shows, motion.delta, pts * header.timeBase[0] / header.timeBase[1]);
-  if (!other) return picture;
-  const { canonical } = shows.face, drawn = await networks.picture(other.features, other.face, motion, canonical, view, neck);
-  return withEyes(picture, drawn, posed(motion, canonical, view, neck).keypoints, size);
+  return blinking(picture);
 }
 
 /** The face of a picture shown as it is, of which no motion came: looked for where it was shown last. */
