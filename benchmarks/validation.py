@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.validation --clips DIR --json OUT.json --pictures DIR``. Without --clips: the demo's moving
 portrait, which is one photograph warped and says nothing about real film. ``--render-only`` leaves the bits out: the
-first frame as it is for a reference, motion as the network gives it.
+first frame as it is for a reference, motion as the network gives it. ``--shrunk N`` leaves the codec out, too: the
+originals themselves, N times smaller and back, say what the figures make of pictures that are merely soft.
 
 Streams are files as ``neuralcodec encode`` makes them: 8 frames of motion share a packet and wait for 12 more. With
 --call none waits for another.
@@ -29,11 +30,13 @@ import numpy as np
 
 from benchmarks import clips, faces, groups, metrics, ours, regions, report
 from neuralcodec.errors import NeuralCodecError
+from neuralcodec.face import resize
 from neuralcodec.quality import psnr
 
 IDENTITY_EVERY = clips.FPS  # frames
 ROWS = 4  # frames of a contact sheet, evenly spaced, the last one included
 WORST = 6  # clips on a sheet of failures
+SHRUNK_MAX = 16
 PEOPLE = 5  # that a mean face needs
 TEN_SECONDS = 10 * clips.FPS
 SPOTS = {
@@ -111,6 +114,16 @@ def measure_render(
     """One clip through the networks alone."""
     frames = ours.render(clip, pack=options.pack, device=options.device, threads=options.cores)
     return _quality(clip, frames, clip.frames[0], pictures, meter)
+
+
+def measure_shrunk(
+    clip: clips.Clip, options: argparse.Namespace, pictures: Pictures | None, meter: Any
+) -> dict[str, Any]:
+    """One clip as it is, made ``options.shrunk`` times smaller and back."""
+    width, height = clip.size
+    small = (round(width / options.shrunk), round(height / options.shrunk))
+    frames = [resize(resize(frame, *small), width, height) for frame in clip.frames]
+    return _quality(clip, frames, frames[0], pictures, meter)
 
 
 def _quality(
@@ -355,10 +368,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, help="first N frames of each clip")
     parser.add_argument("--call", action="store_true", help="no frame waits for another; default: as files are made")
     parser.add_argument("--render-only", action="store_true", help="no bits: uncoded reference, unquantized motion")
+    parser.add_argument("--shrunk", type=float, metavar="N", help="no codec: the originals N times smaller and back")
     parser.add_argument("--landmarks", type=Path, metavar="WEIGHTS", help="3DDFA_V2 mb05 network: adds head turns")
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--pictures", type=Path, help="write a contact sheet per clip, and of failures, here")
     options = parser.parse_args(arguments)
+    if options.shrunk is not None and not 1 <= options.shrunk <= SHRUNK_MAX:
+        parser.error(f"--shrunk is {options.shrunk:g}; expected 1 to {SHRUNK_MAX}, times smaller.")
+    step, source = measure, f"{'a call' if options.call else 'files'} at {options.kbps:g} kbit/s"
+    if options.render_only:
+        step, source = measure_render, "render only: no bits"
+    if options.shrunk is not None:
+        step, source = measure_shrunk, f"no codec: originals {options.shrunk:g} times smaller and back"
     report.pin(options.cores)
     machine = report.machine()
     meter = None
@@ -374,7 +395,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         task = bar.add_task("clips", total=len(chosen))
         for clip in chosen:
             bar.update(task, description=clip.name)
-            step = measure_render if options.render_only else measure
             try:
                 results.append(step(clip, options, pictures, meter))
             except NeuralCodecError as problem:  # one bad clip is a result, not the end of the run
@@ -390,7 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen_options = {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items()
                       if k not in ("clips", "json", "pictures", "pack")}  # fmt: skip
     whole: dict[str, Any] = {"machine": machine, "options": chosen_options, "failures": failures}
-    if not options.render_only:
+    if step is measure:
         longest = max((clip for clip in chosen if clip.name not in failures), key=lambda clip: len(clip.frames))
         sent = ours.send(longest, kbps=options.kbps, pack=options.pack, device=options.device, threads=options.cores)
         whole["import_ms"] = import_ms()
@@ -403,8 +423,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pictures.save_failures()
     if options.json is not None:
         report.save(options.json, {**whole, "table": rows, "clips": results})
-    way = "a call" if options.call else "files"
-    source = "render only: no bits" if options.render_only else f"{way} at {options.kbps:g} kbit/s"
     print(
         f"{len(results)} clips, {sum(r['frames'] for r in results)} frames at 25 fps, {source}."
         f" {report.busy(machine)}\n"

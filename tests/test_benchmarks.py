@@ -585,6 +585,28 @@ def test_calls_are_measured_without_waiting(
     assert options["kbps"] == 3
 
 
+def test_shrunk_originals_are_softer_the_smaller_they_were(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stripes = np.kron(np.tile([[0, 255]], (64, 16)), np.ones((1, 2)))[..., None].repeat(3, 2).astype(np.uint8)
+    monkeypatch.setattr(validation, "load", lambda _: [clips.from_frames("a", [stripes] * 3)])
+    monkeypatch.setattr(report, "pin", lambda _: None)
+    found = {}
+    for times in (1, 2, 4):
+        record = tmp_path / "record.json"
+        validation.main(["--shrunk", f"{times}", "--json", str(record)])
+        found[times] = json.loads(record.read_text())["clips"][0]["psnr"]
+    assert found[1] == 100.0 and found[1] > found[2] > found[4]
+    assert found[4] == pytest.approx(20 * np.log10(2), abs=0.1)  # all grey: half the range off everywhere
+
+
+@pytest.mark.parametrize("times", ["0", "0.5", "17"])
+def test_originals_cannot_be_shrunk_by_less_than_one_or_very_much(
+    times: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        validation.main(["--shrunk", times])
+    assert "expected 1 to 16" in capsys.readouterr().err
+
+
 def test_short_clips_do_not_decide_the_ten_second_rate() -> None:
     rows = validation.table([validated(kbps_first_10_s=None), validated(kbps_first_10_s=4.0)], WHOLE)
     assert [row for row in rows if "10 s" in row[0]][0][2] == "4.00"
