@@ -47,7 +47,7 @@ METRICS = {
     "psnr": Metric("PSNR, dB", "picture", 1, 2),
     "temporal_error": Metric("temporal error, luma steps", "temporal", -1, 2),
 }
-HEADLINE = ("vmaf", "ms_ssim", "landmark_px", "st_lpips", "lpips", "psnr")
+HEADLINE = ("vmaf", "ms_ssim", "landmark_px", "st_lpips", "lpips", "psnr", "temporal_error")
 
 
 def curve(points: Points, clip: str, codec: str, metric: str) -> list[curves.Point]:
