@@ -5,9 +5,10 @@ H.264, H.265 and VVC: NAL units without start codes, without SEI, access-unit de
 except temporal delimiters. VP9: all frames. No container, no packet headers. All that is counted in their favour.
 
 How they run. "call": low delay, no lookahead, no B-frames, one key frame, the slowest preset that still buys something
-and codes 256x256 in real time on one core (25 ms a frame at most on average; not what a busy phone would take: WebRTC's
-presets for VP9 and AV1 need a quarter to a half more bits). "best": reordering, lookahead, two passes where marked, and the slowest preset that still buys something for
-its time: two steps slower gained 0.1 dB or less on a val clip, and for VVC 0.3 dB at two and a half times the time.
+and codes 256x256 in real time on one core, 25 ms a frame at most on average. A busy phone would not take it: with the
+presets that WebRTC has for VP9 and AV1 they need a quarter to a half more bits. "best": reordering, lookahead, two
+passes where marked, and the slowest preset that still buys something for its time: two steps slower gained 0.1 dB or
+less on a val clip, and for VVC 0.3 dB at two and a half times the time.
 Both at constant quality (no rate control to lose bits in), tuned for PSNR where the encoder can be, on one thread, so
 that two runs agree to the byte. Pictures go in as BT.601 4:2:0, 8 bits, through swscale's Lanczos, and come back the
 same way.

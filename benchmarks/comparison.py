@@ -88,6 +88,11 @@ def _point(point: Mapping[str, Any], metric: str) -> curves.Point:
     return curves.Point(point["kbps"], METRICS[metric].quality(point, metric))
 
 
+def at_rate(points: Points, name: str) -> list[dict[str, Any]]:
+    """The points, the rate of this name (see benchmarks.points) in place of the whole stream's."""
+    return [{**point, "kbps": point[name]} for point in points]
+
+
 def clips_of(points: Points, codec: str, metric: str | None = None) -> list[str]:
     """Hashes of the clips that a codec was measured on, in the order of their names."""
     found = {p["sha256"]: p["clip"] for p in points if p["codec"] == codec and (metric is None or metric in p)}

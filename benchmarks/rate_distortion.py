@@ -41,6 +41,8 @@ TARGET = 4.0  # kbit/s, of the headline
 OUR_TARGETS = (TARGET, 2.0, 8.0)  # in the order they are measured
 ANCHOR = "x264-call"
 OURS = "neuralcodec"
+CALLS = "-call"  # ends the names of those that hold nothing back
+WIRES = ("kbps", "wire", "wire_shared")  # rates of a point
 FILES = f"{OURS}-file"  # the same at its best, as the others have theirs: frames share packets, and wait for it
 SHOWN = ("svt-av1-best",)  # beside ours and the anchor in stills and film
 REACH = 1.25  # times our highest rate: how far every codec's curve goes on every clip
@@ -177,8 +179,21 @@ def summarise(
             for anchor in names
             if anchor not in lines and any(metric in p for p in measured if p["codec"] == anchor)
         ],
+        "wire": on_the_wire(measured, test, [name for name in names if name.endswith(CALLS) and name != test]),
         "points": list(measured),
     }
+
+
+def on_the_wire(measured: Sequence[dict[str, Any]], test: str, anchors: Sequence[str]) -> list[dict[str, Any]]:
+    """Every metric of the headline against every call: over all points, by each of the ``WIRES``."""
+    rated = {rate: comparison.at_rate(measured, rate) for rate in WIRES}
+    found = [
+        {rate: comparison.compare(points, metric, test=test, anchor=anchor) for rate, points in rated.items()}
+        for metric in comparison.HEADLINE
+        for anchor in anchors
+        if all(any(metric in p for p in measured if p["codec"] == codec) for codec in (test, anchor))
+    ]
+    return [{"metric": of[WIRES[0]]["metric"], "anchor": of[WIRES[0]]["anchor"], "rates": of} for of in found]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -215,6 +215,25 @@ def test_files_are_measured_as_files_are_made() -> None:
     assert ours.FILE == {"frames_per_packet": FRAMES_PER_PACKET, "lookahead": LOOKAHEAD}
 
 
+def test_on_the_wire_every_packet_has_headers_and_bounds_are_marked() -> None:
+    def points_of(codec: str, packets: int) -> list[dict[str, Any]]:
+        return [
+            {"codec": codec, "sha256": "a", "clip": "a", "name": f"{q}", "psnr": q, "kbps": rate,
+             "wire": rate + packets * 0.32, "wire_shared": rate + 1.6, "setting": {"size": "", "fps": ""}}
+            for q, rate in ((20.0, 2.0), (26.0, 4.0))
+        ]  # fmt: skip
+
+    measured = [*points_of("neuralcodec", 25), *points_of("x264-call", 12)]
+    (line,) = rate_distortion.on_the_wire(measured, "neuralcodec", ["x264-call", "vp9-call"])
+    alone, wire, shared = (line["rates"][rate]["ratio"] for rate in rate_distortion.WIRES)
+    assert alone == shared == pytest.approx(1.0)
+    assert wire == pytest.approx(np.sqrt((2 + 8) / (2 + 3.84) * (4 + 8) / (4 + 3.84)))
+    assert [page._ratio(c) for c in line["rates"].values()] == ["1.00", f"{wire:.2f}", "1.00"]
+    cheap = [{**p, "psnr": p["psnr"] - 3} for p in points_of("neuralcodec", 25)]
+    found = comparison.compare([*cheap, *points_of("x264-call", 12)], "psnr", test="neuralcodec", anchor="x264-call")
+    assert found["anchor_cannot_go_so_low"] == 1 and page._ratio(found).startswith(">= ")
+
+
 # --- a run ---
 
 
@@ -248,7 +267,7 @@ def test_x264_in_our_place_needs_its_own_bits_and_a_second_run_measures_nothing(
     result = json.loads((folder / "out" / "rate_distortion.json").read_text())
     assert 0 <= result["measurements"].pop("minutes") < 5
     assert result["measurements"] == {"planned": 13, "used": 13, "new": 13}
-    assert [line["metric"] for line in result["headline"]] == ["vmaf", "ms_ssim", "psnr"]
+    assert [line["metric"] for line in result["headline"]] == ["vmaf", "ms_ssim", "psnr", "temporal_error"]
     for line in result["headline"]:
         assert line["ratio"] == pytest.approx(1.0, abs=1e-9) and line["clips"] == 1 and line["clips_lost"] == 0
     itself = comparison.compare(
