@@ -184,7 +184,7 @@ def summarise(
     }
 
 
-def on_the_wire(measured: Sequence[dict[str, Any]], test: str, anchors: Sequence[str]) -> list[dict[str, Any]]:
+def on_the_wire(measured: Sequence[Mapping[str, Any]], test: str, anchors: Sequence[str]) -> list[dict[str, Any]]:
     """Every metric of the headline against every call: over all points, by each of the ``WIRES``."""
     rated = {rate: comparison.at_rate(measured, rate) for rate in WIRES}
     found = [
