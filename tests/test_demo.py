@@ -65,12 +65,19 @@ def test_missing_scikit_image_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         next(demo.moving_portrait(0.04))
 
 
-def test_x264_is_counted_without_its_signature_and_decodes_whole(clip: list[Array]) -> None:
-    coded = demo._X264(iter(clip[:10]))
+def test_x264_is_counted_without_its_signature_and_takes_no_more_than_it_may(clip: list[Array]) -> None:
+    coded = demo._X264(clip[:10], 30.0)
     assert b"x264 - core" in b"".join(coded.packets)  # the signature is in the packets, not in the count
-    assert 300 < coded.bytes < sum(map(len, coded.packets)) - 400
-    frames = list(coded.frames())
-    assert len(frames) == 10 and all(frame.shape == (256, 256, 3) for frame in frames)
+    assert 15 < coded.kbps <= 30 and coded.kbps < sum(map(len, coded.packets)) * 8 / 1000 / 0.4 - 8
+    assert len(coded.frames) == 10 and all(frame.shape == (256, 256, 3) for frame in coded.frames)
+
+
+def test_x264_shrinks_its_pictures_where_that_shows_more(clip: list[Array], monkeypatch: pytest.MonkeyPatch) -> None:
+    free = demo._X264(clip, 8.0)
+    monkeypatch.setattr(demo._X264, "WAYS", ((256, 1),))
+    whole = demo._X264(clip, 8.0)
+    assert free.kbps <= 8.0 < whole.kbps  # at full size its coarsest quantizer takes more
+    assert np.mean([demo.psnr(a, b) for a, b in zip(clip, free.frames, strict=True)]) > 20
 
 
 def test_results_are_not_overwritten_unasked(tmp_path: Path) -> None:
