@@ -70,7 +70,8 @@ class _Plan:
 
 
 class Decoder:
-    """Decodes one stream. Packets may be lost, doubled or come late; what cannot be shown yet gives no frame.
+    """Decodes one stream. Packets may be lost, doubled or come late; what cannot be shown yet gives no frame. A sender
+    that starts again begins another stream, which takes another Decoder. For one thread at a time.
 
     pack: folder or name of a model pack, None for the bundled one. device: "auto", "cpu", "cuda" or "tensorrt".
     full_frame: paste the face into the last full picture sent, where the stream carries one; None follows the stream.
@@ -136,6 +137,7 @@ class Decoder:
         self._began = False  # one of them is intra
         self._last: MotionParams | None = None
         self._before: MotionParams | None = None
+        self._last_crop: Square | None = None  # of the picture that the last motion was for
         self._showed: HeldPicture | None = None  # as it was, with the last frame
         self._still = np.zeros((self.pack.scene**2, 2), np.float32)
         self._drawn = self._moved = self._still  # the scene as shown last, and what to add while a picture is not here
@@ -154,6 +156,8 @@ class Decoder:
         Raises BitstreamError for bytes that are no packet, PackMismatchError for a stream of another pack. After motion
         that cannot be decoded the decoder waits for an intra frame.
         """
+        if isinstance(data, int | str) or data is None:  # five zero bytes, or no bytes at all
+            raise ValueError(f"A packet is bytes; found {data!r:.40}.")
         packet = parse_packet(bytes(data))
         self._wanted, self._came, self._steps, self._began = wanted, 0, 0, False
         try:
@@ -414,7 +418,8 @@ class Decoder:
             if self._shows is None or (self._lacks_reference and not self._near(motion)):
                 frames, plans = frames + self._drawn_each(plans) + self._held_over([pts]), []
                 continue
-            follows = not (intra or self._as_is or self._showed)
+            follows = not (intra or self._as_is or self._showed) and self._shows.crop == self._last_crop
+            self._last_crop = self._shows.crop
             self._before, self._last, self._missing = (self._last if follows else None), motion, 0
             self._showed = self._shows if self._as_is else None
             borrowed = self._lacks_reference

@@ -181,7 +181,7 @@ class RateControl:
         self._motion_at: float | None = None  # seconds, of the last packet of it
         self._new_motion, self._new_headers, self._new_finest = 0, 0, 0.0  # bytes of motion that goes out now
         self._motion_error = MOTION_ERROR  # pixels of 256 that its keypoints are off, lately
-        self._changed = 0.0  # seconds, when the quality of motion changed
+        self._changed: float | None = None  # seconds, when the quality of motion changed
         self._alone_bytes = float(self.still_bytes)  # what a picture is expected to take that stands on its own
         self._root_bytes: float | None = None  # what updates take for each unit of _growth; None: no chain
         self._update_extra = 0  # bytes of it that are no picture
@@ -208,8 +208,8 @@ class RateControl:
         self.key_bytes = int(np.clip(self.key_bytes * self.first_bytes / before, *REFERENCE_BYTES))
 
     def _aim(self, target_kbps: float) -> None:
-        if not LOWEST_KBPS <= target_kbps <= 1000:
-            raise ValueError(f"target_kbps is {target_kbps}; expected {LOWEST_KBPS} to 1000 kbit/s.")
+        if not isinstance(target_kbps, int | float | np.number) or not LOWEST_KBPS <= target_kbps <= 1000:
+            raise ValueError(f"target_kbps is {target_kbps!r}; expected {LOWEST_KBPS} to 1000 kbit/s.")
         self._target_kbps = target_kbps
         self._leave_headers()
         self._coarseness = self._finest
@@ -234,6 +234,8 @@ class RateControl:
                 self._leave_headers()
             self._purse += elapsed * self.bytes_per_second
         self._seconds = seconds
+        if self._changed is None:
+            self._changed = seconds
         share, since = self._motion / self.bytes_per_second, seconds - self._changed
         least, most = AGELESS_SHARE if self._ageless else MOTION_SHARE
         spare = share > least and self._motion_error < MOTION_ERROR and not self._ageless

@@ -31,6 +31,7 @@ from .signing import SIGNATURE_BYTES, sign, statement
 from .stats import EncoderStats, timed
 
 OVERDUE = 0.2  # seconds after which an update that a receiver in trouble does not hold is taken for lost
+KEY_OVERDUE = 2.0  # the same of a key or still
 ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
 OFTEN_SECONDS = 0.14  # pictures that follow each other faster than this are shown as they are
 UPDATE_HEADER, UPDATE_PART = 24, 80  # bytes around an update, at most; of one part of it where it has to wait
@@ -53,7 +54,7 @@ class Shot:
 
     @cached_property
     def half(self) -> Array:
-        return _half(self.tile)
+        return half(self.tile)
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Held:
 
     @cached_property
     def half(self) -> Array:
-        return _half(self.features.picture)
+        return half(self.features.picture)
 
 
 @dataclass
@@ -87,6 +88,7 @@ class _Coming:
     size: int
     parts: Sequence[Packet] = ()
     sent: int = 0  # of the parts
+    parity: Sequence[Packet] = ()  # goes behind the last of them
 
     @property
     def complete(self) -> bool:
@@ -139,6 +141,7 @@ class PictureSender:
         self._coming: _Coming | None = None  # a finer key
         self._late: _Coming | None = None  # an update too large for the rate's present window
         self._newest = -1  # id of the one sent last
+        self._cut_at = float("-inf")  # seconds, of the first frame of the present shot
         self._moved = False  # the coded square has jumped since that one was taken
         self._now, self._sequence = 0.0, 0
         self._asked_at = float("-inf")  # seconds, of the last reference sent because a receiver asked
@@ -147,6 +150,14 @@ class PictureSender:
     def current(self) -> Held:
         """The picture in use."""
         return self.held[self.active]
+
+    def cut(self, seconds: float) -> None:
+        """Another shot begins with the frame of this time: pictures of the one before show somebody else."""
+        self._cut_at, self._moved, self._coming = seconds, True, None
+
+    def strange_to(self, shot: Shot, key: int) -> bool:
+        """Whether a cut lies between this frame and the held picture of this id."""
+        return (self.held[key].of >= self._cut_at) != (shot.seconds >= self._cut_at)
 
     def best_for(self, shot: Shot, then: int, last: int, *, as_is: bool) -> int:
         """Id of the held picture for a frame that has waited while others were sent. then: in use when it was taken;
@@ -164,6 +175,8 @@ class PictureSender:
         self._now, self._sequence, self.began = seconds, sequence, False
         moved = self._moved = self._moved or moved
         best, drift = self._nearest(shot, as_is=as_is)
+        if self._coming is not None and (as_is or shot.estimate is None) and self._outdated(self._coming, shot):
+            self._coming = None  # it would be shown as it is
         if self._chain is not None and self._coming is None and self.rate.wants_finer():
             self._begin_finer(shot)
         if self.wanted or not self.held or (self._full_frame and moved):
@@ -196,7 +209,8 @@ class PictureSender:
     def refine(self, shot: Shot, seconds: float, sequence: int) -> list[Packet]:
         """Of a picture that does not age: the next part of a finer one of the same, with what motion leaves."""
         self._now, self._sequence, self.began = seconds, sequence, False
-        if self._chain is not None and self._coming is None and self.rate.wants_finest():
+        lost = self._updates and self._chain is None  # a receiver went without the last one
+        if self._coming is None and (lost or (self._chain is not None and self.rate.wants_finest())):
             self._begin_finer(shot)
         return self._send_parts(self._coming) if self._coming else []
 
@@ -221,12 +235,13 @@ class PictureSender:
         return self._best(shot, near, self.active), min(near.values(), default=float("inf"))
 
     def _distances(self, shot: Shot) -> dict[int, float]:
-        """How far the face in each held picture is from this one, pixels of 256; without pictures of no face."""
+        """How far the face in each held picture is from this one, pixels of 256; without pictures of no face or of
+        another shot."""
         assert shot.estimate is not None
         return {
             key: distance(held.estimate.keypoints, shot.estimate.placed(shot.square, held.crop).keypoints)
             for key, held in self.held.items()
-            if held.estimate is not None and not held.lost
+            if held.estimate is not None and not held.lost and not self.strange_to(shot, key)
         }
 
     def _best(self, shot: Shot, near: Mapping[int, float], last: int) -> int:
@@ -239,8 +254,8 @@ class PictureSender:
     def _change(self, shot: Shot, held: Held) -> float:
         """Root mean square of what differs from this picture, grey levels."""
         same = held.crop == shot.square
-        half = shot.half if same else _half(crop(shot.picture, held.crop, shot.tile.shape[0]))
-        return float(np.sqrt(squared_error(half, held.half)))
+        here = shot.half if same else half(crop(shot.picture, held.crop, shot.tile.shape[0]))
+        return float(np.sqrt(squared_error(here, held.half)))
 
     def _staleness(self, shot: Shot) -> float:
         """How far the picture has moved on from the one in use, as drift, where no keypoints can tell."""
@@ -250,6 +265,13 @@ class PictureSender:
         changed = squared_error(shot.tile, held.features.picture) - held.error
         return float(np.sqrt(max(0.0, changed))) / GREY_PER_PIXEL
 
+    def _outdated(self, coming: _Coming, shot: Shot) -> bool:
+        """Whether the picture in use is nearer to this frame than the one on its way."""
+        held = self.held.get(self.active)
+        if held is None or held.crop != shot.square or coming.shot.square != shot.square:
+            return coming.shot.square != shot.square
+        return squared_error(shot.tile, coming.shown) > squared_error(shot.tile, held.features.picture)
+
     def _replace_lost(self, held: Sequence[int], sequence: int) -> None:
         """Go on from a picture that the receiver holds, and send again the updates that it lacks. Where that is not
         enough the chain is given up: the next picture begins another."""
@@ -257,7 +279,8 @@ class PictureSender:
             key: sent for key, sent in self.held.items()
             # sent before a frame that has arrived, or long ago, so it is not on its way but lost
             if key not in held
-            and ((sequence - sent.since) % 256 < 128 or (sent.packets and self._now - sent.at > OVERDUE))
+            and ((sequence - sent.since) % 256 < 128
+                 or self._now - sent.at > (OVERDUE if sent.packets else KEY_OVERDUE))
         }  # fmt: skip
         updates = {key: sent for key, sent in missing.items() if sent.packets and sent.chain is self._chain}
         cost = sum(len(bytes(packet)) for sent in updates.values() for packet in sent.packets)
@@ -315,8 +338,10 @@ class PictureSender:
         with self._timed():
             chain, coded, shown = self._started(shot, budget)
         key = self._take_id()
-        parts = self._parts(coded, KEY, shot.square, key, self.rate.part_bytes)
-        self._coming = _Coming(key, chain, shot, shown, len(coded), parts)
+        # with the parity a receiver would have the key before it has gone out, and be ahead of this end
+        whole = self._parts(coded, KEY, shot.square, key, self.rate.part_bytes)
+        parts, parity = ([p for p in whole if isinstance(p, kind)] for kind in (ReferencePart, Parity))
+        self._coming = _Coming(key, chain, shot, shown, len(coded), parts, parity=parity)
 
     def _send_parts(self, coming: _Coming) -> list[Packet]:
         """What can be paid of the key that is on its way; the last part makes it the picture in use."""
@@ -326,6 +351,7 @@ class PictureSender:
         packets = coming.next(min(self.rate.purse, self.rate.room))
         if coming.complete:
             self._coming, self._chain = None, coming.chain
+            self.again += coming.parity
             self.rate.sent_key(coming.size, SIGNATURE_BYTES if self._key else 0)
             self._hold(coming.id, coming.shot, coming.shown)
             self.began = True
@@ -417,7 +443,7 @@ class PictureSender:
         return timed(self._stats.stage_seconds, "reference")
 
 
-def _half(picture: Array) -> Array:
+def half(picture: Array) -> Array:
     """Every second pixel of every second row, side by side in memory: compared in a tenth of the time."""
     return np.ascontiguousarray(picture[::2, ::2])
 

@@ -2,6 +2,7 @@ import io
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -622,3 +623,32 @@ def test_lids_are_sent_as_closed_as_they_are_to_be_seen(
                 gaps.append(np.mean([points[lower, 1] - points[upper, 1] for _, _, upper, lower, _ in EYES]))
     assert len(gaps) == 12 and gaps[5] > 0.02
     assert abs(np.mean(gaps[8:])) < 0.15 * gaps[5]  # sent as found they would be open by 0.45 of it
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("target_kbps", None, "target_kbps is None"),
+        ("target_kbps", "4", "target_kbps is '4'"),
+        ("loss", "x", "loss is 'x'"),
+        ("time_base", "1/25", "time_base is '1/25'"),
+        ("time_base", 1e-10, "fraction of whole numbers"),
+        ("time_base", 12.3456789, "fraction of whole numbers"),
+        ("crop", None, "crop is None"),
+        ("crop", 5, "crop is 5"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_value_errors(name: str, value: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        nc.Encoder(**{name: value})
+
+
+@pytest.mark.parametrize("data", [None, "a packet", 5])
+def test_packets_of_a_wrong_kind_are_value_errors(data: Any) -> None:
+    with pytest.raises(ValueError, match="A packet is bytes"):
+        nc.Decoder().decode(data)
+
+
+def test_pictures_that_no_header_can_tell_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most 8192 pixels"):
+        nc.Encoder().encode(np.zeros((16, 9000, 3), np.uint8), 0)
