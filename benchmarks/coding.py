@@ -29,9 +29,10 @@ import numpy as np
 
 from benchmarks import clips, metrics, ours, report
 
-TARGETS = (1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
+TARGETS = (1.5, 2.0, 4.0, 4.5, 8.0, 16.0, 32.0)
 WINDOW_TARGETS = TARGETS[1:]
-MOTION_TARGET = 4.0  # at which the motion figures are taken
+MOTION_TARGET = 4.0  # at which the coder's own figures are taken
+MOTION_TARGETS = (MOTION_TARGET, 4.5)  # bytes of motion against its error, at the usual rate and a little more
 LOWEST = 1.5
 EVERY = 5  # frames between measured ones
 WINDOW = 2 * clips.FPS
@@ -167,13 +168,14 @@ def table(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     def add(figure: str, bar: str, measured: str, good: bool | None = None) -> None:
         rows.append((figure, bar, measured, "" if good is None else "pass" if good else "FAIL"))
 
+    for at in [t for t in MOTION_TARGETS if t in by_target]:
+        payload, p95, error = mean(at, "motion_payload"), mean(at, "motion_payload_p95"), mean(at, "keypoint_error_px")
+        add(f"motion at {at:g}, bytes a frame: mean; 95th percentile", "<= 6; <= 12", f"{payload:.2f}; {p95:.1f}",
+            payload <= 6 and p95 <= 12)  # fmt: skip
+        add("  keypoint error, px of 256", "< 0.5", f"{error:.3f}", error < 0.5)
+        add("  bytes a frame with packet headers", "", f"{mean(at, 'motion_packet'):.2f}")
     if MOTION_TARGET in by_target:
         at = MOTION_TARGET
-        payload, p95, error = mean(at, "motion_payload"), mean(at, "motion_payload_p95"), mean(at, "keypoint_error_px")
-        add("motion payload, bytes a frame: mean", "<= 6", f"{payload:.2f}", payload <= 6)
-        add("  95th percentile", "<= 12", f"{p95:.1f}", p95 <= 12)
-        add("  with packet headers", "", f"{mean(at, 'motion_packet'):.2f}")
-        add("keypoint error, px of 256", "< 0.5", f"{error:.2f}", error < 0.5)
         over, spent = mean(at, "overhead_bytes"), mean(at, "coding_ms")
         add("coder overhead, bytes a packet", "<= 0.75", f"{over:.2f}", over <= 0.75)
         add("quantize, code and decode a frame, ms (median)", "< 0.5", f"{spent:.2f}", spent < 0.5)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -31,8 +30,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import clips
+from benchmarks import clips, report
 from benchmarks.codecs import _nal_type, _nal_units
+from neuralcodec import load_pack
 from neuralcodec.concealment import Concealment
 from neuralcodec.errors import BitstreamError
 from neuralcodec.quality import psnr
@@ -316,6 +316,7 @@ def main() -> int:
     parser.add_argument("--pack")
     parser.add_argument("--json", type=Path, help="write every figure here")
     options = parser.parse_args()
+    machine = report.machine()
     if options.clips:
         paths = clips.find(options.clips)
         if options.limit:
@@ -341,10 +342,11 @@ def main() -> int:
     }
     rows = summary(results, options)
     if options.json:
-        whole = {"clips": len(footage), "frames": frames, "seed": options.seed, "lossless": lossless, "table": rows,
-                 "results": results}  # fmt: skip
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+        whole = {
+            "machine": machine, "pack": load_pack(options.pack).id.hex(), "clips": len(footage), "frames": frames,
+            "seed": options.seed, "lossless": lossless, "table": rows, "results": results,
+        }  # fmt: skip
+        report.save(options.json, whole)
     table = Table("network", *options.codecs, "bar for ours, on the way", "", title=f"{len(footage)} clips, {frames} "
                   f"frames, one way {1000 * DELAY:.0f} ms + 0 to {1000 * JITTER:.0f} ms")  # fmt: skip
     table.add_row("no loss", *(f"{v['psnr']:.2f} dB, {v['kbps']:.1f} kbit/s, {v['wire_kbps']:.1f} with RTP/UDP/IP"
