@@ -200,6 +200,11 @@ def _decode(options: argparse.Namespace) -> int:
         )  # fmt: skip
     concealed = f", {stats.concealed} concealed" if stats.concealed else ""
     print(_summary(options.output, stats) + concealed)
+    if stats.unshown:
+        print(
+            f"{stats.unshown} more frames come before the first picture in {options.input} and could not be shown.",
+            file=sys.stderr,
+        )
     if stats.clamped:
         print(
             f"The view was clamped to the pack's range in {stats.clamped} of {stats.frames} frames.", file=sys.stderr

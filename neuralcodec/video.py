@@ -47,6 +47,7 @@ class FileStats:
     references: int = 0  # pictures coded on their own
     updates: int = 0  # pictures predicted from those before
     concealed: int = 0  # frames made without their packet
+    unshown: int = 0  # frames of a stream that come before the first picture to show them with; not among `frames`
     clamped: int = 0  # frames shown with less of a view than was asked for
     face_lost: int = 0  # frames in which the encoder saw no face
     damaged: int = 0  # pieces of the input that could not be read and were left out
@@ -153,7 +154,7 @@ def decode_file(
     view, eye_contact, smooth: see :class:`Decoder`.
     full_frame: paste the face back (None: when the stream carries its surroundings).
     loss, burst, seed: lose this share of the motion packets, in runs of ``burst`` on average, and conceal them.
-    A file has no way to ask again, so the header and the references always arrive.
+    A file has no way to ask again, so the header, the references and the first motion always arrive.
     trusted_sender: an Ed25519 public key; pictures it did not sign are not shown, and SigningError says so at the end.
     A cut or damaged file raises its BitstreamError after the frames that could be shown have been written.
     """
@@ -173,7 +174,10 @@ def decode_file(
     with contextlib.ExitStack() as stack:
         writer: VideoWriter | None = None
         for packet, times in counted.packets():
-            frames, broken = _shown(decoder, packet, times, delivered=channel.delivers(packet))
+            # Lost before anything is shown, motion could not be concealed, and the film would begin at the next intra
+            # frame, seconds later: so the first that can be shown arrives.
+            delivered = channel.delivers(packet) or writer is None
+            frames, broken = _shown(decoder, packet, times, delivered=delivered)
             damaged += broken
             for frame in frames:
                 if writer is None:
@@ -204,7 +208,7 @@ def decode_file(
         )
     stats = decoder.stats
     return counted.stats(
-        concealed=stats.concealed_frames, clamped=stats.clamped_frames, provider=stats.provider,
+        writer.frames, concealed=stats.concealed_frames, clamped=stats.clamped_frames, provider=stats.provider,
         elapsed_s=perf_counter() - started, stage_ms=dict(stats.stage_ms),
     )  # fmt: skip
 
@@ -314,11 +318,10 @@ class _Counted:
     def __init__(self, source: str | Path) -> None:
         self.path = path = Path(source)
         self.problem: BitstreamError | None = None
-        self.frames = self.reference = self.motion = self.references = self.updates = 0
+        self.reference = self.motion = self.references = self.updates = 0
         self._parts: dict[tuple[int, bytes, int], set[int]] = {}  # by id, hash, count: of pictures to show frames from
         self.complete = False
-        self._first: int | None = None
-        self._last = 0
+        self._times: list[int] = []
         try:
             self.total = path.stat().st_size
             with open(path, "rb") as file:
@@ -350,10 +353,7 @@ class _Counted:
                 self.problem = problem
 
     def _count(self, packet: Packet, times: list[int]) -> None:
-        self.frames += len(times)
-        if times:
-            self._first = times[0] if self._first is None else self._first
-            self._last = times[-1]
+        self._times += times
         if isinstance(packet, ReferencePart):
             self.reference += len(packet.payload)
             self.references += packet.index == 0
@@ -372,15 +372,22 @@ class _Counted:
         self._parts.setdefault((part.reference, part.hash, part.count), set()).add(part.index)
 
     @property
+    def frames(self) -> int:
+        return len(self._times)
+
+    @property
     def pictures(self) -> int:
         """Those that are whole: a finer key may be on its way, in parts, when a stream ends."""
         return sum(len(found) == count for (_, _, count), found in self._parts.items())
 
-    def stats(self, **further: Any) -> FileStats:
-        ticks = self._last - self._first + self.header.frame_duration if self._first is not None else 0
+    def stats(self, shown: int | None = None, **further: Any) -> FileStats:
+        """Of all frames, or of the last ``shown``: those before them had no picture yet."""
+        times = self._times if shown is None else self._times[len(self._times) - shown :]
+        ticks = times[-1] - times[0] + self.header.frame_duration if times else 0
         return FileStats(
-            self.frames, float(ticks * Fraction(*self.header.time_base)), self.total, self.reference, self.motion,
-            self.total - self.reference - self.motion, references=self.references, updates=self.updates, **further,
+            len(times), float(ticks * Fraction(*self.header.time_base)), self.total, self.reference, self.motion,
+            self.total - self.reference - self.motion, references=self.references, updates=self.updates,
+            unshown=self.frames - len(times), **further,
         )  # fmt: skip
 
 

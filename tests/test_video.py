@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from neuralcodec.cli import main
 from neuralcodec.container import ContainerReader, ContainerWriter
 from neuralcodec.errors import (
     BitstreamError,
@@ -187,6 +188,38 @@ def test_loss_keeps_every_frame_and_repeats_itself(stream: Path, tmp_path: Path)
         assert stats.concealed > 0 and stats.frames == len(times(tmp_path / f"{name}.mp4")) == len(STAMPS)
         films.append([image for _, image in read_frames(tmp_path / f"{name}.mp4")])
     assert all(np.array_equal(a, b) for a, b in zip(*films, strict=True))
+
+
+def test_a_film_begins_with_the_first_motion_that_can_be_shown_however_much_is_lost(
+    stream: Path, tmp_path: Path
+) -> None:
+    seed = next(seed for seed in range(9) if not _Channel(0.9, 1, seed).delivers(Motion(0, 0, 0, b"")))
+    stats = decode_file(stream, tmp_path / "a.mp4", device="cpu", loss=0.9, seed=seed)
+    assert times(tmp_path / "a.mp4") == [Fraction(t, 1000) for t in STAMPS]
+    assert (stats.frames, stats.unshown) == (len(STAMPS), 0)
+
+
+def test_frames_before_the_first_picture_are_not_counted_as_shown(
+    stream: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stream that somebody recorded from its middle on."""
+    with open(stream, "rb") as file:
+        header, *packets = list(ContainerReader(file))
+    assert isinstance(header, StreamHeader)
+    parts = [packet for packet in packets if isinstance(packet, ReferencePart)]
+    first, *rest = [packet for packet in packets if isinstance(packet, Motion)]
+    assert first.intra and len(rest) > 0
+    early = replace(first, sequence=255, pts=-40)
+    with open(tmp_path / "a.ncv", "wb") as file:
+        writer = ContainerWriter(file, header)
+        for packet in [early, *parts, first, *rest, packets[-1]]:
+            writer.write(packet)
+    stats = decode_file(tmp_path / "a.ncv", tmp_path / "a.mp4", device="cpu")
+    assert (stats.frames, stats.unshown) == (len(times(tmp_path / "a.mp4")), 1)
+    assert stats.duration_s == pytest.approx(LENGTH) and probe(tmp_path / "a.ncv")["frames"] == stats.frames + 1
+    assert main(["decode", "-f", str(tmp_path / "a.ncv"), str(tmp_path / "a.mp4"), "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert f": {stats.frames} frames, {LENGTH:.2f} s" in out and err.startswith("1 more frames come before the first")
 
 
 @pytest.mark.parametrize(("loss", "burst"), [(0.05, 1), (0.2, 3), (0.5, 10), (0.0, 1)])
