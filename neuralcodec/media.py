@@ -64,7 +64,8 @@ def read_frames(path: str | Path) -> Iterator[tuple[int, Array]]:
 class VideoReader:
     """Iterates (pts, uint8 RGB (H, W, 3)) of the first video stream of a file, one frame in memory at a time.
 
-    Rotation metadata is honoured. Every picture has the size of the first. pts rise strictly. ``time_base`` is seconds
+    Rotation metadata is honoured. Every picture has the size of the first. pts rise strictly: where a file's own begin
+    anew, they go on a frame after the last. ``time_base`` is seconds
     per pts unit, ``frame_duration`` the most common step between frames in those units, ``frames`` the count the file
     announces or 0, ``gray`` whether it has no colour, ``damaged`` how many pieces could not be decoded and were left
     out.
@@ -138,13 +139,17 @@ class VideoReader:
 
     def _decode(self) -> Iterator[tuple[int, Array]]:
         last: int | None = None
+        newest = shift = 0  # of the file's own stamps, and what is added to them
         for frame in self._raw_frames():
             image = self._picture(frame)
-            pts = frame.pts
             if last is None:
-                pts = 0 if pts is None else pts
-            elif pts is None or pts <= last:  # untimed or repeated stamps: keep the order, one step on
-                pts = last + (self.frame_duration if pts is None else 1)
+                pts = newest = 0 if frame.pts is None else frame.pts
+            else:
+                stamp = last + self.frame_duration - shift if frame.pts is None else frame.pts
+                if newest - stamp >= self.frame_duration:  # two films in one file, or stamps after frames without
+                    newest, shift = stamp, last + self.frame_duration - stamp
+                newest = max(newest, stamp)
+                pts = max(stamp + shift, last + 1)  # a stamp that is there twice keeps its place
             last = pts
             yield pts, image
 

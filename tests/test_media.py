@@ -96,6 +96,49 @@ def test_variable_rate_source(tmp_path: Path) -> None:
     assert [pts for pts, _ in reader] == stamps
 
 
+def film_of(stamps: list[int | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Times at which a film at 25 fps is read whose decoder gives these stamps, in ms."""
+    write_film(tmp_path / "a.mkv", [picture(64, 48)] * 4, [0, 40, 80, 120], Fraction(1, 1000))
+    reader = VideoReader(tmp_path / "a.mkv")
+    frames = []
+    for stamp in stamps:
+        frame = av.VideoFrame(64, 48, "yuv420p")
+        frame.pts = stamp
+        frames.append(frame)
+    monkeypatch.setattr(reader, "_raw_frames", lambda: iter(frames))
+    with reader:
+        return [pts for pts, _ in reader._decode()]
+
+
+@pytest.mark.parametrize(
+    ("stamps", "times"),
+    [
+        ([0, 40, 80, 0, 40, 80, 120], [0, 40, 80, 120, 160, 200, 240]),  # two films in one file
+        ([0, 40, 0, 40, 1000, 0], [0, 40, 80, 120, 1080, 1120]),
+        ([None, None, None, 0, 40], [0, 40, 80, 120, 160]),
+        ([None, None, 500, 540], [0, 40, 500, 540]),
+        ([0, 40, None, 80, 120], [0, 40, 80, 81, 120]),
+        ([0, 40, 40, 40, 80, 120], [0, 40, 41, 42, 80, 120]),  # doubles
+        ([0, 40, 39, 80], [0, 40, 41, 80]),  # a little out of place
+        ([None, None, None], [0, 40, 80]),
+    ],
+)
+def test_stamps_that_begin_anew_go_on(
+    stamps: list[int | None], times: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert film_of(stamps, tmp_path, monkeypatch) == times
+
+
+def test_two_transport_streams_in_one_file_follow_each_other(tmp_path: Path) -> None:
+    images, step = [picture(64, 48, i) for i in range(25)], 3600
+    write_film(tmp_path / "a.ts", images, list(range(25)), Fraction(1, 25), codec="mpeg2video")
+    (tmp_path / "b.ts").write_bytes((tmp_path / "a.ts").read_bytes() * 2)
+    reader = VideoReader(tmp_path / "b.ts")
+    times = [pts for pts, _ in reader]
+    assert reader.frame_duration == step and len(times) > 45
+    assert set(np.diff(times)) <= {step, 2 * step}
+
+
 @pytest.mark.parametrize(
     ("codec", "pixels", "suffix"),
     [
