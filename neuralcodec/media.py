@@ -64,11 +64,10 @@ def read_frames(path: str | Path) -> Iterator[tuple[int, Array]]:
 class VideoReader:
     """Iterates (pts, uint8 RGB (H, W, 3)) of the first video stream of a file, one frame in memory at a time.
 
-    Rotation metadata is honoured. Every picture has the size of the first. pts rise strictly: where a file's own begin
-    anew, they go on a frame after the last. ``time_base`` is seconds
-    per pts unit, ``frame_duration`` the most common step between frames in those units, ``frames`` the count the file
-    announces or 0, ``gray`` whether it has no colour, ``damaged`` how many pieces could not be decoded and were left
-    out.
+    Rotation and mirror metadata are honoured. Every picture has the size of the first. pts rise strictly: where a
+    file's own begin anew, they go on a frame after the last. ``time_base`` is seconds per pts unit, ``frame_duration``
+    the most common step between frames in those units, ``frames`` the count the file announces or 0, ``gray`` whether
+    it has no colour, ``damaged`` how many pieces could not be decoded and were left out.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -176,8 +175,8 @@ class VideoReader:
         turns = round(frame.rotation / 90) % 4  # counter-clockwise
         size = (self.width, self.height) if turns % 2 == 0 else (self.height, self.width)
         width, height = size if self.width else (frame.width, frame.height)
-        rgb = frame.reformat(width, height, "rgb24", src_colorspace=matrix, interpolation="BICUBIC")
-        image = np.rot90(rgb.to_ndarray(), turns)
+        rgb = frame.reformat(width, height, "rgb24", src_colorspace=matrix, interpolation="BICUBIC").to_ndarray()
+        image = np.rot90(rgb[::-1] if _mirrored(frame) else rgb, turns)
         self.height, self.width = image.shape[:2]
         return np.ascontiguousarray(image)
 
@@ -275,6 +274,15 @@ class VideoWriter:
             self._container.close()
         with contextlib.suppress(type(error)):
             self._cleanup.__exit__(type(error), error, error.__traceback__)
+
+
+def _mirrored(frame: av.VideoFrame) -> bool:
+    """Whether a frame is to be turned upside down before it is rotated: all that ``frame.rotation`` leaves out."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")  # 3 x 3, row by row; pictures are row vectors
+    if matrix is None:
+        return False
+    (a, b, _), (c, d, _), _ = np.frombuffer(bytes(matrix), np.int32).reshape(3, 3).tolist()
+    return a * d < b * c
 
 
 def reason(error: BaseException) -> str:

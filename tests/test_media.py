@@ -173,6 +173,35 @@ def test_rotation_metadata_is_honoured(tmp_path: Path, degrees: int, turns: int)
     assert np.abs(first.astype(int) - wanted).mean() < 6
 
 
+@pytest.mark.parametrize(
+    ("matrix", "wanted"),
+    [
+        ((1, 0, 0, 1), lambda image: image),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda image: np.rot90(image, 2).transpose(1, 0, 2)),
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
+        ((0, -1, 1, 0), np.rot90),
+    ],
+)
+def test_mirror_metadata_is_honoured(
+    tmp_path: Path, matrix: tuple[int, int, int, int], wanted: Callable[[Array], Array]
+) -> None:
+    """All eight ways in which a phone can hold a picture, written into the track header of an mp4."""
+    image = picture(96, 64)
+    write_film(tmp_path / "a.mp4", [image] * 2, [0, 1], Fraction(1, 25))
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    a, b, c, d = (value << 16 for value in matrix)
+    place = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
+    data[place : place + 36] = np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30], ">i4").tobytes()
+    (tmp_path / "a.mp4").write_bytes(data)
+    first = next(read_frames(tmp_path / "a.mp4"))[1]
+    assert first.shape == wanted(image).shape
+    assert np.abs(first.astype(int) - wanted(image)).mean() < 6
+
+
 def test_untagged_hd_is_bt709_and_small_is_bt601(tmp_path: Path) -> None:
     for size, matrix in (((1280, 720), "ITU709"), ((320, 240), "ITU601")):
         path = tmp_path / f"{size[1]}.mkv"
