@@ -23,6 +23,7 @@ from .packet import TIME_MAX
 
 WRITABLE = (".mp4", ".m4v", ".mov")  # containers that keep any time base exactly
 TIMING_PACKETS = 240  # looked at to find the nominal frame duration
+PIXEL_SHAPES = (0.25, 4.0)  # width by height; beyond them a file's word is no use
 HD_HEIGHT = 720  # untagged pictures this high are BT.709, lower ones BT.601, as players assume
 X264 = {"crf": "14", "preset": "veryfast"}  # visually lossless next to what the codec costs; 1 ms a frame at 256 x 256
 
@@ -64,10 +65,10 @@ def read_frames(path: str | Path) -> Iterator[tuple[int, Array]]:
 class VideoReader:
     """Iterates (pts, uint8 RGB (H, W, 3)) of the first video stream of a file, one frame in memory at a time.
 
-    Rotation and mirror metadata are honoured. Every picture has the size of the first. pts rise strictly: where a
-    file's own begin anew, they go on a frame after the last. ``time_base`` is seconds per pts unit, ``frame_duration``
-    the most common step between frames in those units, ``frames`` the count the file announces or 0, ``gray`` whether
-    it has no colour, ``damaged`` how many pieces could not be decoded and were left out.
+    Rotation and mirror metadata are honoured, pixels are made square. Every picture has the size of the first. pts
+    rise strictly: where a file's own begin anew, they go on a frame after the last. ``time_base`` is seconds per pts
+    unit, ``frame_duration`` the most common step between frames in those units, ``frames`` the count the file announces
+    or 0, ``gray`` whether it has no colour, ``damaged`` how many pieces could not be decoded and were left out.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -82,6 +83,8 @@ class VideoReader:
         self.frame_duration = max(1, steps or round(1 / (rate * self.time_base)))
         self.frames = self._stream.frames
         self.gray = (self._stream.codec_context.pix_fmt or "").startswith("gray")
+        shape = self._stream.sample_aspect_ratio or Fraction(1)
+        self._pixel_shape = shape if PIXEL_SHAPES[0] <= shape <= PIXEL_SHAPES[1] else Fraction(1)
         self.width = self.height = 0  # known once the first frame is decoded, rotated
         self._frames = self._decode()
         self._ahead: list[tuple[int, Array]] = []
@@ -174,11 +177,16 @@ class VideoReader:
         matrix = "ITU709" if untagged and frame.height >= HD_HEIGHT else None
         turns = round(frame.rotation / 90) % 4  # counter-clockwise
         size = (self.width, self.height) if turns % 2 == 0 else (self.height, self.width)
-        width, height = size if self.width else (frame.width, frame.height)
+        width, height = size if self.width else (self._square_width(frame), frame.height)
         rgb = frame.reformat(width, height, "rgb24", src_colorspace=matrix, interpolation="BICUBIC").to_ndarray()
         image = np.rot90(rgb[::-1] if _mirrored(frame) else rgb, turns)
         self.height, self.width = image.shape[:2]
         return np.ascontiguousarray(image)
+
+    def _square_width(self, frame: av.VideoFrame) -> int:
+        """That of the frame where its pixels are made square; even where that changes it, as players want it."""
+        width = round(frame.width * self._pixel_shape)
+        return frame.width if width == frame.width else max(2, 2 * round(frame.width * self._pixel_shape / 2))
 
 
 class VideoWriter:
@@ -278,10 +286,10 @@ class VideoWriter:
 
 def _mirrored(frame: av.VideoFrame) -> bool:
     """Whether a frame is to be turned upside down before it is rotated: all that ``frame.rotation`` leaves out."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")  # 3 x 3, row by row; pictures are row vectors
-    if matrix is None:
+    if "DISPLAYMATRIX" not in frame.side_data:
         return False
-    (a, b, _), (c, d, _), _ = np.frombuffer(bytes(matrix), np.int32).reshape(3, 3).tolist()
+    matrix = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)  # 3 x 3, row by row
+    (a, b, _), (c, d, _), _ = matrix.reshape(3, 3).tolist()
     return a * d < b * c
 
 

@@ -202,6 +202,40 @@ def test_mirror_metadata_is_honoured(
     assert np.abs(first.astype(int) - wanted(image)).mean() < 6
 
 
+@pytest.mark.parametrize(
+    ("shape", "width"),
+    [
+        (Fraction(4, 3), 128),
+        (Fraction(64, 45), 136),
+        (Fraction(12, 11), 104),  # 104.7: even
+        (Fraction(1, 2), 48),
+        (Fraction(1000, 999), 96),
+        (Fraction(50), 96),  # nobody means that
+    ],
+)
+def test_pixels_are_made_square(tmp_path: Path, shape: Fraction, width: int) -> None:
+    def squeeze(stream: av.VideoStream) -> None:
+        stream.codec_context.sample_aspect_ratio = shape
+
+    images = [picture(96, 64, index) for index in range(3)]
+    write_film(tmp_path / "a.mp4", images, [0, 1, 2], Fraction(1, 25), turn=squeeze)
+    reader = VideoReader(tmp_path / "a.mp4")
+    found = [image for _, image in reader]
+    assert (reader.width, reader.height) == (width, 64)
+    for index, image in enumerate(found):
+        assert image.shape == (64, width, 3)
+        assert np.abs(image.astype(int) - picture(width, 64, index)).mean() < 6
+
+
+def test_pixels_are_made_square_before_the_picture_is_turned(tmp_path: Path) -> None:
+    def turn(stream: av.VideoStream) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        stream.set_display_rotation(90)
+
+    write_film(tmp_path / "a.mp4", [picture(96, 64)] * 2, [0, 1], Fraction(1, 25), turn=turn)
+    assert [image.shape for _, image in read_frames(tmp_path / "a.mp4")] == [(128, 64, 3)] * 2
+
+
 def test_untagged_hd_is_bt709_and_small_is_bt601(tmp_path: Path) -> None:
     for size, matrix in (((1280, 720), "ITU709"), ((320, 240), "ITU601")):
         path = tmp_path / f"{size[1]}.mkv"
