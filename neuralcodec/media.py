@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from .errors import MediaError
 from .motion import Array
@@ -24,6 +26,7 @@ from .packet import TIME_MAX
 WRITABLE = (".mp4", ".m4v", ".mov")  # containers that keep any time base exactly
 TIMING_PACKETS = 240  # looked at to find the nominal frame duration
 PIXEL_SHAPES = (0.25, 4.0)  # width by height; beyond them a file's word is no use
+HDR_CURVES = (16, 18)  # PQ and HLG, as FFmpeg numbers transfer curves
 HD_HEIGHT = 720  # untagged pictures this high are BT.709, lower ones BT.601, as players assume
 X264 = {"crf": "14", "preset": "veryfast"}  # visually lossless next to what the codec costs; 1 ms a frame at 256 x 256
 
@@ -65,10 +68,11 @@ def read_frames(path: str | Path) -> Iterator[tuple[int, Array]]:
 class VideoReader:
     """Iterates (pts, uint8 RGB (H, W, 3)) of the first video stream of a file, one frame in memory at a time.
 
-    Rotation and mirror metadata are honoured, pixels are made square. Every picture has the size of the first. pts
-    rise strictly: where a file's own begin anew, they go on a frame after the last. ``time_base`` is seconds per pts
-    unit, ``frame_duration`` the most common step between frames in those units, ``frames`` the count the file announces
-    or 0, ``gray`` whether it has no colour, ``damaged`` how many pieces could not be decoded and were left out.
+    Rotation and mirror metadata are honoured, pixels are made square, HDR (PQ, HLG) becomes BT.709. Every picture has
+    the size of the first. pts rise strictly: where a file's own begin anew, they go on a frame after the last.
+    ``time_base`` is seconds per pts unit, ``frame_duration`` the most common step between frames in those units,
+    ``frames`` the count the file announces or 0, ``gray`` whether it has no colour, ``damaged`` how many pieces could
+    not be decoded and were left out.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -85,6 +89,7 @@ class VideoReader:
         self.gray = (self._stream.codec_context.pix_fmt or "").startswith("gray")
         shape = self._stream.sample_aspect_ratio or Fraction(1)
         self._pixel_shape = shape if PIXEL_SHAPES[0] <= shape <= PIXEL_SHAPES[1] else Fraction(1)
+        self._tones = VideoReformatter()
         self.width = self.height = 0  # known once the first frame is decoded, rotated
         self._frames = self._decode()
         self._ahead: list[tuple[int, Array]] = []
@@ -175,11 +180,18 @@ class VideoReader:
     def _picture(self, frame: av.VideoFrame) -> Array:
         untagged = int(frame.colorspace) == 2
         matrix = "ITU709" if untagged and frame.height >= HD_HEIGHT else None
-        turns = round(frame.rotation / 90) % 4  # counter-clockwise
+        turns, mirrored = round(frame.rotation / 90) % 4, _mirrored(frame)  # counter-clockwise
         size = (self.width, self.height) if turns % 2 == 0 else (self.height, self.width)
         width, height = size if self.width else (self._square_width(frame), frame.height)
-        rgb = frame.reformat(width, height, "rgb24", src_colorspace=matrix, interpolation="BICUBIC").to_ndarray()
-        image = np.rot90(rgb[::-1] if _mirrored(frame) else rgb, turns)
+        if int(frame.color_trc) in HDR_CURVES:
+            # to BT.709, bright parts pressed together; one converter for all frames, as its tables take seconds
+            frame = self._tones.reformat(
+                frame, width, height, "rgb24", interpolation="BICUBIC", dst_color_trc=1, dst_color_primaries=1
+            )
+        else:
+            frame = frame.reformat(width, height, "rgb24", src_colorspace=matrix, interpolation="BICUBIC")
+        rgb = frame.to_ndarray()
+        image = np.rot90(rgb[::-1] if mirrored else rgb, turns)
         self.height, self.width = image.shape[:2]
         return np.ascontiguousarray(image)
 
@@ -286,11 +298,11 @@ class VideoWriter:
 
 def _mirrored(frame: av.VideoFrame) -> bool:
     """Whether a frame is to be turned upside down before it is rotated: all that ``frame.rotation`` leaves out."""
-    if "DISPLAYMATRIX" not in frame.side_data:
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # 3 x 3, row by row
+    if matrix is None:
         return False
-    matrix = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)  # 3 x 3, row by row
-    (a, b, _), (c, d, _), _ = matrix.reshape(3, 3).tolist()
-    return a * d < b * c
+    (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).tolist()
+    return bool(a * d < b * c)
 
 
 def reason(error: BaseException) -> str:

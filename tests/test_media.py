@@ -251,6 +251,46 @@ def test_untagged_hd_is_bt709_and_small_is_bt601(tmp_path: Path) -> None:
         assert np.abs(image[10:50, 10:50].astype(int) - (200, 30, 40)).max() <= 6
 
 
+BT2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])  # from BT.709
+
+
+def pq(light: Array) -> Array:
+    """SMPTE ST 2084: light 0 to 1, of 10000 cd/m2, to signal."""
+    power = light ** (2610 / 16384)
+    return ((3424 / 4096 + 2413 / 128 * power) / (1 + 2392 / 128 * power)) ** (2523 / 32)
+
+
+def hlg(light: Array) -> Array:
+    """ARIB STD-B67: light 0 to 1, of 1000 cd/m2 on the screen, to signal."""
+    scene = light * np.maximum(light @ [0.2627, 0.678, 0.0593], 1e-6)[..., None] ** (-0.2 / 1.2)
+    high = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
+    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), high)
+
+
+@pytest.mark.parametrize(("curve", "signal", "peak"), [(16, pq, 10000), (18, hlg, 1000)])
+def test_hdr_films_keep_their_colours(
+    tmp_path: Path, curve: int, signal: Callable[[Array], Array], peak: float
+) -> None:
+    """White paper is 203 cd/m2 there (ITU-R BT.2408)."""
+    image = picture(96, 64)
+    coded = signal((image / 255.0) ** 2.4 @ BT2020.T * 203 / peak)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "4"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p10le"
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = 9
+        context.color_trc, context.color_range = curve, 1
+        for pts in range(2):
+            frame = av.VideoFrame.from_ndarray((coded * 65535).round().astype(np.uint16), format="rgb48le")
+            frame = frame.reformat(format="yuv420p10le", dst_colorspace=9, dst_color_range="MPEG")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    for _, found in read_frames(tmp_path / "a.mkv"):
+        difference = np.abs(found.astype(int) - image)
+        assert difference[4:28, 4:44].max() <= 26 and difference.mean() < 8  # unconverted: 81, HLG 47
+
+
 def test_still_picture_is_a_film_of_one_frame(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.png"), "w", format="image2") as container:
         stream = container.add_stream("png", rate=25)
