@@ -6,6 +6,7 @@ Exit code 0: done. 1: failed, with one sentence. 2: wrong usage. Knows no codec:
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -31,6 +32,8 @@ def program() -> None:
     Not through sys.exit: where a Ctrl-C fell into Python code that a C extension was running, CPython ends the process
     by SIGINT later on, whatever code it is given.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that its encoding lacks must not end a finished job
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

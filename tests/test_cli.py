@@ -249,6 +249,19 @@ def test_as_a_program(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stderr == ""
 
 
+@pytest.mark.parametrize("name", ["名.ncv", "\udcff.ncv"])
+def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("cryptography")
+    try:
+        (tmp_path / name).touch()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    key = str(tmp_path / name)
+    done = run("keygen", key + ".key", env=os.environ | {"PYTHONIOENCODING": "ascii:strict"})
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "the private key" in done.stdout and "\\u" in done.stdout
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_leaves_nothing(portrait: Path, tmp_path: Path, number: signal.Signals) -> None:
