@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from secrets import token_hex
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +25,7 @@ from .motion import Array
 from .packet import TIME_MAX
 
 WRITABLE = (".mp4", ".m4v", ".mov")  # containers that keep any time base exactly
+SHORT = 50  # characters of a file's name that its temporary name keeps
 TIMING_PACKETS = 240  # looked at to find the nominal frame duration
 PIXEL_SHAPES = (0.25, 4.0)  # width by height; beyond them a file's word is no use
 HDR_CURVES = (16, 18)  # PQ and HLG, as FFmpeg numbers transfer curves
@@ -36,7 +38,8 @@ def output_path(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary name beside ``path`` to write to; renamed when the block ends well, removed on any exception."""
     target = Path(path)
     check_output(target, overwrite=overwrite)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    # a name may be of 255 bytes, of which a character takes up to four
+    temporary = target.with_name(f".{target.name[:SHORT]}.{os.getpid()}.{token_hex(4)}.part")
     try:
         yield temporary
         os.replace(temporary, target)
@@ -51,12 +54,31 @@ def output_path(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     """Refuse a target that exists (without ``overwrite``), is no plain file, or has no folder."""
     target = Path(path)
-    if not target.parent.is_dir():
+    try:
+        folder, exists, plain = target.parent.is_dir(), target.exists(), target.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise MediaError(f"Cannot write {target}: {reason(error)}.") from error
+    if not folder:
         raise MediaError(f"Cannot write {target}: the folder {target.parent} does not exist.")
-    if target.exists() and not target.is_file():
+    if exists and not plain:
         raise MediaError(f"Cannot write {target}: it is not a plain file.")
-    if target.exists() and not overwrite:
+    if exists and not overwrite:
         raise MediaError(f"{target} exists already; -f (overwrite=True) replaces it.")
+
+
+def check_input(path: str | Path, what: str) -> None:
+    """Refuse what is no file on a disk: a folder, or a pipe, which cannot be read twice and may never speak."""
+    source = Path(path)
+    try:
+        exists, folder, plain = source.exists(), source.is_dir(), source.is_file()
+    except OSError as error:
+        raise MediaError(f"Cannot read {source}: {reason(error)}.") from error
+    if not exists:
+        raise MediaError(f"{source} does not exist.")
+    if folder:
+        raise MediaError(f"{source} is a folder; {what} was expected.")
+    if not plain:
+        raise MediaError(f"{source} is a pipe or a device; {what} was expected: save it as a file first.")
 
 
 def read_frames(path: str | Path) -> Iterator[tuple[int, Array]]:
@@ -118,12 +140,10 @@ class VideoReader:
             self._ahead.extend(next_ for next_ in [next(self._frames, None)] if next_ is not None)
 
     def _open(self) -> av.container.InputContainer:
-        if not self.path.exists():
-            raise MediaError(f"{self.path} does not exist.")
-        if self.path.is_dir():
-            raise MediaError(f"{self.path} is a folder; a video file was expected.")
+        check_input(self.path, "a video file")
         try:
-            container = av.open(str(self.path), metadata_errors="replace")
+            # absolute: FFmpeg takes what stands before a colon in "12:30.mp4" for a protocol
+            container = av.open(str(self.path.absolute()), metadata_errors="replace")
         except (OSError, av.FFmpegError, ValueError) as error:
             raise MediaError(f"{self.path} is not a video that can be read: {reason(error)}.") from error
         if not container.streams.video:
@@ -269,7 +289,7 @@ class VideoWriter:
         try:
             # an edit list keeps a first pts other than 0, in units of the movie's own time scale
             options = {"movie_timescale": str(tick.denominator)}
-            self._container = av.open(str(temporary), "w", format="mp4", options=options)
+            self._container = av.open(str(temporary.absolute()), "w", format="mp4", options=options)
             self._stream = self._container.add_stream("libx264", rate=1 / (tick * self._duration), options=X264)
         except (OSError, av.FFmpegError, ValueError) as error:
             raise MediaError(f"Cannot write {self.path}: {reason(error)}.") from error

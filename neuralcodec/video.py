@@ -21,7 +21,7 @@ from .decoder import DecodedFrame, Decoder
 from .encoder import Encoder
 from .errors import BitstreamError, MediaError, MissingReferenceError, NoFaceError, SigningError, TruncatedError
 from .face import resize
-from .media import VideoReader, VideoWriter, check_output, output_path, reason
+from .media import VideoReader, VideoWriter, check_input, check_output, output_path, reason
 from .motion import View
 from .pack import Pack
 from .packet import DIMENSION_MAX, FORMAT_VERSION, SIGNED, End, Motion, Packet, ReferencePart, StreamHeader, Update
@@ -322,6 +322,7 @@ class _Counted:
         self._parts: dict[tuple[int, bytes, int], set[int]] = {}  # by id, hash, count: of pictures to show frames from
         self.complete = False
         self._times: list[int] = []
+        check_input(path, "an .ncv file")
         try:
             self.total = path.stat().st_size
             with open(path, "rb") as file:

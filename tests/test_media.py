@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -358,6 +359,40 @@ def test_unusable_targets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="time base"):
         VideoWriter(tmp_path / "a.mp4", 64, 64, Fraction(1, 1 << 40))
     assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names with colons, pipes")
+def test_names_with_a_colon_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("12:30.mp4", "pipe:0.mp4"):
+        with VideoWriter(name, 64, 64, Fraction(1, 25)) as writer:
+            writer.write(picture(64, 64), 0)
+        assert len(list(read_frames(name))) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["12:30.mp4", "pipe:0.mp4"]
+
+
+@pytest.mark.parametrize("letter", ["n", "名"])
+def test_names_as_long_as_a_file_system_takes(tmp_path: Path, letter: str) -> None:
+    path = tmp_path / (letter * (251 // len(letter.encode())) + ".mp4")
+    with VideoWriter(path, 64, 64, Fraction(1, 25)) as writer:
+        writer.write(picture(64, 64), 0)
+    assert len(list(read_frames(path))) == 1 and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="says it otherwise")
+def test_longer_names_are_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 300 + ".mp4")
+    for act in (lambda: VideoWriter(path, 64, 64, Fraction(1, 25)), lambda: VideoReader(path)):
+        with pytest.raises(MediaError, match=r"^Cannot (read|write) .*File name too long\.$"):
+            act()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes with names")
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(MediaError, match="is a pipe or a device; a video file was expected"):
+            VideoReader(path)
 
 
 def test_output_path_hides_system_errors_behind_one_sentence(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -327,6 +329,19 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         with pytest.raises(NeuralCodecError):
             act()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes with names")
+def test_pipes_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for act in (
+        lambda: probe(tmp_path / "pipe"),
+        lambda: decode_file(tmp_path / "pipe", tmp_path / "out.mp4"),
+        lambda: encode_file(tmp_path / "pipe", tmp_path / "out.ncv"),
+    ):
+        with pytest.raises(MediaError, match="is a pipe or a device"):
+            act()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_existing_outputs_stay(source: Path, stream: Path, tmp_path: Path) -> None:
