@@ -78,7 +78,7 @@ def generate_key(path: str | Path) -> str:
 
     secret, public = Path(path), Path(f"{path}.pub")
     for file in (secret, public):
-        if file.exists():
+        if os.path.lexists(file):
             raise SigningError(f"{file} exists; a key is never replaced. Give the new one another name.")
     key = Ed25519PrivateKey.generate()
     private_text = key.private_bytes(
@@ -87,13 +87,19 @@ def generate_key(path: str | Path) -> str:
     public_text = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
+    made: list[Path] = []
+    new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
-        with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-            out.write(private_text)
-        with open(public, "xb") as out:
-            out.write(public_text)
-    except OSError as error:
-        raise SigningError(f"Cannot write {secret}: {error.strerror or error}.") from error
+        for file, text, mode in ((secret, private_text, 0o600), (public, public_text, 0o666)):
+            with os.fdopen(os.open(file, new, mode), "wb") as out:
+                made.append(file)
+                out.write(text)
+    except BaseException as error:
+        for half in made:  # of a full disk: an empty key would be in the way of the next one
+            half.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise SigningError(f"Cannot write {file}: {error.strerror or error}.") from error
+        raise
     return public_hex(key.public_key())
 
 

@@ -1,6 +1,7 @@
 """Signed references: what is signed, keys in every form, and pictures that are not the trusted sender's."""
 
 import stat
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,24 @@ def test_keys_from_files(tmp_path: Path) -> None:
     assert public_hex(public_key(tmp_path / "id.pub")) == shown
     with pytest.raises(SigningError, match="never replaced"):
         generate_key(tmp_path / "me.key")
+
+
+FULL_DISK = """
+import resource, signal, sys
+from neuralcodec.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
+sys.exit(main(["keygen", sys.argv[1]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX file size limits")
+def test_a_full_disk_leaves_no_half_key(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "k")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 1 and done.stderr.startswith("neuralcodec: Cannot write") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    generate_key(tmp_path / "k")
 
 
 def test_unusable_keys_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
