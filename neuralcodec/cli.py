@@ -42,9 +42,9 @@ def program() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = make_parser().parse_args(arguments)
     with _terminated_like_interrupted() as interrupts:
         try:
+            options = make_parser().parse_args(arguments)
             code: int = options.run(options)
             sys.stdout.flush()
             return code
@@ -388,6 +388,8 @@ def _share(text: str) -> float:
 
 
 def _crop(text: str) -> str:
+    if text in ("auto", "none"):  # the default too: usage and help load no codec library
+        return text
     from .face import CropFollower
 
     try:
@@ -421,7 +423,7 @@ def _progress(title: str) -> Iterator[Progress]:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[list[int]]:
-    """A polite kill cleans up as Ctrl-C does; yields the signals that came, in order."""
+    """A polite kill or a closed terminal cleans up as Ctrl-C does; yields the signals that came, in order."""
     came: list[int] = []
 
     def interrupt(number: int, frame: Any) -> None:
@@ -429,7 +431,8 @@ def _terminated_like_interrupted() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     try:
-        heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+        known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        heard = [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
         before = [(number, signal.signal(number, interrupt)) for number in heard]
     except ValueError:  # not the main thread
         yield came

@@ -263,8 +263,8 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path, name: s
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupting_leaves_nothing(portrait: Path, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [2, 15, 1])  # SIGINT, SIGTERM, SIGHUP; the last has no name on Windows
+def test_interrupting_leaves_nothing(portrait: Path, tmp_path: Path, number: int) -> None:
     long = tmp_path / "long.mp4"
     with VideoReader(portrait) as reader, VideoWriter(long, 256, 256, Fraction(1, 25)) as writer:
         images = [image for _, image in reader]
@@ -273,8 +273,8 @@ def test_interrupting_leaves_nothing(portrait: Path, tmp_path: Path, number: sig
     command = [sys.executable, "-m", "neuralcodec", "encode", str(long), str(tmp_path / "a.ncv"), "--device", "cpu"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        # a shell that runs the suite in the background makes its children ignore Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # a shell that runs the suite in the background makes its children ignore Ctrl-C, nohup a closed terminal
+        preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)] and None,
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 2 and process.poll() is None and time.monotonic() < deadline:
@@ -283,3 +283,25 @@ def test_interrupting_leaves_nothing(portrait: Path, tmp_path: Path, number: sig
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (1, "", "neuralcodec: Interrupted: nothing was written.\n")
     assert [path.name for path in tmp_path.iterdir()] == ["long.mp4"]
+
+
+def test_interrupting_while_flags_are_read_is_one_sentence_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reading them may load NumPy and FFmpeg, which takes a while."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("neuralcodec.cli.make_parser", interrupt)
+    assert main(["encode", "a.mp4", "a.ncv"]) == 1
+    assert failed_with_one_sentence(capsys, "Interrupted: nothing was written.")
+
+
+def test_reading_flags_loads_no_codec_library() -> None:
+    code = "import sys; from neuralcodec.cli import make_parser; make_parser().parse_args(['encode', 'a.mp4', 'a.ncv'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "; print({'av', 'numpy'} & sys.modules.keys())"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stdout == "set()\n", done.stderr
