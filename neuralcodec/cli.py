@@ -171,7 +171,15 @@ def _encode(options: argparse.Namespace) -> int:
     if stats.face_lost:
         print(f"No face in {stats.face_lost} of {stats.frames} frames; they repeat the last one seen.", file=sys.stderr)
     if stats.damaged:
-        print(f"{stats.damaged} pieces of {options.input} could not be read and were left out.", file=sys.stderr)
+        print(
+            f"{stats.damaged} pieces of {options.input} are damaged: shown as far as they can be, or left out.",
+            file=sys.stderr,
+        )
+    if stats.missing_s:
+        print(
+            f"{options.input} ends {stats.missing_s:.2f} s before the end that it announces: it was cut short.",
+            file=sys.stderr,
+        )
     return 0
 
 

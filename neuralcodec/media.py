@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
@@ -28,6 +29,8 @@ WRITABLE = (".mp4", ".m4v", ".mov")  # containers that keep any time base exactl
 SHORT = 50  # characters of a file's name that its temporary name keeps
 TIMING_PACKETS = 240  # looked at to find the nominal frame duration
 PIXEL_SHAPES = (0.25, 4.0)  # width by height; beyond them a file's word is no use
+ENDS_WITHIN = Fraction(1, 2)  # seconds by which a film may end before its announced end: nobody counts exactly
+MATROSKA_LENGTH = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)$")
 HDR_CURVES = (16, 18)  # PQ and HLG, as FFmpeg numbers transfer curves
 HD_HEIGHT = 720  # untagged pictures this high are BT.709, lower ones BT.601, as players assume
 X264 = {"crf": "14", "preset": "veryfast"}  # visually lossless next to what the codec costs; 1 ms a frame at 256 x 256
@@ -93,13 +96,13 @@ class VideoReader:
     Rotation and mirror metadata are honoured, pixels are made square, HDR (PQ, HLG) becomes BT.709. Every picture has
     the size of the first. pts rise strictly: where a file's own begin anew, they go on a frame after the last.
     ``time_base`` is seconds per pts unit, ``frame_duration`` the most common step between frames in those units,
-    ``frames`` the count the file announces or 0, ``gray`` whether it has no colour, ``damaged`` how many pieces could
-    not be decoded and were left out.
+    ``frames`` the count the file announces or 0, ``gray`` whether it has no colour, ``damaged`` how many pieces are not
+    whole: shown as far as they can be, or left out.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.damaged = 0
+        self.damaged = self._start = self._end = 0
         steps = self._timing()
         self._container = self._open()
         self._stream = self._container.streams.video[0]
@@ -108,6 +111,7 @@ class VideoReader:
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self.frame_duration = max(1, steps or round(1 / (rate * self.time_base)))
         self.frames = self._stream.frames
+        self._announced = self._length()
         self.gray = (self._stream.codec_context.pix_fmt or "").startswith("gray")
         shape = self._stream.sample_aspect_ratio or Fraction(1)
         self._pixel_shape = shape if PIXEL_SHAPES[0] <= shape <= PIXEL_SHAPES[1] else Fraction(1)
@@ -139,6 +143,13 @@ class VideoReader:
             yield self._ahead.pop()
             self._ahead.extend(next_ for next_ in [next(self._frames, None)] if next_ is not None)
 
+    @property
+    def missing_s(self) -> float:
+        """After the last frame: seconds between it and the end that the file announces, 0 where they agree."""
+        # some containers count from 0 and some from the first frame
+        missing = self._announced - self.time_base * (self._end - min(0, self._start))
+        return float(missing) if missing > ENDS_WITHIN + self.time_base * self.frame_duration else 0.0
+
     def _open(self) -> av.container.InputContainer:
         check_input(self.path, "a video file")
         try:
@@ -164,13 +175,23 @@ class VideoReader:
         steps = Counter(step for step in np.diff(sorted(stamps)).tolist() if step > 0)
         return int(steps.most_common(1)[0][0]) if steps else 0
 
+    def _length(self) -> Fraction:
+        """What the file announces, in seconds; the least where it says several things, 0 where it says nothing."""
+        said = [self._stream.duration * self.time_base] if self._stream.duration else []
+        if self._container.duration:
+            said.append(Fraction(self._container.duration, av.time_base))  # of the sound, if that is longer
+        if tag := MATROSKA_LENGTH.match(self._stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = map(Fraction, tag.groups())
+            said.append(3600 * hours + 60 * minutes + seconds)
+        return min(said, default=Fraction())
+
     def _decode(self) -> Iterator[tuple[int, Array]]:
         last: int | None = None
         newest = shift = 0  # of the file's own stamps, and what is added to them
         for frame in self._raw_frames():
             image = self._picture(frame)
             if last is None:
-                pts = newest = 0 if frame.pts is None else frame.pts
+                pts = newest = self._start = 0 if frame.pts is None else frame.pts
             else:
                 stamp = last + self.frame_duration - shift if frame.pts is None else frame.pts
                 if newest - stamp >= self.frame_duration:  # two films in one file, or stamps after frames without
@@ -178,6 +199,7 @@ class VideoReader:
                 newest = max(newest, stamp)
                 pts = max(stamp + shift, last + 1)  # a stamp that is there twice keeps its place
             last = pts
+            self._end = pts + max(self.frame_duration, frame.duration or 0)
             yield pts, image
 
     def _raw_frames(self) -> Iterator[av.VideoFrame]:
@@ -188,10 +210,14 @@ class VideoReader:
             except av.FFmpegError:  # the file ends in the middle of something
                 self.damaged += 1
                 packet = None
+            broken = packet is not None and packet.is_corrupt
             try:
-                yield from self._stream.decode(packet)
+                for frame in self._stream.decode(packet):
+                    broken |= frame.is_corrupt
+                    yield frame
             except av.FFmpegError:
-                self.damaged += 1
+                broken = True
+            self.damaged += broken
             if packet is None or (
                 packet.size == 0 and packet.pts is None and packet.dts is None
             ):  # the demuxer's flush

@@ -50,7 +50,8 @@ class FileStats:
     unshown: int = 0  # frames of a stream that come before the first picture to show them with; not among `frames`
     clamped: int = 0  # frames shown with less of a view than was asked for
     face_lost: int = 0  # frames in which the encoder saw no face
-    damaged: int = 0  # pieces of the input that could not be read and were left out
+    damaged: int = 0  # pieces of the film that are not whole: shown as far as they can be, or left out
+    missing_s: float = 0.0  # seconds by which the film ends before the end that it announces
     provider: str = ""  # what ran the networks
     elapsed_s: float = 0.0
     stage_ms: dict[str, float] = field(default_factory=dict)  # mean per frame
@@ -115,8 +116,8 @@ def encode_file(
         counted = _Counted(dst)
         stats = encoder.stats
         return counted.stats(
-            face_lost=stats.face_lost_frames, damaged=reader.damaged, provider=stats.provider,
-            elapsed_s=perf_counter() - started, stage_ms=dict(stats.stage_ms),
+            face_lost=stats.face_lost_frames, damaged=reader.damaged, missing_s=reader.missing_s,
+            provider=stats.provider, elapsed_s=perf_counter() - started, stage_ms=dict(stats.stage_ms),
         )  # fmt: skip
 
 

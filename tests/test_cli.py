@@ -78,6 +78,25 @@ def test_round_trip(portrait: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.ncv", "cut.ncv"]
 
 
+def test_a_cut_film_is_coded_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import av
+
+    pytest.importorskip("skimage")
+    from neuralcodec.demo import moving_portrait
+
+    path, coded = tmp_path / "a.mkv", tmp_path / "a.ncv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "0", "g": "5", "crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p"
+        for image in moving_portrait(1.2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    assert main(["encode", str(path), str(coded), "--device", "cpu", "--threads", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{coded}: ") and f"{path} ends 0." in err and "before the end that it announces" in err
+
+
 def test_info_lists_a_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = stream(tmp_path / "a.ncv")
     assert main(["info", str(path), "--packets"]) == 0

@@ -308,7 +308,39 @@ def test_a_cut_film_gives_the_frames_before_the_cut(tmp_path: Path) -> None:
     write_film(tmp_path / "a.mkv", images, list(range(20)), Fraction(1, 25))
     data = (tmp_path / "a.mkv").read_bytes()
     (tmp_path / "cut.mkv").write_bytes(data[: len(data) * 2 // 3])
-    assert 5 < len(list(read_frames(tmp_path / "cut.mkv"))) < 20
+    reader = VideoReader(tmp_path / "cut.mkv")
+    assert 5 < len(list(reader)) < 20
+
+
+def test_a_film_that_ends_before_its_announced_end_says_by_how_much(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(50)]
+    write_film(tmp_path / "a.mkv", images, list(range(50)), Fraction(1, 25))
+    data = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(data[: len(data) // 2])
+    with VideoReader(tmp_path / "a.mkv") as reader:
+        found = list(reader)
+    assert 10 < len(found) < 35
+    assert reader.missing_s == pytest.approx(2 - len(found) / 25, abs=0.05)
+
+
+def test_a_whole_film_misses_nothing(tmp_path: Path) -> None:
+    for name, first in (("a.mkv", 0), ("b.mkv", 5000), ("a.mp4", 5000), ("a.ts", 900)):
+        stamps = [first + 40 * i for i in range(25)]
+        write_film(tmp_path / name, [picture(64, 48)] * 25, stamps, Fraction(1, 1000))
+        reader = VideoReader(tmp_path / name)
+        assert len(list(reader)) == 25 and (reader.damaged, reader.missing_s) == (0, 0)
+
+
+def test_a_damaged_transport_stream_is_counted(tmp_path: Path) -> None:
+    """FFmpeg shows what it can of such a film and raises nothing."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(20)]
+    write_film(tmp_path / "a.ts", images, list(range(20)), Fraction(1, 25))
+    data = (tmp_path / "a.ts").read_bytes()
+    (tmp_path / "a.ts").write_bytes(data[: 188 * 100] + data[188 * 105 :])  # five packets never came
+    reader = VideoReader(tmp_path / "a.ts")
+    assert len(list(reader)) > 10 and reader.damaged > 0
 
 
 def test_no_film_is_one_clear_sentence(tmp_path: Path) -> None:
