@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from .errors import BitstreamError, LimitError, TruncatedError
@@ -42,18 +42,21 @@ class ContainerReader:
 
     A file that was cut yields every whole packet before the cut and then raises TruncatedError. A file without an End
     packet that stops between two records is whole: a recording that was stopped.
+    skip: told what is wrong with a record that is no packet, which is then left out; without it, that is raised. What
+    is wrong with the lengths is always raised: nobody knows where the next record begins.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, skip: Callable[[BitstreamError], None] | None = None) -> None:
+        self._file, self._skip = file, skip
         self.offset = 0  # of the next unread byte
         magic = self._take(len(FILE_MAGIC))
         if magic != FILE_MAGIC:
             kind = TruncatedError if FILE_MAGIC.startswith(magic) else BitstreamError
             raise kind(f"the file starts with {magic!r}, expected {FILE_MAGIC!r}: not an .ncv file", rule="R21")
-        first = self._next()
-        if first is None:
+        record = self._next()
+        if record is None:
             raise TruncatedError("the file ends before the stream header", rule="R22", offset=self.offset)
+        first = self._packet(record)
         if not isinstance(first, StreamHeader):
             raise BitstreamError(
                 f"the first record is {type(first).__name__}, expected StreamHeader", rule="R22", offset=len(magic)
@@ -63,13 +66,20 @@ class ContainerReader:
     def __iter__(self) -> Iterator[Packet]:
         yield self.header
         ended = False
-        while (packet := self._next()) is not None:
+        while (record := self._next()) is not None:
+            try:
+                packet = self._packet(record)
+            except BitstreamError as problem:
+                if self._skip is None:
+                    raise
+                self._skip(problem)
+                continue
             if ended:
                 raise BitstreamError("records follow the End packet", rule="R23", offset=self.offset)
             ended = isinstance(packet, End)
             yield packet
 
-    def _next(self) -> Packet | None:
+    def _next(self) -> bytes | None:
         start, length = self.offset, 0
         for shift in range(0, 7 * VARINT_MAX, 7):
             byte = self._take(1)
@@ -86,11 +96,16 @@ class ContainerReader:
                 break
         if not 1 <= length <= PACKET_MAX:
             raise LimitError(f"a record of {length} bytes, allowed is 1 to {PACKET_MAX}", rule="R1", offset=start)
-        base, data = self.offset, self._take(length)
+        data = self._take(length)
         if len(data) < length:
             raise TruncatedError(
                 f"the file ends inside a packet: {len(data)} of {length} bytes", rule="R24", offset=self.offset
             )
+        return data
+
+    def _packet(self, data: bytes) -> Packet:
+        """Of the record just read."""
+        base = self.offset - len(data)
         if data[:1] in DATAGRAM_ONLY:
             raise BitstreamError(
                 f"a record of kind {data[0]:#04x}: bundles and feedback belong to datagrams", rule="R28", offset=base

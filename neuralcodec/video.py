@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +24,18 @@ from .face import resize
 from .media import VideoReader, VideoWriter, check_input, check_output, output_path, reason
 from .motion import View
 from .pack import Pack
-from .packet import DIMENSION_MAX, FORMAT_VERSION, SIGNED, End, Motion, Packet, ReferencePart, StreamHeader, Update
+from .packet import (
+    DIMENSION_MAX,
+    FORMAT_VERSION,
+    GROUP_MAX,
+    SIGNED,
+    End,
+    Motion,
+    Packet,
+    ReferencePart,
+    StreamHeader,
+    Update,
+)
 from .reference import BACKDROP
 
 # Of a file, for which nobody waits: frames that share a packet save up to 3 bytes each, and frames that wait for the
@@ -177,7 +188,7 @@ def decode_file(
         for packet, times in counted.packets():
             # Lost before anything is shown, motion could not be concealed, and the film would begin at the next intra
             # frame, seconds later: so the first that can be shown arrives.
-            delivered = channel.delivers(packet) or writer is None
+            delivered = packet is not None and (channel.delivers(packet) or writer is None)
             frames, broken = _shown(decoder, packet, times, delivered=delivered)
             damaged += broken
             for frame in frames:
@@ -189,6 +200,7 @@ def decode_file(
                 writer.write(resize(frame.image, *writer.size), frame.pts)
                 if progress:
                     progress(writer.frames, counted.frames)
+        damaged += len(counted.skipped)
         rejected = decoder.stats.rejected_references
         if writer is None and rejected:
             raise SigningError(f"{src} is not signed by the trusted sender: none of its pictures may be shown.")
@@ -214,14 +226,16 @@ def decode_file(
     )  # fmt: skip
 
 
-def _shown(decoder: Decoder, packet: Packet, times: list[int], *, delivered: bool) -> tuple[list[DecodedFrame], bool]:
+def _shown(
+    decoder: Decoder, packet: Packet | None, times: list[int], *, delivered: bool
+) -> tuple[list[DecodedFrame], bool]:
     """A frame for each of ``times``, concealed where the packet is lost or of no use; and whether it was damaged.
 
     The file knows every frame's time; a decoder that missed a packet has to guess the times after it, so ours win.
     """
     frames: list[DecodedFrame] = []
     broken = False
-    if delivered:
+    if packet is not None and delivered:
         try:
             frames = decoder.decode(bytes(packet))
         except BitstreamError:
@@ -270,6 +284,9 @@ def probe(path: str | Path) -> dict[str, Any]:
     """What an .ncv file holds, as JSON-ready values; no network runs. ``complete``: its sender said it ends here."""
     counted = _Counted(path)
     stats, header = counted.stats(), counted.header
+    problem = str(counted.problem) if counted.problem else None
+    if counted.skipped and problem is None:
+        problem = f"{len(counted.skipped)} records are damaged, the first: {counted.skipped[0]}"
     return {
         "format_version": FORMAT_VERSION,
         "pack": header.pack_id.hex(),
@@ -290,13 +307,15 @@ def probe(path: str | Path) -> dict[str, Any]:
         "full_frame": header.full_frame,
         "gray": header.gray,
         "complete": counted.complete,
-        "problem": str(counted.problem) if counted.problem else None,
+        "problem": problem,
     }
 
 
 def list_packets(path: str | Path) -> Iterator[dict[str, Any]]:
     """One JSON-ready line for each packet that can be read: kind, bytes in the file, and what its header says."""
     for packet, times in _Counted(path).packets():
+        if packet is None:
+            continue
         line: dict[str, Any] = {"kind": type(packet).__name__, "bytes": len(bytes(packet))}
         if isinstance(packet, Motion):
             kind = "intra" if packet.intra else "predicted"
@@ -319,6 +338,7 @@ class _Counted:
     def __init__(self, source: str | Path) -> None:
         self.path = path = Path(source)
         self.problem: BitstreamError | None = None
+        self.skipped: list[BitstreamError] = []  # what is wrong with records that were left out
         self.reference = self.motion = self.references = self.updates = 0
         self._parts: dict[tuple[int, bytes, int], set[int]] = {}  # by id, hash, count: of pictures to show frames from
         self.complete = False
@@ -334,27 +354,41 @@ class _Counted:
             raise type(error)(f"{path}: {error}.", rule=error.rule, offset=error.offset) from error
         for packet, times in self.packets():
             self._count(packet, times)
-        if not self.complete and self.problem is None:
+        if not self.complete and self.problem is None and not self.skipped:
             self.problem = TruncatedError("the end mark is missing", offset=self.total)
 
-    def packets(self) -> Iterator[tuple[Packet, list[int]]]:
-        """Every whole packet with the times of its frames; ends at the first one that cannot be read (``problem``)."""
-        last = 0
+    def packets(self) -> Iterator[tuple[Packet | None, list[int]]]:
+        """Every packet that can be read with the times of its frames, and None with those of frames whose record is
+        damaged (``skipped``); ends where the next record cannot be found (``problem``)."""
+        self.skipped.clear()
+        step, last, following = self.header.frame_duration, 0, None
+        frames = known = 0  # before this packet, and how many records were damaged until the last motion
         with open(self.path, "rb") as file:
-            packets: Iterable[Packet] = ContainerReader(file)
             try:
-                for packet in packets:
-                    times: list[int] = []
+                for packet in ContainerReader(file, self.skipped.append):
+                    lost, times, skipped = 0, [], len(self.skipped) - known
                     if isinstance(packet, Motion):
-                        step = self.header.frame_duration
-                        start = packet.pts if packet.pts is not None else last + (packet.pts_step or step)
+                        if skipped and following is not None:
+                            lost = (packet.sequence - following) % 256
+                        start = last + lost * step + (packet.pts_step or step) if packet.pts is None else packet.pts
+                        if lost > skipped * GROUP_MAX or (following is not None and start <= last):
+                            self.skipped.append(BitstreamError("motion that does not follow the motion before it"))
+                            continue
                         times = [start + index * step for index in range(packet.frames)]
-                        last = times[-1]
+                        following, known = (packet.sequence + packet.frames) % 256, len(self.skipped)
+                    elif isinstance(packet, End) and skipped and frames:
+                        lost = packet.frames - frames if packet.frames - frames <= skipped * GROUP_MAX else 0
+                    missing = [last + index * step for index in range(1, lost + 1)]
+                    missing = [pts for pts in missing if not times or pts < times[0]]
+                    if missing:
+                        yield None, missing
+                    frames += len(missing) + len(times)
+                    last = times[-1] if times else last
                     yield packet, times
             except BitstreamError as problem:
                 self.problem = problem
 
-    def _count(self, packet: Packet, times: list[int]) -> None:
+    def _count(self, packet: Packet | None, times: list[int]) -> None:
         self._times += times
         if isinstance(packet, ReferencePart):
             self.reference += len(packet.payload)

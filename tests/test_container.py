@@ -103,6 +103,21 @@ def test_offset_of_a_damaged_packet_counts_from_the_start_of_the_file() -> None:
     assert (caught.value.rule, caught.value.offset) == ("R11", place + 3)
 
 
+def test_records_that_are_no_packets_can_be_skipped() -> None:
+    data, place = bytearray(written()), len(FILE_MAGIC)
+    for packet in [HEADER, *PACKETS[:2]]:
+        place += len(varint(len(bytes(packet)))) + len(bytes(packet))
+    data[place + 1] = 0  # the kind of the second motion packet
+    problems: list[BitstreamError] = []
+    assert list(ContainerReader(BytesIO(data), problems.append)) == [HEADER, *PACKETS[:2], *PACKETS[3:]]
+    assert [(problem.rule, problem.offset) for problem in problems] == [("R2", place + 1)]
+    with pytest.raises(BitstreamError):
+        read_all(bytes(data))
+    for cut in (data[:-1], written()[:-3] + b"\x82\x00" + bytes(End(1))):  # what is no length is never skipped
+        with pytest.raises(BitstreamError):
+            list(ContainerReader(BytesIO(cut), problems.append))
+
+
 def test_writer_refuses_impossible_packets() -> None:
     writer = ContainerWriter(BytesIO(), HEADER)
     for size in (0, PACKET_MAX + 1):

@@ -144,6 +144,48 @@ def test_a_damaged_packet_is_concealed_then_reported(stream: Path, tmp_path: Pat
     assert times(tmp_path / "out.mp4") == [Fraction(t, 1000) for t in STAMPS]
 
 
+@pytest.fixture(scope="module")
+def even(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stream of 16 frames at 25 a second, four to a packet."""
+    folder = tmp_path_factory.mktemp("even")
+    source = film(folder / "source.mp4", list(moving_portrait(0.64)), [40 * i for i in range(16)])
+    encode_file(source, folder / "even.ncv", target_kbps=32, device="cpu", frames_per_packet=4)
+    return folder / "even.ncv"
+
+
+@pytest.mark.parametrize("which", ["motion", "last motion", "picture"])
+def test_a_damaged_record_costs_only_itself(even: Path, tmp_path: Path, which: str) -> None:
+    data = bytearray(even.read_bytes())
+    with open(even, "rb") as file:
+        packets = list(ContainerReader(file))
+    motions = [packet for packet in packets if isinstance(packet, Motion)]
+    assert len(motions) > 3
+    bad = {"motion": motions[2], "last motion": motions[-1]}.get(which)
+    bad = bad or next(packet for packet in packets if isinstance(packet, Update))
+    data[data.index(bytes(bad))] = 0  # no packet begins so
+    (tmp_path / "bad.ncv").write_bytes(data)
+    with pytest.raises(BitstreamError, match=r"damaged: 1 packets and \d pictures were left out; the 16 frames"):
+        decode_file(tmp_path / "bad.ncv", tmp_path / "out.mp4", device="cpu")
+    assert times(tmp_path / "out.mp4") == [Fraction(i, 25) for i in range(16)]
+    found = probe(tmp_path / "bad.ncv")
+    assert (found["frames"], found["complete"]) == (16, True)
+    assert found["problem"].startswith("1 records are damaged, the first: ")
+    assert len(list(list_packets(tmp_path / "bad.ncv"))) == len(packets) - 1
+
+
+def test_motion_whose_times_do_not_rise_is_left_out(even: Path, tmp_path: Path) -> None:
+    with open(even, "rb") as file:
+        header, *packets = list(ContainerReader(file))
+    first = next(packet for packet in packets if isinstance(packet, Motion))
+    assert isinstance(header, StreamHeader)
+    with open(tmp_path / "bad.ncv", "wb") as file:
+        writer = ContainerWriter(file, header)
+        for packet in [*packets[:-1], replace(first, sequence=16), packets[-1]]:
+            writer.write(packet)
+    with pytest.raises(BitstreamError, match="1 packets and 0 pictures were left out; the 16 frames"):
+        decode_file(tmp_path / "bad.ncv", tmp_path / "out.mp4", device="cpu")
+
+
 def test_a_damaged_picture_is_reported(tmp_path: Path) -> None:
     good, images = tmp_path / "good.ncv", list(moving_portrait(1.0))
     source = film(tmp_path / "source.mp4", images, [40 * i for i in range(25)])
