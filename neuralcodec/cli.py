@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     with _terminated_like_interrupted() as interrupts:
         try:
-            options = make_parser().parse_args(arguments)
+            options = make_parser().parse_args(_with_crops(sys.argv[1:] if arguments is None else arguments))
             code: int = options.run(options)
             sys.stdout.flush()
             return code
@@ -326,6 +327,17 @@ def _call(options: argparse.Namespace) -> int:
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------
+
+
+def _with_crops(arguments: Sequence[str]) -> list[str]:
+    """A square that begins left of the picture reads as a flag to argparse, unless it stands behind a '='."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--crop" and re.match(r"-\d", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int] | None, text: str) -> Any:

@@ -183,6 +183,12 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Capture
     assert out == "" and "usage: neuralcodec" in err
 
 
+@pytest.mark.parametrize("crop", [["--crop", "-20,-20,300"], ["--crop=-20,-20,300"], ["--crop", "5,-20,300"]])
+def test_a_square_may_begin_outside_the_picture(crop: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "none.mp4", "a.ncv", *crop, "--kbps", "4"]) == 1
+    assert failed_with_one_sentence(capsys, "none.mp4 does not exist")
+
+
 def test_flags_of_the_design_are_understood() -> None:
     words = "encode in out --kbps 2.5 --device cpu --pack p --crop 1,2,300 --full-frame --threads 2 -f"
     o = make_parser().parse_args(words.split())
