@@ -178,7 +178,7 @@ def _encode(options: argparse.Namespace) -> int:
         )
     if stats.missing_s:
         print(
-            f"{options.input} ends {stats.missing_s:.2f} s before the end that it announces: it was cut short.",
+            f"{options.input} ends {stats.missing_s:.2f} s before the end that it announces: it may be cut.",
             file=sys.stderr,
         )
     return 0

@@ -180,9 +180,10 @@ class VideoReader:
         said = [self._stream.duration * self.time_base] if self._stream.duration else []
         if self._container.duration:
             said.append(Fraction(self._container.duration, av.time_base))  # of the sound, if that is longer
-        if tag := MATROSKA_LENGTH.match(self._stream.metadata.get("DURATION", "")):
-            hours, minutes, seconds = map(Fraction, tag.groups())
-            said.append(3600 * hours + 60 * minutes + seconds)
+        for name, text in self._stream.metadata.items():
+            if name.startswith("DURATION") and (tag := MATROSKA_LENGTH.match(text)):  # a language may be added to it
+                hours, minutes, seconds = map(Fraction, tag.groups())
+                said.append(3600 * hours + 60 * minutes + seconds)
         return min(said, default=Fraction())
 
     def _decode(self) -> Iterator[tuple[int, Array]]:

@@ -324,6 +324,23 @@ def test_a_film_that_ends_before_its_announced_end_says_by_how_much(tmp_path: Pa
     assert reader.missing_s == pytest.approx(2 - len(found) / 25, abs=0.05)
 
 
+def test_sound_that_goes_on_is_no_missing_film(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream, sound = container.add_stream("libx264", rate=25), container.add_stream("pcm_s16le", rate=8000)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for pts in range(25):
+            frame = av.VideoFrame.from_ndarray(picture(64, 48), format="rgb24").reformat(format="yuv420p")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 32000), np.int16), format="s16", layout="mono")
+        silence.rate, silence.pts = 8000, 0
+        container.mux(sound.encode(silence))
+        container.mux(sound.encode(None))
+    with VideoReader(tmp_path / "a.mkv") as reader:
+        assert len(list(reader)) == 25 and reader.missing_s == 0
+
+
 def test_a_whole_film_misses_nothing(tmp_path: Path) -> None:
     for name, first in (("a.mkv", 0), ("b.mkv", 5000), ("a.mp4", 5000), ("a.ts", 900)):
         stamps = [first + 40 * i for i in range(25)]
