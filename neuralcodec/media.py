@@ -293,7 +293,10 @@ class VideoWriter:
         )
         if not self.frames:
             self._shift = max(0, -pts)
-        frame.pts, frame.time_base = pts + self._shift, self._time_base
+        try:
+            frame.pts, frame.time_base = pts + self._shift, self._time_base
+        except OverflowError:
+            raise MediaError(f"Cannot write {self.path}: no film has a frame at {pts} x {self._time_base} s.") from None
         self._mux(frame)
         self.frames += 1
 
@@ -318,7 +321,7 @@ class VideoWriter:
             options = {"movie_timescale": str(tick.denominator)}
             self._container = av.open(str(temporary.absolute()), "w", format="mp4", options=options)
             self._stream = self._container.add_stream("libx264", rate=1 / (tick * self._duration), options=X264)
-        except (OSError, av.FFmpegError, ValueError) as error:
+        except (OSError, av.FFmpegError, ValueError, OverflowError) as error:
             raise MediaError(f"Cannot write {self.path}: {reason(error)}.") from error
         context = self._stream.codec_context
         self._stream.width, self._stream.height = self.size
