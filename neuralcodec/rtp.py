@@ -10,9 +10,12 @@ Knows no sockets, clocks or networks. The sending end::
 
 The receiving end; the decoder itself puts late and doubled packets right::
 
-    rtp = RtpReceiver()
+    rtp, streams = RtpReceiver(), 0
     if (data := rtp.unpack(datagram)) is not None:
+        if rtp.streams != streams:                       # another sender, or the same one anew
+            decoder, streams = Decoder(), rtp.streams
         frames = decoder.decode(data)
+    # rtp.restart() when nothing has come out of unpack for a second: whoever sends next is followed
     if decoder.wants_feedback(time.monotonic()):
         socket.send(rtcp_feedback(decoder.feedback(rtp.lost_share()), own_ssrc, rtp.ssrc))
 
@@ -34,7 +37,8 @@ CLOCK = 90000  # RTP timestamp units a second, as for every video payload
 ENCODING = "x-neuralcodec"
 PAYLOAD_TYPE = 97  # of the dynamic range; whatever signalling agreed on
 HEADER_BYTES = 12
-REORDER = 512  # RTP packets: what is older than this is taken for a new start of the numbering
+REORDER = 512  # RTP packets: what is older than this may be a new start of the numbering
+DROPOUT = 3000  # RTP packets: and so may what is further ahead than this (RFC 3550 A.1)
 
 RTCP_PSFB, FMT_PLI, FMT_FIR, FMT_APPLICATION = 206, 1, 4, 15
 FEEDBACK_TAG = b"NCVF"
@@ -109,12 +113,19 @@ class RtpSender:
 
 
 class RtpReceiver:
-    """Takes one stream's RTP packets in any order and counts what is missing. ``ssrc``: the stream, None at first."""
+    """Takes one stream's RTP packets in any order and counts what is missing.
+
+    ssrc: the stream, None at first and after :meth:`restart`. streams: how many were followed so far; the packets of
+    each want a Decoder of their own.
+    """
 
     def __init__(self, payload_type: int = PAYLOAD_TYPE) -> None:
         self.payload_type = payload_type
         self.ssrc: int | None = None
-        self.doubled = 0
+        self.streams = self.doubled = 0
+        self._source: int | None = None  # of the last stream, which may go on after a restart
+        self._proved = False  # two of its packets came in sequence
+        self._proof: tuple[int, int] | None = None  # source and number that would prove another stream
         self._newest = 0  # extended by its wraps
         self._seen: set[int] = set()  # of the last REORDER numbers
         self._base = 0  # newest number, and packets received, at the last report
@@ -123,22 +134,25 @@ class RtpReceiver:
     def unpack(self, data: bytes) -> bytes | None:
         """The neuralcodec packet inside; None for a double, another stream or another payload type.
 
-        A new synchronization source is followed only after :meth:`restart`.
+        Anybody can send to a port. A stream begins with a payload that is a packet, otherwise BitstreamError. Another
+        source, or another numbering, is followed once two of its packets have come in sequence, of which the second
+        is the first that is given; another source not at all while the stream that is followed was itself so proved
+        and nobody has called :meth:`restart`.
         """
         packet = RtpPacket.parse(data)
         if packet.payload_type != self.payload_type or not packet.payload:
             return None
-        if self.ssrc is None:
-            self.ssrc, self._newest, self._base = packet.ssrc, packet.sequence, packet.sequence - 1
-        elif packet.ssrc != self.ssrc:
-            return None
-        number = self._newest + (packet.sequence - self._newest + 0x8000) % 0x10000 - 0x8000
-        if number <= self._newest - REORDER:  # the sender has started again
-            self._newest, self._base, self._received_then = number, number - 1, self._received
-            self._seen.clear()
-        elif number in self._seen:
+        ahead = (packet.sequence - self._newest + 0x8000) % 0x10000 - 0x8000
+        if packet.ssrc != self._source or not -REORDER < ahead < DROPOUT:
+            if not self._begins(packet):
+                return None
+            ahead = 0
+        number = self._newest + ahead
+        if number in self._seen:
             self.doubled += 1
             return None
+        self.ssrc = packet.ssrc
+        self._proved = self._proved or not self._seen.isdisjoint((number - 1, number + 1))
         self._seen.add(number)
         self._received += 1
         if number > self._newest:
@@ -150,8 +164,23 @@ class RtpReceiver:
         return packet.payload
 
     def restart(self) -> None:
-        """Forget the stream and follow the next one that comes."""
-        self.__init__(self.payload_type)  # type: ignore[misc]
+        """Follow whatever comes next. For when the stream has been silent for a second or so; it may itself go on."""
+        self.ssrc, self._proved = None, False
+
+    def _begins(self, packet: RtpPacket) -> bool:
+        """Whether a packet that continues nothing begins a stream."""
+        if self.ssrc not in (None, packet.ssrc) and self._proved:
+            return False
+        proved = self._proof == (packet.ssrc, packet.sequence)
+        self._proof = packet.ssrc, (packet.sequence + 1) % 0x10000
+        if self.ssrc is not None and not proved:
+            return False
+        parse_packet(packet.payload)
+        self._source, self._proved, self._newest = packet.ssrc, proved, packet.sequence
+        self._base, self._received_then = packet.sequence - 1, self._received
+        self._seen.clear()
+        self.streams += 1
+        return True
 
     def lost_share(self) -> float:
         """Share of packets that did not come since the last call, 0..1; runs of more than RUN_MAX are left out."""

@@ -47,10 +47,55 @@ def test_reordered_doubled_and_foreign_packets() -> None:
     assert receiver.unpack(bytes(RtpPacket(97, 1, 0, 6, True, b"\x80\x00"))) == b"\x80\x00" and receiver.ssrc == 6
 
 
-def test_a_sender_that_starts_again_is_followed() -> None:
+def numbered(number: int, ssrc: int = 6, payload: bytes = b"\x80\x00") -> bytes:
+    return bytes(RtpPacket(97, number % 65536, 0, ssrc, True, payload))
+
+
+def test_a_sender_that_starts_again_is_followed_from_its_second_packet_on() -> None:
+    for begin in (0, 9000):  # behind, and further ahead than any loss
+        receiver = RtpReceiver()
+        assert all(receiver.unpack(numbered(number)) for number in range(5000, 5010))
+        assert receiver.streams == 1
+        got = [receiver.unpack(numbered(number)) is not None for number in range(begin, begin + 4)]
+        assert got == [False, True, True, True] and receiver.streams == 2 and receiver.lost_share() == 0
+
+
+def test_one_packet_of_long_ago_changes_nothing() -> None:
     receiver = RtpReceiver()
-    for number in [*range(5000, 5010), *range(3)]:
-        assert receiver.unpack(bytes(RtpPacket(97, number, 0, 6, True, b"\x80\x00"))) is not None
+    for number in range(1000, 2000):
+        receiver.unpack(numbered(number))
+    assert receiver.lost_share() == 0
+    assert receiver.unpack(numbered(1100)) is None and receiver.unpack(numbered(12000)) is None
+    assert receiver.unpack(numbered(2000)) and receiver.lost_share() == 0
+    assert receiver.unpack(numbered(1999)) is None and receiver.doubled == 1 and receiver.streams == 1
+
+
+def test_a_stream_begins_with_a_packet_that_can_be_parsed() -> None:
+    receiver = RtpReceiver()
+    with pytest.raises(BitstreamError):
+        receiver.unpack(numbered(1, 666, b"x" * 3000))
+    assert receiver.ssrc is None
+    assert receiver.unpack(numbered(7)) and receiver.ssrc == 6
+
+
+def test_a_stray_packet_gives_way_to_two_in_sequence() -> None:
+    receiver = RtpReceiver()
+    assert receiver.unpack(numbered(1, 666)) and receiver.ssrc == 666
+    assert [receiver.unpack(numbered(n)) is not None for n in (7, 9, 10, 11)] == [False, False, True, True]
+    assert receiver.ssrc == 6 and receiver.streams == 2 and receiver.lost_share() == 0
+    assert [receiver.unpack(numbered(n, 666)) for n in (2, 3, 4)] == [None] * 3  # the proved one stays
+
+
+def test_after_a_silence_the_next_is_followed_be_it_the_same() -> None:
+    receiver = RtpReceiver()
+    assert receiver.unpack(numbered(65535)) and receiver.unpack(numbered(0))
+    receiver.restart()
+    assert receiver.ssrc is None
+    assert receiver.unpack(numbered(40)) and receiver.ssrc == 6 and receiver.streams == 1  # it was an interruption
+    receiver.restart()
+    assert receiver.unpack(numbered(41, 7)) and receiver.ssrc == 7 and receiver.streams == 2
+    receiver.restart()
+    assert receiver.unpack(numbered(30000, 7)) and receiver.streams == 3
 
 
 def test_memory_stays_bounded() -> None:
