@@ -10,6 +10,7 @@ import argparse
 import secrets
 import socket
 import time
+from contextlib import suppress
 
 import neuralcodec as nc
 from neuralcodec.media import VideoReader, VideoWriter
@@ -30,8 +31,9 @@ def send(film: str, to: tuple[str, int], kbps: float) -> None:
             seconds = float(pts * reader.time_base)
             time.sleep(max(0.0, start + seconds - time.monotonic()))  # a film plays at its own pace; a camera just does
             while (datagram := received(udp)) is not None:
-                for feedback in parse_rtcp(datagram):
-                    encoder.on_feedback(feedback)
+                with suppress(nc.BitstreamError):  # anybody can send to a port: what is no report is left out
+                    for feedback in parse_rtcp(datagram):
+                        encoder.on_feedback(feedback)
             for datagram in rtp.pack(encoder.encode(image, pts), seconds):
                 wire += udp.sendto(datagram, to) + 28  # IPv4 and UDP headers
         for _ in range(3):  # the last word is worth repeating

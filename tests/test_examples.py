@@ -16,6 +16,8 @@ from conftest import ROOT
 
 from neuralcodec.demo import moving_portrait
 from neuralcodec.media import VideoWriter, read_frames
+from neuralcodec.packet import Feedback
+from neuralcodec.rtp import rtcp_feedback
 
 FRAMES = 30
 PATIENCE = 240  # seconds for what takes ten on a free machine
@@ -81,6 +83,17 @@ def test_udp_call(film: Path, tmp_path: Path) -> None:
     shown, lost = numbers(said(receiver))
     assert 0 < shown <= FRAMES and lost < FRAMES / 2
     assert len(list(read_frames(tmp_path / "seen.mp4"))) == shown
+
+
+def test_udp_sender_goes_on_after_garbage(film: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(PATIENCE)
+        sender = start("udp_call.py", "send", film, "--to", f"127.0.0.1:{receiver.getsockname()[1]}")
+        _, address = receiver.recvfrom(2048)
+        for garbage in (b"hello", b"", bytes(2000), rtcp_feedback(Feedback(3), 1, 2)[:-4]):
+            receiver.sendto(garbage, address)
+        assert numbers(said(sender))[0] == FRAMES
 
 
 def test_aiortc_track(film: Path, tmp_path: Path) -> None:
