@@ -61,7 +61,7 @@ def receive(film: str, port: int) -> None:
                 frames = decoder.decode(data)
             except TimeoutError:
                 break
-            except nc.BitstreamError as error:  # anybody can send to a port: what is no stream is left out
+            except nc.NeuralCodecError as error:  # anybody can send to a port: no stream, or one of another pack
                 print(error)
                 continue
             for frame in frames:
