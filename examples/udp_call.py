@@ -11,13 +11,16 @@ import secrets
 import socket
 import time
 from contextlib import suppress
+from fractions import Fraction
 
 import neuralcodec as nc
+from neuralcodec.face import resize
 from neuralcodec.media import VideoReader, VideoWriter
 from neuralcodec.packet import End, parse_packet
 from neuralcodec.rtp import RtpReceiver, RtpSender, parse_rtcp, rtcp_feedback
 
-SILENCE_SECONDS = 10.0  # after which the receiver takes the sender for gone
+RESTART_SECONDS = 1.0  # of silence, after which the receiver follows whoever sends next
+GONE_SECONDS = 10.0  # of silence, after which it takes the sender for gone
 
 
 def send(film: str, to: tuple[str, int], kbps: float) -> None:
@@ -46,37 +49,48 @@ def send(film: str, to: tuple[str, int], kbps: float) -> None:
 def receive(film: str, port: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", port))
-        udp.settimeout(SILENCE_SECONDS)
+        udp.settimeout(0.1)
         decoder, rtp, own_ssrc = nc.Decoder(), RtpReceiver(), secrets.randbits(32)
         print(f"Waiting on port {port}.", flush=True)
         writer: VideoWriter | None = None
-        last = -1
-        while True:
+        tick, first, last, lost = Fraction(1), None, -1, 0  # of the film; where in it the stream begins; lost before it
+        streams, sender, heard = 0, None, time.monotonic()  # when a packet of the stream has come, no other counts
+        while (silence := time.monotonic() - heard) < GONE_SECONDS:
+            if silence > RESTART_SECONDS:
+                rtp.restart()
+            frames: list[nc.DecodedFrame] = []
             try:
-                datagram, sender = udp.recvfrom(2048)
+                datagram, address = udp.recvfrom(2048)
                 if (data := rtp.unpack(datagram)) is None:
                     continue
-                if isinstance(parse_packet(data), End):
+                sender, heard = address, time.monotonic()
+                if rtp.streams != streams:  # another sender, or the same one anew: nothing of the old one holds
+                    lost += decoder.stats.lost_frames
+                    decoder, streams, first = nc.Decoder(pack=decoder.pack), rtp.streams, None
+                if isinstance(parse_packet(data), End) and writer is not None:
                     break
                 frames = decoder.decode(data)
             except TimeoutError:
-                break
+                pass
             except nc.NeuralCodecError as error:  # anybody can send to a port: no stream, or one of another pack
                 print(error)
                 continue
             for frame in frames:
                 if writer is None:
                     height, width = frame.image.shape[:2]
-                    writer = VideoWriter(film, width, height, decoder.time_base, overwrite=True)
-                if frame.pts > last:
-                    writer.write(frame.image, frame.pts)
-                    last = frame.pts
-            if rtp.ssrc is not None and decoder.wants_feedback(time.monotonic()):
+                    tick = decoder.time_base
+                    writer = VideoWriter(film, width, height, tick, overwrite=True)
+                pts = round(frame.pts * decoder.time_base / tick)
+                first = last + 1 - pts if first is None else first
+                if first + pts > last:
+                    last = first + pts
+                    writer.write(resize(frame.image, *writer.size), last)
+            if sender and rtp.ssrc is not None and decoder.wants_feedback(time.monotonic()):
                 udp.sendto(rtcp_feedback(decoder.feedback(rtp.lost_share()), own_ssrc, rtp.ssrc), sender)
         if writer is None:
             raise SystemExit("Nothing that can be shown has arrived.")
         writer.close()
-        print(f"{writer.frames} frames shown, {decoder.stats.lost_frames} lost")
+        print(f"{writer.frames} frames shown, {lost + decoder.stats.lost_frames} lost")
 
 
 def received(udp: socket.socket) -> bytes | None:

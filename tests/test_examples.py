@@ -7,17 +7,19 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
 
 from neuralcodec.demo import moving_portrait
 from neuralcodec.media import VideoWriter, read_frames
-from neuralcodec.packet import Feedback, StreamHeader
-from neuralcodec.rtp import RtpPacket, rtcp_feedback
+from neuralcodec.packet import End, Feedback, StreamHeader
+from neuralcodec.rtp import RtpPacket, RtpSender, parse_rtcp, rtcp_feedback
 
 FRAMES = 30
 PATIENCE = 240  # seconds for what takes ten on a free machine
@@ -97,6 +99,29 @@ def test_udp_sender_goes_on_after_garbage(film: Path) -> None:
         for garbage in (b"hello", b"", bytes(2000), rtcp_feedback(Feedback(3), 1, 2)[:-4]):
             receiver.sendto(garbage, address)
         assert numbers(said(sender))[0] == FRAMES
+
+
+def test_udp_receiver_follows_another_sender_after_a_silence(coded: Any, tmp_path: Path) -> None:
+    port, pictures = free_port(socket.SOCK_DGRAM), coded[1]
+    receiver = start("udp_call.py", "receive", tmp_path / "seen.mp4", "--port", port)
+    assert receiver.stdout is not None and str(port) in receiver.stdout.readline()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.connect(("127.0.0.1", port))
+        udp.settimeout(PATIENCE)
+        for rtp in (RtpSender(1), RtpSender(2, sequence=77)):  # the first has gone without a word
+            for pts, packets in enumerate(pictures):
+                for datagram in rtp.pack(packets, pts / 25):
+                    udp.send(datagram)
+            while all(report.sequence != len(pictures) - 1 for report in parse_rtcp(udp.recv(2048))):
+                pass  # all that was sent has been decoded once a report says so
+            if rtp.ssrc == 1:
+                for number in range(15):  # what is no stream, sent again and again, is silence, too
+                    udp.send(bytes(RtpPacket(97, number, 0, 666, True, b"x")))
+                    time.sleep(0.1)
+        udp.send(rtp.pack([End(len(pictures))], 1.0)[0])
+    shown, lost = numbers(said(receiver).splitlines()[-1])
+    assert shown == 2 * len(pictures) and lost == 0
+    assert len(list(read_frames(tmp_path / "seen.mp4"))) == shown
 
 
 def test_aiortc_track(film: Path, tmp_path: Path) -> None:
