@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import av
@@ -25,6 +27,8 @@ import neuralcodec as nc
 from neuralcodec.media import VideoReader
 from neuralcodec.packet import Bundle, End, Motion, Packet
 
+REPORTS = 64  # that wait for the next frame; of more the oldest are left out
+
 
 class NeuralSender:
     """Sends pictures over two data channels of a peer connection; create it before the offer."""
@@ -34,10 +38,17 @@ class NeuralSender:
         # what is late is worthless for motion; pictures are few and must arrive
         self.motion = peer.createDataChannel("neuralcodec-motion", ordered=False, maxRetransmits=0)
         self.pictures = peer.createDataChannel("neuralcodec-pictures")
-        self.motion.on("message", encoder.on_feedback)
+        self._reports: deque[bytes] = deque(maxlen=REPORTS)  # an encoder is for one thread at a time
+        self.motion.on("message", self._reports.append)
 
     async def send(self, image: Any, pts: int) -> None:
-        self._post(await asyncio.to_thread(self.encoder.encode, image, pts))
+        self._post(await asyncio.to_thread(self._encode, image, pts))
+
+    def _encode(self, image: Any, pts: int) -> list[Packet]:
+        while self._reports:
+            with suppress(nc.BitstreamError, TypeError):  # a text, or what is no report: the other end's fault
+                self.encoder.on_feedback(self._reports.popleft())
+        return self.encoder.encode(image, pts)
 
     async def close(self) -> None:
         self._post(self.encoder.flush())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from itertools import islice
@@ -17,6 +20,7 @@ import pytest
 from conftest import ROOT
 
 from neuralcodec.demo import moving_portrait
+from neuralcodec.errors import BitstreamError
 from neuralcodec.media import VideoWriter, read_frames
 from neuralcodec.packet import End, Feedback, StreamHeader
 from neuralcodec.rtp import RtpPacket, RtpSender, parse_rtcp, rtcp_feedback
@@ -133,6 +137,67 @@ def test_aiortc_track(film: Path, tmp_path: Path) -> None:
     frames = numbers(said(sender))[0]
     assert frames == FRAMES and 0 < shown <= FRAMES and lost < FRAMES / 2
     assert len(list(read_frames(tmp_path / "seen.mp4"))) > FRAMES / 2
+
+
+class Channel(dict[str, Any]):
+    """A data channel: by event what is called, and what was sent."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.label, self.readyState, self.bufferedAmount = label, "open", 0
+        self.sent: list[bytes] = []
+        self.send = self.sent.append
+
+    def on(self, event: str, called: Any) -> None:
+        self[event] = called
+
+
+class Peer:
+    def createDataChannel(self, label: str, **_: Any) -> Channel:
+        return Channel(label)
+
+
+@pytest.fixture(scope="module")
+def aiortc_track() -> Any:
+    pytest.importorskip("aiortc", reason="the extra [webrtc] is not installed")
+    spec = importlib.util.spec_from_file_location("aiortc_track", EXAMPLES / "aiortc_track.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_aiortc_sender_takes_reports_in_the_thread_that_encodes(aiortc_track: Any) -> None:
+    class Encoder:
+        """Notes what is called in which order, and that nothing is while a frame is being encoded."""
+
+        busy, calls = threading.Event(), []  # type: ignore[var-annotated]
+
+        def encode(self, image: Any, pts: int) -> list[Any]:
+            self.calls.append((pts, threading.get_ident()))
+            self.busy.set()
+            time.sleep(0.1)
+            self.calls.append((pts, threading.get_ident()))
+            return []
+
+        def on_feedback(self, report: bytes) -> None:
+            self.calls.append((bytes(report), threading.get_ident()))
+            if report == b"garbage":
+                raise BitstreamError("no report")
+
+    async def call() -> None:
+        sender = aiortc_track.NeuralSender(Peer(), Encoder())
+        report = sender.motion["message"]
+        first = asyncio.ensure_future(sender.send(None, 0))
+        await asyncio.to_thread(Encoder.busy.wait)
+        for data in (b"1", b"garbage", "text", b"2"):
+            report(data)
+        await first
+        await sender.send(None, 1)
+
+    asyncio.run(call())
+    assert [what for what, _ in Encoder.calls] == [0, 0, b"1", b"garbage", b"2", 1, 1]
+    assert threading.get_ident() not in {thread for _, thread in Encoder.calls}
 
 
 def test_every_example_is_short_and_tested() -> None:
