@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -52,7 +53,7 @@ class NeuralSender:
 
     async def close(self) -> None:
         self._post(self.encoder.flush())
-        while self.pictures.bufferedAmount:
+        while self.pictures.bufferedAmount and self.pictures.readyState == "open":
             await asyncio.sleep(0.05)
 
     def _post(self, packets: list[Packet]) -> None:
@@ -80,6 +81,10 @@ class NeuralTrack(MediaStreamTrack):
             self._motion = channel
         channel.on("message", self._datagrams.put_nowait)
 
+    def stop(self) -> None:
+        super().stop()
+        self._datagrams.put_nowait(bytes(End(0)))  # recv may be waiting
+
     async def recv(self) -> av.VideoFrame:
         while True:
             while self._frames:
@@ -89,42 +94,56 @@ class NeuralTrack(MediaStreamTrack):
                     shown = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
                     shown.pts, shown.time_base = frame.pts, self.decoder.time_base
                     return shown
+            if self.readyState == "ended":
+                raise MediaStreamError("the stream has ended")
             data = await self._datagrams.get()
             if data[:1] == bytes(End(0))[:1]:
                 self.stop()
-                raise MediaStreamError("the sender has ended the stream")
+                continue
             try:
                 self._frames += await asyncio.to_thread(self.decoder.decode, data)
             except nc.BitstreamError:
                 continue  # counted by nobody's fault but the sender's: the next one may be good
-            if self._motion is not None and self.decoder.wants_feedback(time.monotonic()):
-                self._motion.send(bytes(self.decoder.feedback()))
+            back = self._motion
+            if back is not None and back.readyState == "open" and self.decoder.wants_feedback(time.monotonic()):
+                back.send(bytes(self.decoder.feedback()))
+
+
+def when_gone(peer: RTCPeerConnection, do: Callable[[], None]) -> None:
+    """Do this once the connection is closed, or has failed because the other end has died: half a minute later."""
+    peer.on("connectionstatechange", lambda: do() if peer.connectionState in ("closed", "failed") else None)
 
 
 async def send(film: str, kbps: float, signaling: Any) -> None:
-    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    peer, gone = RTCPeerConnection(RTCConfiguration(iceServers=[])), asyncio.Event()
+    when_gone(peer, gone.set)
     with VideoReader(film) as reader:
         encoder = nc.Encoder(kbps, time_base=reader.time_base, frame_duration=reader.frame_duration)
         sender = NeuralSender(peer, encoder)
         await peer.setLocalDescription(await peer.createOffer())
         await signaling.send(peer.localDescription)
         await peer.setRemoteDescription(await signaling.receive())
-        while sender.pictures.readyState != "open" or sender.motion.readyState != "open":
+        while "connecting" in (sender.pictures.readyState, sender.motion.readyState) and not gone.is_set():
             await asyncio.sleep(0.02)
         start = time.monotonic()
         for pts, image in reader:
+            if gone.is_set():
+                break
             await asyncio.sleep(max(0.0, start + float(pts * reader.time_base) - time.monotonic()))
             await sender.send(image, pts)
         await sender.close()
         stats, seconds = encoder.stats, float(encoder.stats.frames * reader.frame_duration * reader.time_base)
-        print(f"{stats.frames} frames sent, {stats.bytes_total * 8 / 1000 / seconds:.2f} kbit/s before headers")
-    await signaling.receive()  # the receiver has all it wants
+        print(f"{stats.frames} frames sent, {stats.bytes_total * 8 / 1000 / (seconds or 1):.2f} kbit/s before headers")
+    waits = [asyncio.ensure_future(wait) for wait in (signaling.receive(), gone.wait())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)  # the receiver has all it wants, or is no more
     await peer.close()
 
 
 async def receive(film: str, signaling: Any) -> None:
     peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-    track = NeuralTrack(nc.Decoder())
+    track, ended = NeuralTrack(nc.Decoder()), asyncio.Event()
+    track.on("ended", ended.set)
+    when_gone(peer, track.stop)
     peer.on("datachannel", track.attach)
     while True:
         try:
@@ -134,8 +153,7 @@ async def receive(film: str, signaling: Any) -> None:
             await asyncio.sleep(0.2)
     await peer.setLocalDescription(await peer.createAnswer())
     await signaling.send(peer.localDescription)
-    recorder, ended = MediaRecorder(film), asyncio.Event()
-    track.on("ended", ended.set)
+    recorder = MediaRecorder(film)
     recorder.addTrack(track)
     await recorder.start()
     await ended.wait()

@@ -152,6 +152,16 @@ class Channel(dict[str, Any]):
         self[event] = called
 
 
+class Signaling:
+    """Carries descriptions between two peers of one process, and no word that one of them is gone."""
+
+    def __init__(self, to: asyncio.Queue[Any], back: asyncio.Queue[Any]) -> None:
+        self.send, self.receive = to.put, back.get
+
+    async def close(self) -> None:
+        pass
+
+
 class Peer:
     def createDataChannel(self, label: str, **_: Any) -> Channel:
         return Channel(label)
@@ -198,6 +208,52 @@ def test_aiortc_sender_takes_reports_in_the_thread_that_encodes(aiortc_track: An
     asyncio.run(call())
     assert [what for what, _ in Encoder.calls] == [0, 0, b"1", b"garbage", b"2", 1, 1]
     assert threading.get_ident() not in {thread for _, thread in Encoder.calls}
+
+
+def test_aiortc_ends_when_the_other_end_is_gone(aiortc_track: Any, film: Path, tmp_path: Path) -> None:
+    from aiortc import RTCConfiguration, RTCPeerConnection
+
+    def other_end() -> Any:
+        return RTCPeerConnection(RTCConfiguration(iceServers=[])), asyncio.Queue(), asyncio.Queue(), asyncio.Event()
+
+    async def sender_vanishes() -> None:
+        peer, to, back, opened = other_end()
+        motion = aiortc_track.NeuralSender(peer, None).motion
+        motion.on("open", opened.set)
+        receives = asyncio.ensure_future(aiortc_track.receive(str(tmp_path / "seen.mp4"), Signaling(back, to)))
+        await peer.setLocalDescription(await peer.createOffer())
+        await to.put(peer.localDescription)
+        await peer.setRemoteDescription(await back.get())
+        await opened.wait()
+        await peer.close()
+        await receives
+
+    async def receiver_vanishes() -> None:
+        peer, to, back, came = other_end()
+        peer.on("datachannel", lambda channel: channel.on("message", lambda _: came.set()))
+        sends = asyncio.ensure_future(aiortc_track.send(str(film), 4.0, Signaling(back, to)))
+        await peer.setRemoteDescription(await back.get())
+        await peer.setLocalDescription(await peer.createAnswer())
+        await to.put(peer.localDescription)
+        await came.wait()
+        await peer.close()
+        await sends
+
+    asyncio.run(asyncio.wait_for(sender_vanishes(), PATIENCE))
+    asyncio.run(asyncio.wait_for(receiver_vanishes(), PATIENCE))
+
+
+def test_aiortc_track_that_is_stopped_wakes_who_waits(aiortc_track: Any) -> None:
+    async def call() -> None:
+        track = aiortc_track.NeuralTrack(None)
+        waits = asyncio.ensure_future(track.recv())
+        await asyncio.sleep(0)
+        track.stop()
+        for read in (waits, track.recv()):
+            with pytest.raises(aiortc_track.MediaStreamError):
+                await asyncio.wait_for(read, PATIENCE)
+
+    asyncio.run(call())
 
 
 def test_every_example_is_short_and_tested() -> None:
