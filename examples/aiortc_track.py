@@ -28,7 +28,7 @@ import neuralcodec as nc
 from neuralcodec.media import VideoReader
 from neuralcodec.packet import Bundle, End, Motion, Packet
 
-REPORTS = 64  # that wait for the next frame; of more the oldest are left out
+REPORTS, WAITING = 64, 1000  # reports and datagrams that wait for a thread; of more the oldest are left out
 
 
 class NeuralSender:
@@ -39,7 +39,7 @@ class NeuralSender:
         # what is late is worthless for motion; pictures are few and must arrive
         self.motion = peer.createDataChannel("neuralcodec-motion", ordered=False, maxRetransmits=0)
         self.pictures = peer.createDataChannel("neuralcodec-pictures")
-        self._reports: deque[bytes] = deque(maxlen=REPORTS)  # an encoder is for one thread at a time
+        self._reports: deque[bytes | str] = deque(maxlen=REPORTS)  # an encoder is for one thread at a time
         self.motion.on("message", self._reports.append)
 
     async def send(self, image: Any, pts: int) -> None:
@@ -47,8 +47,9 @@ class NeuralSender:
 
     def _encode(self, image: Any, pts: int) -> list[Packet]:
         while self._reports:
-            with suppress(nc.BitstreamError, TypeError):  # a text, or what is no report: the other end's fault
-                self.encoder.on_feedback(self._reports.popleft())
+            with suppress(nc.BitstreamError):  # the other end's fault, as a text is
+                if isinstance(report := self._reports.popleft(), bytes):
+                    self.encoder.on_feedback(report)
         return self.encoder.encode(image, pts)
 
     async def close(self) -> None:
@@ -64,46 +65,62 @@ class NeuralSender:
 
 
 class NeuralTrack(MediaStreamTrack):
-    """The other end: give it the peer's data channels, read video frames."""
+    """The other end: give it the peer's data channels, read video frames. Late ones are left out."""
 
     kind = "video"
 
     def __init__(self, decoder: nc.Decoder) -> None:
         super().__init__()
         self.decoder = decoder
-        self._datagrams: asyncio.Queue[bytes] = asyncio.Queue()
+        self._arrived: deque[tuple[bytes, bool]] = deque(maxlen=WAITING)  # and whether it is motion
+        self._came = asyncio.Event()
         self._frames: list[nc.DecodedFrame] = []
         self._motion: RTCDataChannel | None = None
-        self._last = -1
+        self._last, self.shown = -1, 0
 
     def attach(self, channel: RTCDataChannel) -> None:
-        if channel.label == "neuralcodec-motion":
+        if motion := channel.label == "neuralcodec-motion":
             self._motion = channel
-        channel.on("message", self._datagrams.put_nowait)
+
+        def keep(data: bytes | str) -> None:
+            if isinstance(data, bytes):
+                self._arrived.append((data, motion))
+                self._came.set()
+
+        channel.on("message", keep)
 
     def stop(self) -> None:
         super().stop()
-        self._datagrams.put_nowait(bytes(End(0)))  # recv may be waiting
+        self._came.set()  # recv may be waiting
 
     async def recv(self) -> av.VideoFrame:
         while True:
             while self._frames:
                 frame = self._frames.pop(0)
-                if frame.pts > self._last:  # a frame that was concealed may still come
-                    self._last = frame.pts
+                if frame.image.size and frame.pts > self._last:  # a frame that was concealed may still come
+                    self._last, self.shown = frame.pts, self.shown + 1
                     shown = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
                     shown.pts, shown.time_base = frame.pts, self.decoder.time_base
                     return shown
             if self.readyState == "ended":
                 raise MediaStreamError("the stream has ended")
-            data = await self._datagrams.get()
+            if not self._arrived:
+                self._came.clear()
+                await self._came.wait()
+                continue
+            data, _ = self._arrived.popleft()
             if data[:1] == bytes(End(0))[:1]:
                 self.stop()
                 continue
+            late = any(motion for _, motion in self._arrived)  # newer frames have come: this one is followed, not drawn
             try:
-                self._frames += await asyncio.to_thread(self.decoder.decode, data)
+                wanted = (lambda _: False) if late else None
+                self._frames += await asyncio.to_thread(self.decoder.decode, data, wanted=wanted)
             except nc.BitstreamError:
                 continue  # counted by nobody's fault but the sender's: the next one may be good
+            except nc.NeuralCodecError:  # of a stream that needs another pack nothing can ever be shown
+                self.stop()
+                raise
             back = self._motion
             if back is not None and back.readyState == "open" and self.decoder.wants_feedback(time.monotonic()):
                 back.send(bytes(self.decoder.feedback()))
@@ -160,7 +177,7 @@ async def receive(film: str, signaling: Any) -> None:
     await recorder.stop()
     await signaling.close()
     await peer.close()
-    print(f"{track.decoder.stats.frames} frames shown, {track.decoder.stats.lost_frames} lost")
+    print(f"{track.shown} frames shown, {track.decoder.stats.lost_frames} lost")
 
 
 async def main() -> None:
