@@ -18,6 +18,7 @@ from neuralcodec.call.link import HEADERS, Link
 from neuralcodec.call.pipeline import FRAMES_SECONDS, PRESET, Comparison, Pipeline
 from neuralcodec.call.settings import MESSAGE_MAX, RANGES, Settings, parse_message
 from neuralcodec.demo import moving_portrait
+from neuralcodec.face import resize
 from neuralcodec.motion import Array
 from neuralcodec.pack import load_pack
 from neuralcodec.packet import bundled, parse_packet
@@ -195,7 +196,8 @@ def feed(pipeline: Pipeline, clip: list[Array], collected: Collected, count: int
     """Push pictures at about the camera's pace until ``count`` more have come out."""
     goal, end, index = len(collected.shown) + count, time.monotonic() + PATIENCE, 0
     while len(collected.shown) < goal and time.monotonic() < end and not pipeline.problem:
-        pipeline.push(np.concatenate([np.full((2, 256, 3), index % 256, np.uint8), clip[index % len(clip)]]), 2)
+        picture = clip[index % len(clip)]
+        pipeline.push(np.concatenate([np.full_like(picture[:2], index % 256), picture]), 2)
         index += 1
         with collected.news:
             collected.news.wait(0.04)
@@ -239,6 +241,18 @@ def test_pictures_come_out_beside_their_originals(portrait_clip: list[Array]) ->
         pipeline.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("neuralcodec-")]
     assert all(parse_packet(data) for data in collected.datagrams)
+
+
+def test_a_square_camera_that_is_coded_whole_comes_out_at_the_size_of_the_others(portrait_clip: list[Array]) -> None:
+    collected = Collected()
+    pipeline = Pipeline(load_pack(), show=collected.show, device="cpu", threads=1)
+    try:
+        feed(pipeline, [resize(picture, 512, 512) for picture in portrait_clip[:5]], collected, 2)
+        last = collected.shown[-1]
+        assert last.original.shape == last.ours.shape == last.h264.shape == (256, 256, 3)
+        assert psnr(last.original, last.ours) > 17
+    finally:
+        pipeline.close()
 
 
 def test_what_the_page_decodes_is_no_recovery(portrait_clip: list[Array]) -> None:

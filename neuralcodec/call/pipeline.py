@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -25,7 +25,7 @@ from neuralcodec.call.settings import Settings
 from neuralcodec.decoder import Decoder
 from neuralcodec.encoder import Encoder, as_picture
 from neuralcodec.errors import BitstreamError, NeuralCodecError
-from neuralcodec.face import Square, crop
+from neuralcodec.face import Square, crop, resize
 from neuralcodec.motion import Array, View
 from neuralcodec.pack import Pack
 from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, Update, bundled, parse_packet
@@ -360,7 +360,10 @@ class Pipeline:
                 if taken is None or square is None:
                     continue
                 picture, earned, self._earned = self._originals[taken], self._earned, 0
-            original = crop(picture.image, square, ours.picture.shape[0])
+            size = self._h264.size
+            if ours.picture.shape[0] != size:  # a square camera that is coded whole comes out at its own size
+                ours = replace(ours, picture=resize(ours.picture, size, size))
+            original = crop(picture.image, square, size)
             theirs = self._h264.show(original, earned, ours.pts / FPS)
             now = self._clock()
             self._show(Comparison(
