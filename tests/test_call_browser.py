@@ -56,6 +56,15 @@ def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("film") / "talk.mp4"
+    with VideoWriter(path, 256, 256, Fraction(1, 25)) as writer:
+        for index, image in enumerate(islice(moving_portrait(), 25)):
+            writer.write(image, index)
+    return path
+
+
+@pytest.fixture(scope="module")
 def call() -> Iterator[CallProcess]:
     with CallProcess("--device", "cpu", "--sessions", "2", *(["--ort", ORT] if ORT else [])) as process:
         yield process
@@ -194,7 +203,9 @@ def test_the_server_killed_and_started_again(driver: Any) -> None:
     errors(driver)
 
 
-def test_without_a_camera_the_page_says_what_to_do_and_takes_a_film(call: CallProcess, tmp_path: Path) -> None:
+def test_without_a_camera_the_page_says_what_to_do_and_takes_a_film(
+    call: CallProcess, film: Path, tmp_path: Path
+) -> None:
     with chromium(None) as browser:
         browser.get(call.address)
         browser.find_element("id", "start").click()
@@ -204,16 +215,67 @@ def test_without_a_camera_the_page_says_what_to_do_and_takes_a_film(call: CallPr
         (tmp_path / "notes.mp4").write_text("no film")
         browser.find_element("id", "film").send_keys(str(tmp_path / "notes.mp4"))
         until(lambda: "notes.mp4 cannot be played" in text(browser, "problem"), "a sentence about the film")
-        with VideoWriter(tmp_path / "talk.mp4", 256, 256, Fraction(1, 25)) as writer:
-            for index, image in enumerate(islice(moving_portrait(), 25)):
-                writer.write(image, index)
-        browser.find_element("id", "film").send_keys(str(tmp_path / "talk.mp4"))
+        browser.find_element("id", "film").send_keys(str(film))
         until(lambda: page(browser, "neuralcodecCall.state.shown") > 2, "the film is coded")
         assert text(browser, "problem") == ""
         stop(browser, call.address)
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
                                 {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True})  # fmt: skip
         assert page(browser, "document.documentElement.scrollWidth") <= 390  # nothing to scroll sideways on a phone
+
+
+LATE_CAMERA = """
+const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+window.tracks = [];
+navigator.mediaDevices.getUserMedia = async (wanted) => {
+  const allowed = await new Promise((resolve) => { window.answer = resolve; });
+  if (!allowed) throw new DOMException("no", "NotAllowedError");
+  const stream = await open(wanted);
+  tracks.push(...stream.getTracks());
+  return stream;
+};
+"""
+LATE_ANSWER = """
+const send = window.fetch.bind(window);
+window.answer = null;
+window.fetch = async (address, ...rest) => {
+  const response = await send(address, ...rest);
+  if (address === "/offer" && !window.answer) await new Promise((resolve) => { window.answer = resolve; });
+  return response;
+};
+"""
+
+
+def test_what_an_earlier_start_waited_for_comes_too_late(driver: Any, call: CallProcess, film: Path) -> None:
+    """A film is picked while the browser asks for the camera, and while the server answers."""
+
+    def take_film() -> None:
+        shown = page(driver, "neuralcodecCall.state.shown")
+        driver.find_element("id", "film").send_keys(str(film))
+        until(lambda: page(driver, "neuralcodecCall.state.shown") > shown + 2, "the film is coded")
+
+    for allowed in ("true", "false"):
+        driver.get(call.address)
+        driver.execute_script(LATE_CAMERA)
+        driver.find_element("id", "start").click()
+        take_film()
+        driver.execute_script(f"answer({allowed})")
+        if allowed == "true":
+            until(lambda: page(driver, "tracks.map((track) => track.readyState)") == ["ended"], "nobody sees the camera")
+        time.sleep(0.5)
+        assert (calls(call.address), text(driver, "start"), text(driver, "problem")) == (1, "Stop", "")
+        stop(driver, call.address)
+    driver.get(call.address)
+    driver.execute_script(LATE_ANSWER)
+    driver.find_element("id", "start").click()
+    until(lambda: page(driver, "window.answer !== null"), "the camera's call has been answered")
+    take_film()
+    assert calls(call.address) == 2
+    driver.execute_script("answer()")
+    until(lambda: calls(call.address) == 1, "the server is told that nobody wanted the first")
+    assert (text(driver, "start"), text(driver, "problem")) == ("Stop", "")
+    stop(driver, call.address)
+    assert errors(driver) == []
 
 
 @pytest.mark.skipif(not ORT, reason="NEURALCODEC_ORT_WEB does not name onnxruntime-web's dist folder")

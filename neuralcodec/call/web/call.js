@@ -52,34 +52,44 @@ function lacking() {
 
 // --- a call -------------------------------------------------------------------------------------------------------
 
+let attempt = 0; // counts starts and stops: what an earlier start was waiting for comes too late
+
 /** film: a File to play in place of the camera. */
 async function start(film = null) {
+  const mine = ++attempt, late = () => mine !== attempt;
   problem("");
   const missing = lacking();
   if (missing) return problem(missing);
   $("start").disabled = true;
   say(film ? "Opening the film…" : "Opening the camera…");
+  let stream;
   try {
-    state.stream = await (film ? filmStream(film) : navigator.mediaDevices.getUserMedia({
+    stream = await (film ? filmStream(film) : navigator.mediaDevices.getUserMedia({
       // of a camera of 30, 25 would leave out every sixth picture: 67 ms without a new one
       video: { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30, max: 30 }, facingMode: "user" }, audio: false,
     }));
   } catch (error) {
+    if (late()) return;
     problem(film ? `${film.name} cannot be played in this browser. Take another film, or the camera.` : cameraProblem(error));
     return stop();
   }
+  if (late()) return stream.getTracks().forEach((track) => track.stop());
+  state.stream = stream;
   if (!film) {
-    camera.srcObject = state.stream;
+    camera.srcObject = stream;
+    stream.getVideoTracks()[0].onended = () => { problem("The camera was unplugged or taken away. Press Start camera to go on."); stop(); };
     await camera.play().catch(() => {});
-    state.stream.getVideoTracks()[0].onended = () => { problem("The camera was unplugged or taken away. Press Start camera to go on."); stop(); };
   }
+  if (late()) return;
   say("Connecting…");
   try {
-    await connect(MEASURE ? new MediaStream([markedTrack(state.stream.getVideoTracks()[0])]) : state.stream);
+    await connect(MEASURE ? new MediaStream([markedTrack(stream.getVideoTracks()[0])]) : stream, late);
   } catch (error) {
+    if (late()) return;
     problem(error instanceof TypeError ? "The server does not answer. Is `neuralcodec call` still running? Start it, then press Start camera." : error.message);
     return stop();
   }
+  if (late()) return;
   $("start").disabled = false;
   $("start").textContent = "Stop";
 }
@@ -93,7 +103,7 @@ async function filmStream(film) {
   return new MediaStream(stream.getVideoTracks());
 }
 
-async function connect(stream) {
+async function connect(stream, late) {
   const peer = state.peer = new RTCPeerConnection({ iceServers: [] });
   state.control = peer.createDataChannel("control");
   state.control.onopen = () => sendSettings();
@@ -116,9 +126,11 @@ async function connect(stream) {
   };
   await peer.setLocalDescription(await peer.createOffer());
   await gathered(peer);
+  if (late()) return;
   const response = await fetch("/offer", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ sdp: peer.localDescription.sdp, marked: MEASURE }) });
   const answer = await response.json().catch(() => ({ error: "The server's answer cannot be read; reload the page." }));
   if (!response.ok) throw new Error(answer.error);
+  if (late()) return navigator.sendBeacon("/end", answer.token);
   state.token = answer.token;
   await peer.setRemoteDescription({ type: "answer", sdp: answer.sdp });
   const parameters = sender.getParameters(); // the codec should see the camera, not WebRTC's first cautious seconds
@@ -142,6 +154,7 @@ function gathered(peer) {
 }
 
 function stop() {
+  attempt += 1;
   if (state.recorder) record();
   const { peer, stream } = state;
   bye();
