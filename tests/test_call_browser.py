@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import urllib.request
+import wave
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import islice
@@ -213,8 +214,13 @@ def test_without_a_camera_the_page_says_what_to_do_and_takes_a_film(
         assert "No camera was found" in said or "The camera was refused" in said
         assert page(browser, "document.getElementById('start').disabled") is False
         (tmp_path / "notes.mp4").write_text("no film")
-        browser.find_element("id", "film").send_keys(str(tmp_path / "notes.mp4"))
-        until(lambda: "notes.mp4 cannot be played" in text(browser, "problem"), "a sentence about the film")
+        with wave.open(str(tmp_path / "voice.wav"), "wb") as voice:
+            voice.setparams((1, 2, 8000, 0, "NONE", ""))
+            voice.writeframes(bytes(16000))
+        for name in ("notes.mp4", "voice.wav"):
+            browser.find_element("id", "film").send_keys(str(tmp_path / name))
+            until(lambda name=name: f"{name} has no picture" in text(browser, "problem"), "a sentence about the film")
+            assert page(browser, "document.getElementById('start').disabled") is False
         browser.find_element("id", "film").send_keys(str(film))
         until(lambda: page(browser, "neuralcodecCall.state.shown") > 2, "the film is coded")
         assert text(browser, "problem") == ""

@@ -70,7 +70,7 @@ async function start(film = null) {
     }));
   } catch (error) {
     if (late()) return;
-    problem(film ? `${film.name} cannot be played in this browser. Take another film, or the camera.` : cameraProblem(error));
+    problem(film ? `${film.name} has no picture that this browser can play. Take another film, or the camera.` : cameraProblem(error));
     return stop();
   }
   if (late()) return stream.getTracks().forEach((track) => track.stop());
@@ -98,6 +98,7 @@ async function filmStream(film) {
   camera.src = URL.createObjectURL(film);
   camera.loop = true;
   await camera.play();
+  if (!camera.videoWidth) throw new Error("there is only sound");
   const stream = (camera.captureStream ?? camera.mozCaptureStream).call(camera);
   while (!stream.getVideoTracks().length) await new Promise((resolve) => { stream.onaddtrack = resolve; });
   return new MediaStream(stream.getVideoTracks());
