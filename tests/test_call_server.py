@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator
 from fractions import Fraction
@@ -30,6 +31,7 @@ from aiortc.rtp import RtpPacket
 from conftest import ROOT
 from test_call_bitstream_js import WEB, node
 
+from neuralcodec.call.pipeline import Pipeline
 from neuralcodec.call.prompt import hurry
 from neuralcodec.call.server import HEADERS, MARK_ROWS, OFFER_MAX, CallServer, ServerOptions
 from neuralcodec.cli import main
@@ -109,9 +111,12 @@ class Peer:
         while True:
             await self.frames.put(await track.recv())
 
-    async def start(self) -> None:
+    async def offer(self) -> tuple[int, Any]:
         await self.peer.setLocalDescription(await self.peer.createOffer())
-        status, answer = await self.served.offer({"sdp": self.peer.localDescription.sdp, "marked": True})
+        return await self.served.offer({"sdp": self.peer.localDescription.sdp, "marked": True})
+
+    async def start(self) -> None:
+        status, answer = await self.offer()
         assert status == 200, answer
         await self.peer.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
 
@@ -155,8 +160,60 @@ def test_a_whole_call_and_its_end(portrait_clip: list[Array]) -> None:
             await peer.peer.close()
             await until(lambda: not served.server.sessions)
             await until(lambda: not gc.collect() and not any(ref() for ref in left))  # nothing keeps what has ended
-            assert not [t.name for t in threading.enumerate() if t.name.startswith("neuralcodec-")]
+            assert not threads()
 
+    asyncio.run(call())
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("neuralcodec-")]
+
+
+def test_a_call_that_is_ended_while_its_codec_starts_leaves_nothing(
+    portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def slow(*given: Any, **options: Any) -> Pipeline:
+        begun.set()
+        assert ended.wait(PATIENCE)
+        return Pipeline(*given, **options)
+
+    async def call() -> None:
+        async with Served() as served:
+            peer = Peer(served, portrait_clip)
+            offer = asyncio.ensure_future(peer.offer())
+            await until(begun.is_set)
+            (session,) = served.server.sessions
+            await session.close()
+            ended.set()
+            status, answer = await offer
+            assert status == 500 and "ended before it began" in answer["error"]
+            assert not served.server.sessions and not threads() and not session._tasks
+            await peer.peer.close()
+
+    monkeypatch.setattr("neuralcodec.call.server.Pipeline", slow)
+    asyncio.run(call())
+
+
+def test_a_codec_that_starts_slowly_does_not_use_up_the_time_to_connect(
+    portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*given: Any, **options: Any) -> Pipeline:
+        time.sleep(2.5)
+        return Pipeline(*given, **options)
+
+    async def call() -> None:
+        async with Served() as served:
+            peer = Peer(served, portrait_clip)
+            status, _ = await peer.offer()
+            assert status == 200
+            await until(lambda: not served.server.sessions)  # nobody connects
+            assert not threads()
+            await peer.peer.close()
+
+    monkeypatch.setattr("neuralcodec.call.server.START_SECONDS", 2.0)
+    monkeypatch.setattr("neuralcodec.call.server.Pipeline", slow)
     asyncio.run(call())
 
 

@@ -127,7 +127,6 @@ class Session:
         self.peer.on("track", lambda track: self._run(self._watch(track)))
         self.peer.on("datachannel", self._on_channel)
         self.peer.on("connectionstatechange", self._on_state)
-        self._loop.call_later(START_SECONDS, self._give_up)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -137,13 +136,18 @@ class Session:
     async def answer(self, sdp: str) -> str:
         """Start the codec and answer the page's offer."""
         options = self._options
-        self._pipeline = await asyncio.to_thread(
+        pipeline = await asyncio.to_thread(
             Pipeline, self._pack, show=self._track.show, forward=self._forward, settings=Settings(kbps=options.kbps),
             device=options.device, threads=options.threads,
         )  # fmt: skip
+        if self._closing:  # `close` found no pipeline to end
+            await asyncio.to_thread(pipeline.close)
+            raise MediaError("The call was ended before it began; press Start camera again.")
+        self._pipeline = pipeline
         self._run(self._report())
         await self.peer.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
         await self.peer.setLocalDescription(await self.peer.createAnswer())
+        self._loop.call_later(START_SECONDS, self._give_up)
         return str(self.peer.localDescription.sdp)
 
     async def close(self) -> None:
