@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from test_call_bitstream_js import WEB, node
 
 from neuralcodec.call.pipeline import Pipeline
 from neuralcodec.call.prompt import hurry
-from neuralcodec.call.server import HEADERS, MARK_ROWS, OFFER_MAX, CallServer, ServerOptions
+from neuralcodec.call.server import HEADERS, MARK_ROWS, OFFER_MAX, CallServer, ServerOptions, Session
 from neuralcodec.cli import main
 from neuralcodec.motion import Array
 from neuralcodec.quality import psnr
@@ -161,6 +162,19 @@ def test_a_whole_call_and_its_end(portrait_clip: list[Array]) -> None:
             await until(lambda: not served.server.sessions)
             await until(lambda: not gc.collect() and not any(ref() for ref in left))  # nothing keeps what has ended
             assert not threads()
+
+    asyncio.run(call())
+
+
+def test_no_message_can_end_the_transport(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def call() -> None:
+        async with Served() as served:
+            session, said = Session(served.server.pack, served.server.options, lambda _: None, marked=False), []
+            monkeypatch.setattr(session, "_send", said.append)
+            monkeypatch.setattr(session, "_pipeline", Mock(feedback=lambda _: 1 / 0))
+            session._on_message('{"feedback": "0a"}')
+            assert said == [{"refused": "The server failed at this message; its log says why."}]
+            await session.close()
 
     asyncio.run(call())
 

@@ -196,6 +196,9 @@ class Session:
                 self.pipeline.change(self.pipeline.settings.changed(message))
         except ValueError as error:
             self._send({"refused": str(error)})
+        except Exception:  # it would end the transport, and with it the call
+            logging.getLogger(__name__).exception("control message")
+            self._send({"refused": "The server failed at this message; its log says why."})
 
     def _forward(self, data: bytes) -> None:
         self._loop.call_soon_threadsafe(self._forward_now, data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -31,8 +30,8 @@ class Settings:
             low, high = RANGES[name]
             if isinstance(value, bool) != (name == "browser") or not isinstance(value, bool | int | float):
                 raise ValueError(f"The setting {name} cannot be {value!r}.")
-            if not (math.isfinite(value) and low <= value <= high):
-                raise ValueError(f"The setting {name} is {value}; it goes from {low:g} to {high:g}.")
+            if not low <= value <= high:  # nor is NaN; whole numbers may be too large for a float
+                raise ValueError(f"The setting {name} is {value!s:.20}; it goes from {low:g} to {high:g}.")
         return replace(self, **message)
 
 
