@@ -19,9 +19,10 @@ class Pictures {
   }
   async decode(type, units) {
     const data = concat([new Uint8Array([0x12, 0]), ...units]);
+    clearTimeout(this.timer);
     const frame = await new Promise((resolve, reject) => {
       this.waiting = { resolve, reject };
-      setTimeout(reject, WAIT, new Error("the AV1 decoder gave no picture"));
+      this.timer = setTimeout(() => this.settle(new Error("the AV1 decoder gave no picture")), WAIT); // a frame after that is closed
       this.decoder.decode(new EncodedVideoChunk({ type, timestamp: this.time++, data }));
     });
     try {
