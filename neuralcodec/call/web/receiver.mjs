@@ -7,7 +7,7 @@
 import { BitstreamError, hex, parsePacket, posed, unpacked } from "./bitstream.mjs";
 import { ClosedEyes, withEyes } from "./closed_eyes.mjs";
 import { Loan, Networks } from "./networks.mjs";
-import { Chain, concat, decodeStill, rgba } from "./reference.mjs";
+import { canDecode, Chain, concat, decodeStill, rgba } from "./reference.mjs";
 import { MotionStream } from "./stream.mjs";
 
 const PICTURE = 1, KEY = 3, SIGNED = 0x80, SIGNATURE = 64, HELD = 8, ARRIVING = 4, BYTES_MAX = 1 << 20;
@@ -37,6 +37,7 @@ self.onmessage = ({ data }) => {
 async function open(software) {
   const pack = await (await got("/pack/pack.json")).json();
   [size, packId, neck, frameHeaders] = [pack.size, pack.id, pack.neck, pack.frame_header];
+  if (!(await canDecode(size))) throw new Error("this browser has no AV1 decoder, which pictures need");
   motion = new MotionStream(await (await got("/pack/tables.json")).json());
   const [by, threads] = await onGpu(software).catch((error) => console.warn(`No GPU: ${error.message}`)) ?? await onCpu();
   self.postMessage({ ready: true, by, threads });

@@ -5,12 +5,17 @@ import { bounds, RangeDecoder } from "./bitstream.mjs";
 
 const WAIT = 3000; // ms for one picture
 
+const decoding = (size) => ({ codec: "av01.0.04M.08", codedWidth: size, codedHeight: size, hardwareAcceleration: "prefer-software", optimizeForLatency: true });
+
+/** Whether this browser decodes AV1: one that does not gives no error before the first picture. */
+export const canDecode = async (size) => (await VideoDecoder.isConfigSupported(decoding(size))).supported;
+
 /** One coded picture after another, a still or a chain, to planes for `rgba`: most pictures of a chain are never shown. */
 class Pictures {
   constructor(size) {
     this.size = size;
     this.decoder = new VideoDecoder({ output: (frame) => this.settle(null, frame), error: (error) => this.settle(error) });
-    this.decoder.configure({ codec: "av01.0.04M.08", codedWidth: size, codedHeight: size, hardwareAcceleration: "prefer-software", optimizeForLatency: true });
+    this.decoder.configure(decoding(size));
     this.time = 0;
   }
   settle(error, frame) {
