@@ -113,7 +113,7 @@ async function take(packet) {
     if (unopened.length > EARLY) unopened.shift();
   } else if (packet.kind === "reference") await onPart(packet);
   else if (packet.kind === "update") await onUpdate(packet);
-  else if (packet.kind === "motion") onMotion(packet);
+  else if (packet.kind === "motion") await onMotion(packet);
 }
 
 async function takeEach(packets) {
@@ -197,7 +197,7 @@ function hold(id, planes, hash) {
   if (motion.reference === id) [shows, moved] = [held.get(id % HELD), null];
 }
 
-function onMotion(packet) {
+async function onMotion(packet) {
   const before = motion.reference;
   let frame;
   try {
@@ -212,7 +212,7 @@ function onMotion(packet) {
   }
   const { flat, pts } = frame;
   moved?.forEach((value, i) => { flat[motion.decoder.sceneAt + i] += value; });
-  if (!lacks || near(flat)) newest = { flat, shows, pts, asIs: motion.asIs, fresh: true };
+  if (!lacks || await near(flat)) newest = { flat, shows, pts, asIs: motion.asIs, fresh: true };
 }
 
 /** Find the picture that motion is relative to; it was cut where the scene is now, should it not be here yet. */
@@ -225,12 +225,17 @@ function look(before) {
 
 const straight = () => !view.yaw && !view.pitch && !view.roll;
 
-/** Whether motion meant for a picture that is not here can be shown on the one that is. */
-function near(flat) {
-  return newest !== null && (newest.asIs || [3, 4, 5, 6].every((i) => Math.abs(flat[i] - newest.flat[i]) < JUMP));
+/** Whether motion meant for a picture that is not here can be shown on the one that is: no jump from what was seen last,
+ *  which of a picture shown as it is was the face in it. */
+async function near(flat) {
+  if (!newest) return false;
+  const place = newest.asIs ? placeOf(await faceIn(newest.shows)) : newest.flat.subarray(3, 7);
+  return place.every((value, i) => Math.abs(flat[3 + i] - value) < JUMP);
 }
 
+const placeOf = ({ motion: { translation, scale } }) => [...translation, Math.log(scale)]; // as motion has it from its fourth value on
 const pixels = (picture) => picture.pixels ??= rgba(picture.planes, size);
+const faceIn = async (picture) => picture.face ??= await networks.estimate(pixels(picture));
 
 async function render({ flat, shows, pts, asIs }) {
   if (asIs && straight()) return pixels(shows).slice();
