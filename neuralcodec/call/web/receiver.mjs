@@ -239,18 +239,20 @@ const faceIn = async (picture) => picture.face ??= await networks.estimate(pixel
 
 async function render({ flat, shows, pts, asIs }) {
   if (asIs && straight()) return pixels(shows).slice();
-  const begin = performance.now(), face = asIs ? await glimpse(shows) : shows.face ??= await networks.estimate(pixels(shows));
+  const begin = performance.now(), face = await (asIs ? glimpse(shows) : faceIn(shows));
   if (asIs && !face.sure) return pixels(shows).slice(); // there is nobody to be turned
   const { canonical } = face, coded = unpacked(flat, canonical.length), motion = asIs ? { ...face.motion, scene: coded.scene.map(() => 0) } : coded;
   const drawn = (features, source) => networks.picture(features, source, motion, canonical, view, neck);
   const blinking = async (picture) => { // its eyes closed as an earlier picture shows them, where this one does not
-    const other = asIs ? null : closedEyes.needed(shows, motion.delta, pts * header.timeBase[0] / header.timeBase[1]);
-    return other ? withEyes(picture, await drawn(other.features, other.face), posed(motion, canonical, view, neck).keypoints, size) : picture;
+    const other = closedEyes.needed({ face, shot: shows.shot, picture: shows }, motion.delta, pts * header.timeBase[0] / header.timeBase[1]);
+    if (!other) return picture;
+    other.picture.features ??= await networks.features(other.face); // it may have been drawn with lent ones
+    return withEyes(picture, await drawn(other.picture.features, other.face), posed(motion, canonical, view, neck).keypoints, size);
   };
   if (shows.features) return blinking(await drawn(shows.features, face));
   // coded motion borrows too: how the scene moved between the two pictures is not known, and small in so short a time
   const lent = !straight() && loan.take(shows.shot, face, begin);
-  if (lent) return drawn(lent.features, lent.face);
+  if (lent) return blinking(await drawn(lent.features, lent.face));
   shows.features = await networks.features(face);
   const picture = await drawn(shows.features, face);
   loan.offer(shows.shot, shows.features, face, begin, performance.now());
@@ -259,7 +261,7 @@ async function render({ flat, shows, pts, asIs }) {
 
 /** The face of a picture shown as it is, of which no motion came: looked for where it was shown last. */
 async function glimpse(shows) {
-  if (!glimpsed && !shows.glimpse) shows.face ??= await networks.estimate(pixels(shows)); // as coded motion will want it
+  if (!glimpsed && !shows.glimpse) await faceIn(shows); // as coded motion will want it
   const face = shows.face ?? (shows.glimpse ??= await networks.follow(pixels(shows), glimpsed));
   glimpsed = face.sure ? face.box : null;
   return face;

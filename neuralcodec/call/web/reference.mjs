@@ -19,12 +19,12 @@ class Pictures {
     this.time = 0;
   }
   settle(error, frame) {
+    clearTimeout(this.timer);
     if (this.waiting) error ? this.waiting.reject(error) : this.waiting.resolve(frame); else frame?.close();
     this.waiting = null;
   }
   async decode(type, units) {
     const data = concat([new Uint8Array([0x12, 0]), ...units]);
-    clearTimeout(this.timer);
     const frame = await new Promise((resolve, reject) => {
       this.waiting = { resolve, reject };
       this.timer = setTimeout(() => this.settle(new Error("the AV1 decoder gave no picture")), WAIT); // a frame after that is closed
