@@ -270,8 +270,11 @@ def test_what_the_page_decodes_is_no_recovery(portrait_clip: list[Array]) -> Non
         feed_until(lambda: not collected.shown[-1].ours.any(), *fed)
         skipped[0] = 2 * PATIENCE
         feed(*fed, 3)
+        sent = pipeline.stats()["references"]
         pipeline.change(pipeline.settings.changed({"browser": False}))
         feed_until(lambda: collected.shown[-1].ours.any() and not pipeline._missed, *fed)
+        assert pipeline._decoder.stats.lost_frames == 0  # it has followed the page's and goes on at once
+        assert pipeline.stats()["references"] == sent
         assert max(pipeline._recoveries, default=0.0) < PATIENCE
     finally:
         pipeline.close()

@@ -102,10 +102,8 @@ class Pipeline:
         self._next: _Picture | None = None
         self._decoded: _Decoded | None = None  # waits for its comparison
         self._originals: OrderedDict[int, _Picture] = OrderedDict()
-        self._pts: dict[int, int] = {}  # by sequence number: of the last ORIGINALS frames
         self._crops: dict[int, Square] = {}  # by reference id
         self._square = Square(0, 0, 1)  # of the newest reference
-        self._newest = 0  # its id
         self._earned = 0  # bytes sent since the last comparison: what x264 may spend
         self._missed = False  # something is not here that what has come refers to
         self._right_at: float | None = None  # when nothing was missing last
@@ -246,7 +244,7 @@ class Pipeline:
                     self._sent.append((now, len(data), len(data) + HEADERS))
                     inside = _inside(packet)
                     for part in inside:
-                        self._note(part, pts)
+                        self._note(part)
                     self._frames += [(now, len(bytes(part))) for part in inside if isinstance(part, Motion)]
                 self._lock.notify_all()
 
@@ -264,21 +262,17 @@ class Pipeline:
     def _took(self, end: int, seconds: float) -> None:
         self._pace[end] += RECENT * (seconds - self._pace[end])
 
-    def _note(self, packet: Packet, pts: int) -> None:
-        """Remember what the comparison needs of a packet that was sent: where pictures were cut, when frames were."""
+    def _note(self, packet: Packet) -> None:
+        """Remember what the comparison needs of a packet that was sent: where pictures were cut."""
         if isinstance(packet, ReferencePart | Update):
-            self._newest = packet.reference
             self._square = Square(*packet.crop) if packet.crop else self._square
             self._crops[packet.reference] = self._square
-        elif isinstance(packet, Motion):
-            newest = _newest(packet)
-            self._pts.setdefault(newest, pts)  # what comes again keeps its time
-            self._pts.pop((newest - ORIGINALS) % 256, None)
 
     # --- the receiver's thread ---
 
     def _receive(self) -> None:
         before: dict[str, float] = {}  # stage times when the last frame was shown
+        black = np.zeros((self._h264.size, self._h264.size, 3), np.uint8)  # where the page draws its own
         while True:
             with self._lock:
                 now, due = self._clock(), self._there.next_arrival()
@@ -293,35 +287,27 @@ class Pipeline:
                     continue
                 arrived, browser = self._there.receive(now), self.settings.browser
                 if browser:
-                    self._right_at = None  # what this decoder lacks while the page's works is nothing to recover from
+                    self._right_at = None  # it is the page that reports what is missing and waits for it
                 self._busy_since = now
                 self._lock.notify_all()
             for index, data in enumerate(arrived):
                 newest = index == len(arrived) - 1  # when several have come, the earlier ones are too late to be seen
                 if self._forward is not None:
                     self._forward(data)
-                if browser:
-                    self._follow(data, now)
-                    continue
-                try:
-                    frames = self._decoder.decode(data, wanted=None if newest else _never)
+                try:  # while the page decodes too, which costs little as nothing is drawn: to go on when it stops
+                    frames = self._decoder.decode(data, wanted=None if newest and not browser else _never)
                 except BitstreamError:
                     self._bad += 1
                     continue
                 for frame in frames:
-                    if not frame.image.size:
+                    if not (browser or frame.image.size):
                         continue
                     spent = _since(before, self._decoder.stats.stage_seconds, "receive")
                     before = dict(self._decoder.stats.stage_seconds)
-                    self._hand_over(_Decoded(frame.pts, frame.reference, frame.image, now, spent))
-                self._report()
-
-    def _follow(self, data: bytes, arrived: float) -> None:
-        """The page decodes: show the other two pictures of a frame that has arrived."""
-        packet = _inside(parse_packet(data))[-1]
-        if isinstance(packet, Motion) and (pts := self._pts.get(_newest(packet))) is not None:
-            size = self._h264.size
-            self._hand_over(_Decoded(pts, self._newest, np.zeros((size, size, 3), np.uint8), arrived, {}))
+                    picture, stages = (black, {}) if browser else (frame.image, spent)
+                    self._hand_over(_Decoded(frame.pts, frame.reference, picture, now, stages))
+                if not browser:
+                    self._report()
 
     def _hand_over(self, decoded: _Decoded) -> None:
         with self._lock:
@@ -396,11 +382,6 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
         return {"count": 0}
     median, p95 = (1000 * float(value) for value in np.quantile(seconds, (0.5, 0.95)))
     return {"count": len(seconds), "median": median, "p95": p95}
-
-
-def _newest(packet: Motion) -> int:
-    """Number of its last frame; those before it may have been sent already."""
-    return (packet.sequence + packet.frames - 1) % 256
 
 
 def _inside(packet: Packet) -> tuple[Packet, ...]:
