@@ -16,6 +16,10 @@ const STAGES = { // in the order of the signal's path; names as the server sends
   "compare": "H.264 pane", "total": "Total",
 };
 const GONE = "The server has gone. Start `neuralcodec call` again, then press Start camera.";
+const BROKEN = "The connection to the server broke off. Press Start camera to go on.";
+const PAUSE = 8000; // ms that a connection may be interrupted for: a laptop's lid, another network, a busy server
+const LOADING = "Loading the networks…";
+const TIMES = 1000; // of the last pictures decoded here, how long they took
 const MEASURE = new URLSearchParams(location.search).has("measure");
 
 const camera = $("camera"), comparison = $("comparison");
@@ -382,13 +386,17 @@ async function decodeHere(wanted) {
   if (!$("browser-in").checked || state.worker) return; // switched off meanwhile, or off and on: one worker is enough
   if (!status?.ort) return back("To decode here the page needs onnxruntime-web. Run: npm install onnxruntime-web, then start the server again with --ort node_modules/onnxruntime-web/dist");
   if (!("VideoDecoder" in window)) return back("This browser has no WebCodecs, which reference pictures need. Use a current Chrome, Edge, Firefox or Safari.");
-  say("Loading the networks…");
+  say(LOADING);
   const worker = state.worker = new Worker("/web/receiver.mjs", { type: "module" });
   worker.onerror = (event) => { if (worker === state.worker) back(`The receiver in the browser stopped: ${event.message || "its files cannot be loaded"}.`); };
   worker.onmessage = ({ data }) => {
     if (worker !== state.worker) return; // sent before it was dismissed
+/** Outside a call nothing else would take the sentence away. */
+function loaded() { if ($("status").textContent === LOADING) say("Ready."); }
+
     if (data.problem) return back(data.problem);
-    if (data.ready) { state.decoder = worker; window.neuralcodecCall.receiver = { by: data.by, frames: 0, since: performance.now(), ms: [] }; return sendSettings(); }
+  loaded();
+    if (data.ready) { loaded(); state.decoder = worker; window.neuralcodecCall.receiver = { by: data.by, frames: 0, since: performance.now(), ms: [] }; return sendSettings(); }
     if (data.feedback) return state.control?.readyState === "open" && state.control.send(JSON.stringify({ feedback: data.feedback }));
     if (data.picture) {
       const pane = panes[1];
