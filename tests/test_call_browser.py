@@ -187,6 +187,21 @@ def test_two_tabs_at_once_a_third_is_told_and_nothing_leaks(driver: Any, call: C
     errors(driver)  # the third tab's refusal is logged as one: read and forgotten
 
 
+def test_a_pause_of_the_server_is_waited_for(driver: Any) -> None:
+    with CallProcess("--device", "cpu") as process:
+        start(driver, process.address)
+        process.process.send_signal(signal.SIGSTOP)
+        try:
+            until(lambda: "interrupted" in text(driver, "status"), "the page notices")
+        finally:
+            process.process.send_signal(signal.SIGCONT)
+        shown = page(driver, "neuralcodecCall.state.shown")
+        until(lambda: page(driver, "neuralcodecCall.state.shown") > shown + 3, "the call goes on")
+        assert (text(driver, "start"), text(driver, "problem")) == ("Stop", "")
+        stop(driver, process.address)
+    assert errors(driver) == []
+
+
 def test_the_server_killed_and_started_again(driver: Any) -> None:
     with CallProcess("--device", "cpu") as first:
         start(driver, first.address)

@@ -397,7 +397,8 @@ PAGE = """
     };
     const document = { getElementById: (id) => parts[id] ??= part(), createElement: part };
     const window = { VideoDecoder: true };
-    const fetch = async () => ({ json: async () => ({ ort: true, kbps: 8 }) });
+    let serve = async () => ({ json: async () => ({ ort: true, kbps: 8 }) });
+    const fetch = (address) => serve(address);
     class Worker {
       constructor() { this.alive = true; workers.push(this); }
       terminate() { this.alive = false; }

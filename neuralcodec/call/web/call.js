@@ -112,7 +112,7 @@ async function connect(stream, late) {
   const peer = state.peer = new RTCPeerConnection({ iceServers: [] });
   state.control = peer.createDataChannel("control");
   state.control.onopen = () => sendSettings();
-  state.control.onclose = () => { if (peer === state.peer) { problem(GONE); stop(); } };
+  state.control.onclose = () => lost(peer);
   state.control.onmessage = (event) => onControl(JSON.parse(event.data));
   const packets = peer.createDataChannel("packets");
   packets.binaryType = "arraybuffer";
@@ -123,11 +123,15 @@ async function connect(stream, late) {
     comparison.srcObject = new MediaStream([event.track]);
     comparison.play().catch(() => {});
   };
+  let found = false, pause;
   peer.onconnectionstatechange = () => {
     if (peer !== state.peer) return;
-    if (peer.connectionState === "connected") say("Connected. Looking for a face…");
-    if (peer.connectionState === "failed") { problem("No network path to the server was found. If this machine is offline, switch Wi-Fi on (no internet is needed), or use the address of a network card with --host."); stop(); }
-    if (peer.connectionState === "disconnected" || peer.connectionState === "closed") { problem(GONE); stop(); }
+    clearTimeout(pause);
+    const now = peer.connectionState;
+    if (now === "connected") { found = true; say("Connected. Looking for a face…"); }
+    if (now === "disconnected") { say("The connection is interrupted…"); pause = setTimeout(lost, PAUSE, peer); }
+    if (now === "closed" || (now === "failed" && found)) lost(peer);
+    if (now === "failed" && !found) { problem("No network path to the server was found. If this machine is offline, switch Wi-Fi on (no internet is needed), or use the address of a network card with --host."); stop(); }
   };
   await peer.setLocalDescription(await peer.createOffer());
   await gathered(peer);
@@ -140,6 +144,16 @@ async function connect(stream, late) {
   await peer.setRemoteDescription({ type: "answer", sdp: answer.sdp });
   const parameters = sender.getParameters(); // the codec should see the camera, not WebRTC's first cautious seconds
   if (parameters.encodings?.length) { parameters.encodings[0].maxBitrate = 2_500_000; parameters.degradationPreference = "maintain-resolution"; await sender.setParameters(parameters).catch(() => {}); }
+}
+
+/** The connection is at its end: because the server is, or though it still answers? */
+async function lost(peer) {
+  const over = () => peer !== state.peer || peer.connectionState === "connected" && state.control.readyState === "open";
+  if (over()) return;
+  const answers = await fetch("/status", { signal: AbortSignal.timeout(PAUSE) }).then(() => true, () => false);
+  if (over()) return;
+  problem(answers ? BROKEN : GONE);
+  stop();
 }
 
 /** Tell the server at once, on a way that loses nothing; also when the tab is closed. */
