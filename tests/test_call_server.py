@@ -437,8 +437,74 @@ def test_the_page_has_one_decoder_while_it_is_switched_on(switched: str, alive: 
         for (const worker of workers) worker.says({ ready: true });
         workers.filter((worker) => !worker.alive).forEach((worker) => worker.says({ problem: "Too late." }));
         result = { alive: workers.map((worker) => worker.alive), decoder: workers.indexOf(state.decoder),
-                   browser: sent.at(-1) ?? false, checked: box.checked };
+                   browser: sent.at(-1) ?? false, checked: box.checked, loads: /Loading/.test(parts.status.textContent) };
     """
     got = node(PAGE + switched + ends, (WEB / "call.js").read_text("utf-8"))
     decoder = alive.index(True) if checked else -1
-    assert got == {"alive": alive, "decoder": decoder, "browser": checked, "checked": checked}
+    assert got == {"alive": alive, "decoder": decoder, "browser": checked, "checked": checked, "loads": False}
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_page_remembers_how_long_its_last_thousand_pictures_took() -> None:
+    ends = """
+        turn(true);
+        await loaded();
+        const [worker] = workers;
+        worker.says({ ready: true });
+        globalThis.ImageData = class {};
+        for (let ms = 0; ms < 1200; ms++) worker.says({ picture: [], size: 256, ms });
+        const { frames, ms } = window.neuralcodecCall.receiver;
+        result = [frames, ms.length, ms[0], ms.at(-1)];
+    """
+    assert node(PAGE + ends, (WEB / "call.js").read_text("utf-8")) == [1200, 1000, 200, 1199]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.parametrize(
+    ("happens", "said"),
+    [
+        ("peer.becomes('disconnected'); peer.becomes('connected'); await passes();", ""),
+        ("peer.becomes('disconnected'); await passes();", "broke off"),
+        ("answers = false; peer.becomes('disconnected'); await passes();", "has gone"),
+        ("peer.becomes('disconnected'); peer.becomes('failed'); await loaded();", "broke off"),
+        ("answers = false; state.control.readyState = 'closed'; state.control.onclose(); await loaded();", "has gone"),
+    ],
+    ids=["a pause", "a longer one", "the server has ended", "a long one", "the server says so"],
+)
+def test_an_interrupted_call_waits_and_asks_before_it_says_what_happened(happens: str, said: str) -> None:
+    begins = """
+        let peer, answers = true;
+        class Peer {
+          constructor() { peer = this; this.localDescription = {}; this.iceGatheringState = "complete"; }
+          createDataChannel() { return { readyState: "open", send() {} }; }
+          addTransceiver() { return { sender: { getParameters: () => ({}) } }; }
+          createOffer() {}
+          setLocalDescription() {}
+          setRemoteDescription() {}
+          addEventListener() {}
+          close() {}
+          becomes(now) { this.connectionState = now; this.onconnectionstatechange(); }
+        }
+        const track = { stop() {} }, stream = { getTracks: () => [track], getVideoTracks: () => [track] };
+        const timers = [], passes = async () => { timers.splice(0).forEach((work) => work()); await loaded(); };
+        const wait = setTimeout;
+        globalThis.setTimeout = (work, delay, ...rest) => delay ? timers.push(() => work(...rest)) : wait(work);
+        globalThis.clearTimeout = (number) => { if (number) timers[number - 1] = () => {}; };
+        Object.defineProperty(globalThis, "navigator", { value: {
+          mediaDevices: { getUserMedia: async () => stream }, sendBeacon() {},
+        }, configurable: true });
+        globalThis.HTMLVideoElement = class { requestVideoFrameCallback() {} };
+        globalThis.RTCPeerConnection = Peer;
+        [window.isSecureContext, window.RTCPeerConnection] = [true, Peer];
+        serve = async (address) => {
+          if (!answers) throw new TypeError("no answer");
+          return { ok: true, json: async () => ({ token: "00" }) };
+        };
+        document.getElementById("start").handlers.click();
+        await loaded();
+        peer.becomes("connected");
+    """
+    ends = "result = [parts.problem.textContent, parts.start.textContent];"
+    problem, button = node(PAGE + begins + happens + ends, (WEB / "call.js").read_text("utf-8"))
+    assert said in problem and bool(said) == bool(problem)
+    assert button == ("Start camera" if said else "Stop")

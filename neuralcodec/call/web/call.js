@@ -387,7 +387,11 @@ $("record").addEventListener("click", record);
 
 // --- decoding in the browser --------------------------------------------------------------------------------------
 
+/** Outside a call nothing else would take the sentence away. */
+function loaded() { if ($("status").textContent === LOADING) say("Ready."); }
+
 function dismiss() {
+  loaded();
   state.worker?.terminate();
   state.worker = state.decoder = null;
 }
@@ -405,19 +409,16 @@ async function decodeHere(wanted) {
   worker.onerror = (event) => { if (worker === state.worker) back(`The receiver in the browser stopped: ${event.message || "its files cannot be loaded"}.`); };
   worker.onmessage = ({ data }) => {
     if (worker !== state.worker) return; // sent before it was dismissed
-/** Outside a call nothing else would take the sentence away. */
-function loaded() { if ($("status").textContent === LOADING) say("Ready."); }
-
     if (data.problem) return back(data.problem);
-  loaded();
     if (data.ready) { loaded(); state.decoder = worker; window.neuralcodecCall.receiver = { by: data.by, frames: 0, since: performance.now(), ms: [] }; return sendSettings(); }
     if (data.feedback) return state.control?.readyState === "open" && state.control.send(JSON.stringify({ feedback: data.feedback }));
     if (data.picture) {
       const pane = panes[1];
       if (pane.canvas.width !== data.size) pane.canvas.width = pane.canvas.height = data.size;
       pane.putImageData(new ImageData(data.picture, data.size), 0, 0);
-      window.neuralcodecCall.receiver.frames += 1;
-      window.neuralcodecCall.receiver.ms.push(data.ms);
+      const { receiver } = window.neuralcodecCall;
+      receiver.frames += 1;
+      if (receiver.ms.push(data.ms) > TIMES) receiver.ms.shift();
     }
   };
   worker.postMessage({ open: true });
