@@ -27,7 +27,14 @@ pytest.importorskip("aiortc", reason="the extra [webrtc] is not installed")
 
 import av
 from aiohttp import ClientSession, web
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription, VideoStreamTrack, rtcrtpreceiver
+from aiortc import (
+    AudioStreamTrack,
+    RTCConfiguration,
+    RTCPeerConnection,
+    RTCSessionDescription,
+    VideoStreamTrack,
+    rtcrtpreceiver,
+)
 from aiortc.rtp import RtpPacket
 from conftest import ROOT
 from test_call_bitstream_js import WEB, node
@@ -162,6 +169,25 @@ def test_a_whole_call_and_its_end(portrait_clip: list[Array]) -> None:
             await until(lambda: not served.server.sessions)
             await until(lambda: not gc.collect() and not any(ref() for ref in left))  # nothing keeps what has ended
             assert not threads()
+
+    asyncio.run(call())
+
+
+def test_sound_and_a_second_camera_are_not_taken(portrait_clip: list[Array]) -> None:
+    async def call() -> None:
+        async with Served() as served:
+            peer = Peer(served, portrait_clip)
+            second = Camera(portrait_clip)
+            for track in (AudioStreamTrack(), second):
+                peer.peer.addTrack(track)
+            await peer.start()
+            await until(lambda: peer.stats().get("frames", 0) > 3)
+            (session,) = served.server.sessions
+            receivers = session.peer.getReceivers()
+            assert len(receivers) == 3
+            assert all(not r.track._queue.qsize() for r in receivers[1:]) and not second.index
+            await peer.peer.close()
+            await until(lambda: not served.server.sessions)
 
     asyncio.run(call())
 
@@ -437,7 +463,8 @@ def test_the_page_has_one_decoder_while_it_is_switched_on(switched: str, alive: 
         for (const worker of workers) worker.says({ ready: true });
         workers.filter((worker) => !worker.alive).forEach((worker) => worker.says({ problem: "Too late." }));
         result = { alive: workers.map((worker) => worker.alive), decoder: workers.indexOf(state.decoder),
-                   browser: sent.at(-1) ?? false, checked: box.checked, loads: /Loading/.test(parts.status.textContent) };
+                   browser: sent.at(-1) ?? false, checked: box.checked,
+                   loads: /Loading/.test(parts.status.textContent) };
     """
     got = node(PAGE + switched + ends, (WEB / "call.js").read_text("utf-8"))
     decoder = alive.index(True) if checked else -1

@@ -149,6 +149,8 @@ class Session:
         await self.peer.setLocalDescription(await self.peer.createAnswer())
         self._loop.call_later(START_SECONDS, self._give_up)
         return str(self.peer.localDescription.sdp)
+        for other in self.peer.getTransceivers()[1:]:  # sound, a second camera: nobody would take them from memory
+            other.direction = "inactive"
 
     async def close(self) -> None:
         if self._closing:
@@ -166,7 +168,7 @@ class Session:
     # --- the page's video and channels ---
 
     async def _watch(self, track: Any) -> None:
-        if track.kind != "video":
+        if track is not self.peer.getTransceivers()[0].receiver.track:  # the one that sends the comparison
             return
         try:
             while True:
