@@ -272,6 +272,24 @@ def test_only_our_page_may_start_a_call() -> None:
     asyncio.run(call())
 
 
+def test_a_server_for_everywhere_takes_addresses_and_its_own_names_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "Desk")
+    monkeypatch.setattr("socket.getfqdn", lambda: "desk.home.example")
+
+    async def call() -> None:
+        async with Served(host="0.0.0.0") as served:
+            for host in ("evil.example", "desk.evil.example", "1.2.3.4.evil.example", "::1.evil.example", "[::x]", ""):
+                assert (await served.get("/", Host=host))[0] == 421, host
+            for host in ("localhost:8475", "192.168.1.5:8475", "[fe80::1]:8475", "[::2]", "0.0.0.0:8475", "desk",
+                         "DESK.local", "desk.home.example:8475"):  # fmt: skip
+                assert (await served.get("/status", Host=host))[0] == 200, host
+        async with Served(host="192.168.1.5") as served:
+            assert (await served.get("/status", Host="192.168.1.6"))[0] == 421
+            assert (await served.get("/status", Host="192.168.1.5:8475"))[0] == 200
+
+    asyncio.run(call())
+
+
 def test_offers_held_back_do_not_pass_the_limit_together() -> None:
     async def call() -> None:
         async with Served(sessions=1) as served:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
 import json
 import logging
 import secrets
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -48,6 +50,7 @@ MARK_ROWS = 16  # top rows of a marked camera picture, bottom rows of the pictur
 PACKETS_WAITING = 1 << 18  # bytes that a page which decodes may be behind before datagrams are dropped
 CLOCK = 90_000  # of RTP video
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EVERYWHERE = ("0.0.0.0", "::")
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".mjs": "text/javascript",
          ".wasm": "application/wasm", ".json": "application/json", ".onnx": "application/octet-stream",
          ".svg": "image/svg+xml"}  # fmt: skip
@@ -246,6 +249,10 @@ class CallServer:
         self.sessions: set[Session] = set()
         self._floats: dict[str, bytes] = {}  # graphs as a page's GPU wants them
         self._turning = asyncio.Lock()  # one graph into floats at a time, and each once
+        self._names = {options.host.lower(), *LOOPBACK}
+        if options.host in EVERYWHERE:
+            own = socket.gethostname().lower()
+            self._names |= {own, f"{own}.local", socket.getfqdn().lower()}
         hurry()
         self.app = web.Application(middlewares=[self._guard], client_max_size=OFFER_MAX)
         self.app.add_routes([
@@ -278,10 +285,8 @@ class CallServer:
         return response
 
     def _is_our_name(self, host: str) -> bool:
-        name = host.rsplit(":", 1)[0].strip("[]") if not host.endswith("]") else host.strip("[]")
-        if self.options.host in LOOPBACK:
-            return name in LOOPBACK
-        return name == self.options.host or name in LOOPBACK or self.options.host in ("0.0.0.0", "::")
+        name = (host.rsplit(":", 1)[0] if not host.endswith("]") else host).strip("[]").lower()
+        return name in self._names or (self.options.host in EVERYWHERE and _is_address(name))
 
     # --- what ---
 
@@ -420,3 +425,12 @@ def _file(data: bytes, name: str) -> web.Response:
 
 def _refusal(status: int, sentence: str) -> web.Response:
     return web.json_response({"error": sentence}, status=status)
+def _is_address(name: str) -> bool:
+    """A page that was opened by an address has no name that could be bound to another."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
