@@ -332,6 +332,11 @@ def test_bad_and_long_requests_get_a_sentence_and_leave_nothing() -> None:
             for path in ("/nothing", "/web/nothing", "/web/..%2fserver.py", "/pack/MODEL_CARD.md", "/ort/ort.min.js"):
                 status, body = await served.get(path)
                 assert status == 404 and json.loads(body)["error"], path
+            status, body = await served.get("/status", Expect="tea")
+            assert status == 417 and json.loads(body)["error"]
+            assert (await served.get("/nothing", Expect="tea"))[0] == 417
+            status, answer = await served.offer({"type": "offer"}, Expect="100-continue")
+            assert status == 400 and answer["error"].endswith(".")
 
     asyncio.run(call())
 

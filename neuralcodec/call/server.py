@@ -149,11 +149,11 @@ class Session:
         self._pipeline = pipeline
         self._run(self._report())
         await self.peer.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+        for other in self.peer.getTransceivers()[1:]:  # sound, a second camera: nobody would take them from memory
+            other.direction = "inactive"
         await self.peer.setLocalDescription(await self.peer.createAnswer())
         self._loop.call_later(START_SECONDS, self._give_up)
         return str(self.peer.localDescription.sdp)
-        for other in self.peer.getTransceivers()[1:]:  # sound, a second camera: nobody would take them from memory
-            other.direction = "inactive"
 
     async def close(self) -> None:
         if self._closing:
@@ -255,12 +255,16 @@ class CallServer:
             self._names |= {own, f"{own}.local", socket.getfqdn().lower()}
         hurry()
         self.app = web.Application(middlewares=[self._guard], client_max_size=OFFER_MAX)
-        self.app.add_routes([
+        routes = [
             web.get("/", self._page), web.get("/web/{name}", self._page), web.post("/offer", self._offer),
             web.post("/end", self._end),
             web.get("/pack/{name}", self._pack_file), web.get("/ort/{name}", self._ort_file),
             web.get("/status", self._status),
-        ])  # fmt: skip
+        ]  # fmt: skip
+        for route in routes:
+            route.kwargs["expect_handler"] = self._expect
+        self.app.add_routes(routes)
+        self.app.on_response_prepare.append(_secure)
         self.app.on_shutdown.append(self._shutdown)
 
     # --- who may ---
@@ -281,8 +285,15 @@ class CallServer:
                 response = _refusal(404, "There is nothing at this address.")
             except web.HTTPMethodNotAllowed:
                 response = _refusal(405, "This address does not take that kind of request.")
-        response.headers.update(HEADERS)
         return response
+
+    async def _expect(self, request: web.Request) -> web.StreamResponse | None:
+        """What a client asks before it sends a body; aiohttp answers that before the guard sees the request."""
+        if request.headers["Expect"].lower() != "100-continue":
+            return _refusal(417, "This server expects no more of a request than that it goes on (100-continue).")
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+        return None
 
     def _is_our_name(self, host: str) -> bool:
         name = (host.rsplit(":", 1)[0] if not host.endswith("]") else host).strip("[]").lower()
@@ -409,6 +420,11 @@ async def _serve(options: ServerOptions, ready: Callable[[str], object]) -> None
         await runner.cleanup()
 
 
+async def _secure(_: web.Request, response: web.StreamResponse) -> None:
+    """Answers that aiohttp gives by itself have the headers, too."""
+    response.headers.update(HEADERS)
+
+
 async def _text(request: web.Request) -> str:
     """The body. HTTPBadRequest for an encoding that there is not, or bytes that are none of it."""
     try:
@@ -419,12 +435,6 @@ async def _text(request: web.Request) -> str:
     return text
 
 
-def _file(data: bytes, name: str) -> web.Response:
-    return web.Response(body=data, content_type=TYPES.get(Path(name).suffix, "application/octet-stream"))
-
-
-def _refusal(status: int, sentence: str) -> web.Response:
-    return web.json_response({"error": sentence}, status=status)
 def _is_address(name: str) -> bool:
     """A page that was opened by an address has no name that could be bound to another."""
     try:
@@ -434,3 +444,9 @@ def _is_address(name: str) -> bool:
     return True
 
 
+def _file(data: bytes, name: str) -> web.Response:
+    return web.Response(body=data, content_type=TYPES.get(Path(name).suffix, "application/octet-stream"))
+
+
+def _refusal(status: int, sentence: str) -> web.Response:
+    return web.json_response({"error": sentence}, status=status)
