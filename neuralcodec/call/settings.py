@@ -20,7 +20,7 @@ class Settings:
     yaw: float = 0.0  # the head is turned by these, degrees
     pitch: float = 0.0
     roll: float = 0.0
-    browser: bool = False  # the page decodes; Python only forwards packets
+    browser: bool = False  # the page draws its own pictures; Python forwards the packets and follows
 
     def changed(self, message: dict[str, Any]) -> Settings:
         """A copy with the values of a message; ValueError with a sentence when one is unknown or out of range."""
