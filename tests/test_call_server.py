@@ -550,6 +550,7 @@ def test_an_interrupted_call_waits_and_asks_before_it_says_what_happened(happens
           if (!answers) throw new TypeError("no answer");
           return { ok: true, json: async () => ({ token: "00" }) };
         };
+        document.getElementById("camera").play = async () => {};
         document.getElementById("start").handlers.click();
         await loaded();
         peer.becomes("connected");
