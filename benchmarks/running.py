@@ -16,8 +16,8 @@ from benchmarks import points, report
 from benchmarks.cache import Cache
 
 TRIES = 9  # a native encoder that dies takes its process along, and that must not cost the run
-# One measurement takes half a minute at most; SVT-AV1's threads sometimes wait for each other for ever (three times in a
-# run of 160 streams on a machine that had much else to do).
+# One measurement takes half a minute at most; SVT-AV1's threads sometimes wait for each other for ever (three times in
+# 160 streams on a machine that had much else to do).
 HANG_SECONDS = 240
 
 Job = tuple[points.Setting, tuple[str, ...]]  # with the groups of figures it needs
