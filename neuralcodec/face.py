@@ -247,7 +247,7 @@ class CropFollower:
     picture that already frames head and shoulders is coded whole, and stays so.
 
     After each :meth:`update`: ``moved`` tells that the square has come to rest elsewhere and a new reference is due,
-    ``lost_seconds`` how long no face has been seen, ``whole`` that the square holds the whole picture by decision.
+    ``whole`` that the square holds the whole picture by decision.
     """
 
     DEAD_ZONE = 0.24  # how far the wanted centre may drift, in half sides
@@ -270,7 +270,6 @@ class CropFollower:
         self.fixed = fixed
         self.moved = False
         self.whole = mode == "none"
-        self.lost_seconds = 0.0
         self._size: tuple[int, int] | None = None
         self._time: float | None = None
         self._place: Array | None = None  # centre x, centre y, log side of the square now
@@ -278,11 +277,6 @@ class CropFollower:
         self._home: Array = np.zeros(3)  # where it last stood still
         self._speed: Array = np.zeros(3)
         self._outside_since: float | None = None
-
-    @property
-    def moving(self) -> bool:
-        """Whether the square is easing to another place: a reference sent now would soon be out of place."""
-        return self._goal is not None
 
     @classmethod
     def parse(cls, text: str) -> CropFollower:
@@ -307,7 +301,6 @@ class CropFollower:
             self._place = self._goal = self._outside_since = None
             self.whole = self.mode == "none"
         self._time = seconds
-        self.lost_seconds = 0.0 if face else self.lost_seconds + elapsed
         self.moved = new_size
         if self.fixed is not None:
             return self.fixed
