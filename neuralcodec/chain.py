@@ -21,7 +21,10 @@ from .frame_header import HeaderCoder
 from .reference import (
     DECODER,
     ENCODER,
+    OBU_FRAME,
+    OBU_SEQUENCE,
     PAYLOAD_MAX,
+    TEMPORAL_DELIMITER,
     obu,
     obus,
     open_codec,
@@ -50,8 +53,6 @@ _PARAMETERS = (
     "pred-struct=1:keyint=-1:scd=0:tune=1:lp=1:hierarchical-levels=2:use-fixed-qindex-offsets=1"
     ":qindex-offsets=[0,0,0,0,0,0]"
 )
-_OBU_SEQUENCE, _OBU_FRAME = 1, 6
-_TEMPORAL_DELIMITER = b"\x12\x00"
 # What follows the picture size in the AV1 sequence header (spec 5.5.1); x marks the tools that the flags speak of:
 # use_128x128_superblock, filter_intra, intra_edge_filter, interintra_compound, masked_compound, warped_motion,
 # dual_filter | jnt_comp, ref_frame_mvs | superres, cdef, restoration | separate_uv_delta_q. Order hints have 7 bits.
@@ -81,8 +82,8 @@ class ChainDecoder:
         self._context.thread_count = 1  # with more, a picture would come out only when the next one goes in
         tools = flags % CODED_HEADERS
         self._headers = HeaderCoder(self.size, tools) if flags & CODED_HEADERS else None
-        sequence = obu(_OBU_SEQUENCE, sequence_header(self.size, tools))
-        picture = self._decode(sequence + obu(_OBU_FRAME, coded[2:]))
+        sequence = obu(OBU_SEQUENCE, sequence_header(self.size, tools))
+        picture = self._decode(sequence + obu(OBU_FRAME, coded[2:]))
         self.digest = chain_digest(b"", coded)
         return picture
 
@@ -96,7 +97,7 @@ class ChainDecoder:
             raise BitstreamError("The update does not follow the last picture of its chain.")
         digest, self.digest = chain_digest(self.digest, coded), b""  # until it has proved good
         frame = coded if self._headers is None else self._headers.restore(coded)
-        picture = self._decode(obu(_OBU_FRAME, frame))
+        picture = self._decode(obu(OBU_FRAME, frame))
         self.digest = digest
         return picture
 
@@ -106,7 +107,7 @@ class ChainDecoder:
         if len(units) > PAYLOAD_MAX:
             raise LimitError(f"A coded reference of {len(units)} bytes exceeds the limit of {PAYLOAD_MAX}.")
         try:
-            frames = self._context.decode(av.Packet(_TEMPORAL_DELIMITER + units))
+            frames = self._context.decode(av.Packet(TEMPORAL_DELIMITER + units))
         except av.FFmpegError as error:
             raise BitstreamError("The coded reference is damaged: the AV1 decoder cannot read it.") from error
         if len(frames) != 1:
@@ -193,12 +194,12 @@ def _coded(context: av.VideoCodecContext, planes: list[Array], index: int) -> tu
     except av.FFmpegError as error:
         raise InferenceError(f"The AV1 encoder {ENCODER} failed on a reference picture ({error}).") from error
     units = obus(b"".join(bytes(packet) for packet in packets))
-    frames = [payload for kind, payload in units if kind == _OBU_FRAME]
+    frames = [payload for kind, payload in units if kind == OBU_FRAME]
     if len(frames) != 1:
         raise InferenceError(
             f"This PyAV's {ENCODER} gave {len(frames)} pictures for one; neuralcodec was tested with PyAV 18.1."
         )
-    return dict(units).get(_OBU_SEQUENCE, b""), frames[0]
+    return dict(units).get(OBU_SEQUENCE, b""), frames[0]
 
 
 def sequence_header(size: int, flags: int) -> bytes:

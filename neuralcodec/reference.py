@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BackendUnavailableError, BitstreamError, InferenceError, LimitError, TruncatedError
+from .fields import varint
 from .packet import SIZE_MAX, SIZE_MIN
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ _FLAGS = (
     "enable_restoration",
     "separate_uv_delta_q",
 )
-_OBU_SEQUENCE, _OBU_FRAME = 1, 6
-_TEMPORAL_DELIMITER = b"\x12\x00"
+OBU_SEQUENCE, OBU_FRAME = 1, 6  # kinds
+TEMPORAL_DELIMITER = b"\x12\x00"
 
 
 def encode_reference(image: Array, *, max_bytes: int | None = None, quality: int = 50, preset: int = PRESET) -> bytes:
@@ -78,7 +79,7 @@ def decode_reference(data: bytes, size: int) -> Array:
         raise LimitError(f"A coded reference of {len(data)} bytes exceeds the limit of {PAYLOAD_MAX}.")
     if data[0] & 0x80:
         raise BitstreamError("The reference was coded in a way this version does not know: flag bit 7 is set.")
-    stream = _TEMPORAL_DELIMITER + obu(_OBU_SEQUENCE, _sequence_header(size, data[0])) + obu(_OBU_FRAME, data[1:])
+    stream = TEMPORAL_DELIMITER + obu(OBU_SEQUENCE, _sequence_header(size, data[0])) + obu(OBU_FRAME, data[1:])
     return rgb_from_planes(_decode_still(stream, size))
 
 
@@ -221,7 +222,7 @@ def open_codec(name: str, mode: str) -> av.VideoCodecContext:
 def _strip(stream: bytes, size: int) -> bytes:
     """Flags byte and frame payload of a one-picture AV1 stream; the rest is put back by :func:`decode_reference`."""
     units = dict(obus(stream))
-    sequence, frame = units.get(_OBU_SEQUENCE, b""), units.get(_OBU_FRAME, b"")
+    sequence, frame = units.get(OBU_SEQUENCE, b""), units.get(OBU_FRAME, b"")
     unleveled = bytes([sequence[0] | 0x07, sequence[1] | 0xC0]) + sequence[2:] if len(sequence) > 2 else b""
     for flags in range(1 << len(_FLAGS)):
         if _sequence_header(size, flags) == unleveled and frame:
@@ -246,12 +247,7 @@ def _sequence_header(size: int, flags: int) -> bytes:
 
 
 def obu(kind: int, payload: bytes) -> bytes:
-    length, rest = bytearray(), len(payload)
-    while rest > 127:
-        length.append(rest & 127 | 128)
-        rest >>= 7
-    length.append(rest)
-    return bytes([kind << 3 | 2]) + bytes(length) + payload
+    return bytes([kind << 3 | 2]) + varint(len(payload)) + payload
 
 
 def obus(stream: bytes) -> list[tuple[int, bytes]]:

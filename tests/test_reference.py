@@ -118,6 +118,12 @@ def test_sequence_header_bits() -> None:
     assert reference._sequence_header(256, 0b0110010).hex() == "1fddffffd30080"
 
 
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 16_383, 16_384])
+def test_units_are_read_as_they_were_written(length: int) -> None:
+    stream = reference.TEMPORAL_DELIMITER + reference.obu(reference.OBU_FRAME, bytes(length))
+    assert reference.obus(stream) == [(2, b""), (6, bytes(length))]
+
+
 @pytest.mark.parametrize(
     ("data", "error"),
     [
