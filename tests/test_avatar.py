@@ -11,10 +11,11 @@ import pytest
 import neuralcodec as nc
 from neuralcodec.avatar import AvatarDriver
 from neuralcodec.concealment import Concealment
-from neuralcodec.face import Square
+from neuralcodec.face import Square, resize
 from neuralcodec.inference import Inference, MotionEstimate
 from neuralcodec.motion import Array, MotionParams, rotation_matrix
 from neuralcodec.packet import Motion, ReferencePart, StreamHeader
+from neuralcodec.rate import RateControl
 from neuralcodec.sender import squared_error
 
 CONSENT = "a public domain portrait"
@@ -181,6 +182,35 @@ def test_an_avatars_picture_gets_finer_with_what_motion_leaves(portrait_clip: li
     sender.send_reference()  # somebody joins: a coarse one for now, not all the bytes of the finest at once
     again = [p for p in sender.encode(portrait_clip[0], 75) if isinstance(p, ReferencePart)]
     assert 0 < sum(len(p.payload) for p in again) <= sender._rate.first_bytes < sender._rate._window_bytes / 2
+
+
+def test_a_camera_that_changes_its_size_moves_no_avatar(portrait_clip: list[Array], portrait: Array) -> None:
+    sender, motions = nc.Encoder(8, device="cpu", threads=1, avatar=nc.Avatar(portrait, CONSENT)), []
+    for pts, side in enumerate((512, 512, 256, 256, 384)):
+        sender.encode(resize(portrait_clip[0], side, side), pts)
+        assert sender._quantizer.last is not None
+        motions.append((*sender._quantizer.last.translation, np.log(sender._quantizer.last.scale)))
+    assert np.ptp(motions, axis=0).max() < 0.03
+
+
+def test_an_avatars_picture_gets_finer_although_a_part_of_it_is_lost(
+    portrait_clip: list[Array], portrait: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("purse", "room"):
+        monkeypatch.setattr(RateControl, name, 1200.0)  # each in a few frames
+    sender = nc.Encoder(8, device="cpu", threads=1, avatar=nc.Avatar(portrait, CONSENT), preset=13)
+    receiver, lost, errors = nc.Decoder(device="cpu", threads=1), False, []
+    for pts in range(20):
+        for packet in sender.encode(portrait_clip[pts], pts):
+            if isinstance(packet, ReferencePart) and packet.reference == 1 and not lost:
+                lost = True
+                continue
+            receiver.decode(bytes(packet), wanted=lambda _: False)
+        if receiver.wants_feedback(pts / 25):
+            sender.on_feedback(bytes(receiver.feedback()))
+        errors.append(sender._pictures.current.error)
+    assert lost and not receiver.wants_reference and max(receiver._pictures.ids) == sender._pictures.active
+    assert errors[-1] < 0.7 * errors[0]
 
 
 def test_a_receiver_cannot_choose_whom_it_sees(portrait: Array) -> None:
