@@ -69,6 +69,19 @@ def test_motion_that_takes_too_much_is_coded_coarser_and_finer_again_when_it_is_
     assert rate.quality == finest
 
 
+@pytest.mark.parametrize("start", [-1000.0, 1e6])
+def test_time_may_begin_anywhere(start: float) -> None:
+    def qualities(start: float) -> list[int]:
+        rate, levels = RateControl(4), []
+        for frame in range(150):
+            rate.advance(start + frame / 32)
+            motion(rate, (1.2 * MOTION_SHARE[1] if frame < 75 else 0.5 * MOTION_SHARE[0]) * rate.bytes_per_second / 32)
+            levels.append(rate.quality.level)
+        return levels
+
+    assert qualities(start) == qualities(0.0) and len(set(qualities(start))) > 2
+
+
 def test_a_new_target_forgets_nothing_of_what_was_sent_and_seen() -> None:
     rate = RateControl(8, preset=7)
     for frame in range(51):  # two seconds at the target
