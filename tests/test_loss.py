@@ -111,6 +111,20 @@ def test_a_picture_still_on_its_way_is_not_given_up(portrait_clip: Clip) -> None
     assert set(sender._pictures.held) == {1}
 
 
+def test_a_key_that_an_outage_swallowed_is_replaced_at_once(portrait_clip: Clip) -> None:
+    """Numbers of frames are modulo 256: past the half of it they do not tell that it was sent before what has come."""
+    sender, receiver = ends()
+    received(receiver, sent(sender, portrait_clip, range(1))[0])
+    sender.send_reference()
+    sent(sender, portrait_clip, range(1, 2))
+    sender._coded += 140  # and as many frames
+    lost = received(receiver, sent(sender, portrait_clip, range(142, 143))[0])
+    assert [f.state for f in lost] != [Concealment.RECEIVED] and receiver.wants_intra
+    sender.on_feedback(bytes(receiver.feedback()))
+    (shown,) = received(receiver, sent(sender, portrait_clip, range(143, 144))[0])
+    assert shown.state is Concealment.RECEIVED and not receiver.wants_reference
+
+
 def test_a_late_joiner_is_shown_within_one_request(portrait_clip: Clip) -> None:
     sender, receiver = ends()
     sent(sender, portrait_clip, range(3))
