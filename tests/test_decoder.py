@@ -424,9 +424,9 @@ class SceneCall:
         self.states: list[object] = []
         self.motions: list[MotionParams] = []
 
-    def picture(self, reference: int) -> None:
+    def picture(self, reference: int, crop: tuple[int, int, int] = (0, 0, 256)) -> None:
         coded = encode_reference(np.full((256, 256, 3), 40 + reference, np.uint8), max_bytes=900)
-        for part in split(coded, reference=reference, codec=1, crop=(0, 0, 256)):
+        for part in split(coded, reference=reference, codec=1, crop=crop):
             self.receiver.decode(bytes(part))
 
     def frame(self, names: int | None = None, again: int = 0) -> bytes:
@@ -519,3 +519,22 @@ def test_a_lost_frame_that_named_a_held_picture_shows_it_as_unmoved(scene_call: 
     call.frame()  # lost
     (shown,) = call.receiver.decode(call.frame(1))
     assert shown.state is Concealment.COASTING and shown.reference == 1 and not call.drawn[-1].scene.any()
+
+
+def test_a_change_of_square_is_no_movement_to_go_on_with(scene_call: SceneCall) -> None:
+    """Motion is told in the square that a picture was cut from; of two frames in one square it goes on."""
+    call = scene_call
+    call.picture(2, crop=(64, 0, 128))
+
+    def steps() -> float:
+        last = call.receiver._last
+        assert last is not None
+        return float(np.abs(call.receiver.conceal(99).motion.translation - last.translation).max())
+
+    for number in range(3):
+        call.receiver.decode(call.frame(0 if number == 0 else None))
+    assert steps() > 0
+    call.receiver.decode(call.frame(2))
+    assert steps() == 0
+    call.receiver.decode(call.frame())
+    assert steps() > 0
