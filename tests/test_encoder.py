@@ -1,4 +1,5 @@
 import io
+import math
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
@@ -21,10 +22,11 @@ from neuralcodec.packet import End, Motion, Parity, ReferencePart, StreamHeader,
 from neuralcodec.quality import psnr
 from neuralcodec.rate import PART_HEADER, QUALITIES, RateControl
 from neuralcodec.reference import PICTURE
-from neuralcodec.sender import PictureSender
+from neuralcodec.sender import OVERDUE, PictureSender
 from neuralcodec.signing import SIGNATURE_BYTES
 
 Coded = tuple[nc.Encoder, list[list[object]]]
+ROOM = np.full((256, 256, 3), 90, np.uint8)  # with nobody in it
 
 
 def test_the_first_frame_brings_header_reference_and_intra_motion(coded: Coded) -> None:
@@ -652,3 +654,115 @@ def test_packets_of_a_wrong_kind_are_value_errors(data: Any) -> None:
 def test_pictures_that_no_header_can_tell_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 8192 pixels"):
         nc.Encoder().encode(np.zeros((16, 9000, 3), np.uint8), 0)
+
+
+def finer_once(monkeypatch: pytest.MonkeyPatch, at: int, part_bytes: int) -> None:
+    """A finer key is wanted with the picture sender's ``at``-th frame and no other, in parts of so many bytes."""
+    asked = iter(range(1, 10_000))
+    monkeypatch.setattr(RateControl, "wants_finer", lambda self: next(asked) == at)
+    monkeypatch.setattr(RateControl, "part_bytes", part_bytes)
+
+
+def somebody_else(image: Array) -> Array:
+    """Mirrored, with red and blue changed: another person before another wall."""
+    return np.ascontiguousarray(image[:, ::-1, ::-1])
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_a_finer_key_of_somebody_who_has_left_is_not_shown(
+    portrait_clip: list[Array], another: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody or somebody else is to be seen when its last part has gone out."""
+    finer_once(monkeypatch, at=3, part_bytes=120)
+    sender, receiver = nc.Encoder(32, device="cpu", threads=1, preset=13), nc.Decoder(device="cpu", steady=False)
+    after = somebody_else(portrait_clip[0]) if another else ROOM
+    shown: list[nc.DecodedFrame] = []
+    for pts in range(28):
+        for packet in sender.encode(portrait_clip[0] if pts < 6 else after, pts):
+            shown += receiver.decode(bytes(packet))
+        if pts == 5:
+            coming = sender._pictures._coming
+    assert coming is not None and coming.id not in {frame.reference for frame in shown}
+    seen = [psnr(after, frame.image) > 18 for frame in shown]
+    assert seen[-1] and seen == sorted(seen)  # once the other is shown it stays so
+
+
+def test_parity_of_a_finer_key_follows_its_last_part(
+    portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receiver never has a key that the sender does not go on from."""
+    finer_once(monkeypatch, at=3, part_bytes=120)
+    for name in ("purse", "room"):
+        monkeypatch.setattr(RateControl, name, 300.0)  # two parts a frame
+    sender, receiver = nc.Encoder(8, device="cpu", threads=1, loss=0.2), nc.Decoder(device="cpu", threads=1)
+    parts: dict[type, list[int]] = {ReferencePart: [], Parity: []}
+    for pts in range(12):
+        for packet in sender.encode(portrait_clip[0], pts):
+            receiver.decode(bytes(packet), wanted=lambda _: False)
+            if isinstance(packet, ReferencePart | Parity) and packet.reference:
+                parts[type(packet)].append(pts)
+        assert set(receiver._pictures.ids) <= set(sender._pictures.held)
+    assert len(parts[Parity]) == 2 and len(set(parts[ReferencePart])) > 1
+    assert min(parts[Parity]) > max(parts[ReferencePart])
+
+
+def test_with_lookahead_the_caller_may_use_its_array_again(portrait_clip: list[Array]) -> None:
+    """As a camera does that has one buffer; surroundings are cut out of a frame that has waited."""
+    streams = []
+    for reused in (False, True):
+        encoder = nc.Encoder(8, device="cpu", threads=1, lookahead=3, full_frame=True, preset=13)
+        buffer, packets = np.empty((300, 400, 3), np.uint8), []
+        for pts, image in enumerate(portrait_clip[:5]):
+            buffer = buffer if reused else buffer.copy()
+            buffer[:] = 30 + 40 * pts
+            buffer[20:276, 60:316] = image
+            packets += encoder.encode(buffer, pts)
+        streams.append([bytes(packet) for packet in packets + encoder.flush()])
+    assert streams[0] == streams[1]
+
+
+def test_checks_do_not_wait_for_a_time_above_zero(portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_module, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(encoder_module, "CHECK_FRAMES", 3)
+    for start in (0, -1000, 10**6):
+        encoder, checked = nc.Encoder(4, device="cpu", threads=1, preset=13), []
+        for pts, image in enumerate(portrait_clip[:8]):
+            encoder.encode(image, start + pts)
+            checked.append(encoder._checked)
+        assert checked == [0, 0, 0, 4, 4, 4, 7, 7]
+
+
+@pytest.mark.parametrize("first", [np.uint8(200), np.int16(20_000), np.int32(1_500_000_000)])
+def test_times_may_be_whole_numbers_of_numpy(portrait_clip: list[Array], first: Any) -> None:
+    streams = []
+    for kind in (int, type(first)):
+        encoder = nc.Encoder(4, device="cpu", threads=1, preset=13)
+        packets = [p for i in range(3) for p in encoder.encode(portrait_clip[i], kind(int(first) + i))]
+        streams.append([bytes(packet) for packet in packets])
+    assert streams[0] == streams[1]
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_picture_shown_as_it_is_is_named_again(
+    portrait_clip: list[Array], reports: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packet that named it is lost, nobody is to be seen, so that no intra frame comes, and no other picture."""
+    due, rate = [True], 8  # frames a second
+    monkeypatch.setattr(RateControl, "affords_picture", lambda self, drift, waiting=False: due[0])
+    monkeypatch.setattr(RateControl, "wants_finer", lambda self: False)
+    sender = nc.Encoder(64, device="cpu", threads=1, preset=13, time_base=Fraction(1, rate))
+    receiver, names, shown, lost = nc.Decoder(device="cpu", threads=1), set(), {}, 0
+    for pts in range(40):
+        packets = sender.encode(portrait_clip[0] if pts < 2 else ROOM, pts)
+        names.add(round(rate * sender._named_at))
+        if not lost and sender._pictures.current.estimate is None:
+            assert isinstance(packets[-1], Motion) and packets[-1].as_is
+            lost, due[0] = pts, False
+            del packets[-1]
+        for packet in packets:
+            shown |= {f.pts: f.reference for f in receiver.decode(bytes(packet), wanted=lambda _: False)}
+        if reports and receiver.wants_feedback(pts / rate):
+            sender.on_feedback(bytes(receiver.feedback()))
+    pause = math.ceil(OVERDUE * rate) if reports else 2 * rate
+    assert set(np.diff(sorted(pts for pts in names if pts >= lost))) == {pause}
+    assert shown[lost + pause - 1] != shown[lost + pause] == sender._pictures.active == shown[39]
