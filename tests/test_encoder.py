@@ -21,8 +21,8 @@ from neuralcodec.motion import Array
 from neuralcodec.packet import End, Motion, Parity, ReferencePart, StreamHeader, Update, parse_packet
 from neuralcodec.quality import psnr
 from neuralcodec.rate import PART_HEADER, QUALITIES, RateControl
-from neuralcodec.reference import PICTURE
-from neuralcodec.sender import OVERDUE, PictureSender
+from neuralcodec.reference import BACKDROP, PICTURE
+from neuralcodec.sender import OVERDUE, PictureSender, squared_error
 from neuralcodec.signing import SIGNATURE_BYTES
 
 Coded = tuple[nc.Encoder, list[list[object]]]
@@ -766,3 +766,82 @@ def test_a_picture_shown_as_it_is_is_named_again(
     pause = math.ceil(OVERDUE * rate) if reports else 2 * rate
     assert set(np.diff(sorted(pts for pts in names if pts >= lost))) == {pause}
     assert shown[lost + pause - 1] != shown[lost + pause] == sender._pictures.active == shown[39]
+
+
+def cuts_of(encoder: nc.Encoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Frames with which it finds that another shot begins, as it goes on."""
+    found: list[int] = []
+    cut = encoder._pictures.cut
+    monkeypatch.setattr(encoder._pictures, "cut", lambda at: (found.append(round(at / encoder.time_base)), cut(at)))
+    return found
+
+
+@pytest.mark.parametrize("lookahead", [0, 5])
+@pytest.mark.parametrize("between", [0, 4])
+def test_nobodys_motion_drives_the_face_of_another_shot(
+    portrait_clip: list[Array], lookahead: int, between: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a cut on frames are shown as they are until a picture of the new shot is there. between: frames in which one
+    shot turns into the other and no face is found."""
+    monkeypatch.setattr(RateControl, "room", 150.0)  # so that the update with that picture comes in parts
+    encoder = nc.Encoder(8, device="cpu", threads=1, lookahead=lookahead, preset=13)
+    decoder, cuts, begins = nc.Decoder(device="cpu", threads=1), cuts_of(encoder, monkeypatch), 8 + between
+    look, here, there = encoder._look, portrait_clip[7], somebody_else(portrait_clip[8])
+    monkeypatch.setattr(encoder, "_look", lambda *a: None if 8 <= (encoder._given or 0) < begins else look(*a))
+    mixed = [np.uint8(here + (there - here.astype(float)) * n / (between + 1)) for n in range(1, between + 1)]
+    film = [*portrait_clip[:8], *mixed, *map(somebody_else, portrait_clip[8:])]
+    taken: dict[int, int] = {}
+    shown: list[tuple[int, bool]] = []  # time of its picture, and whether that is shown as it is
+    for pts, image in enumerate([*film, None]):
+        packets = encoder.flush() if image is None else encoder.encode(image, pts)
+        taken |= {key: round(held.of / encoder.time_base) for key, held in encoder._pictures.held.items()}
+        for packet in packets:
+            for frame in decoder.decode(bytes(packet), wanted=lambda _: False):
+                assert isinstance(packet, Motion) and frame.pts == len(shown)
+                assert frame.state is Concealment.RECEIVED
+                shown.append((taken[frame.reference], packet.as_is))
+        if (shot := encoder._before) and shot.estimate:  # nor is it told how far away it is
+            assert all((taken[key] >= begins) == (pts >= begins) for key in encoder._pictures._distances(shot))
+    assert cuts == [begins] and len(shown) == len(film)
+    assert all(of < 8 and not as_is for of, as_is in shown[:8])
+    first = next(number for number, (of, _) in enumerate(shown) if of >= begins)
+    assert all(of < begins and as_is for of, as_is in shown[8:first]) and begins < first < len(film)
+    assert all(of >= begins and not as_is for of, as_is in shown[first:])
+
+
+def test_a_lively_head_is_no_cut_nor_is_a_hand_before_the_face(
+    portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, changes = nc.Encoder(8, device="cpu", threads=1, preset=13, crop="none"), []
+    cuts, film = cuts_of(encoder, monkeypatch), [np.roll(portrait_clip[0], 10 * (i // 2 % 2), axis=1) for i in range(8)]
+    for pts, image in enumerate([*film, ROOM, ROOM, film[0], film[0]]):
+        encoder.encode(image, pts)
+        changes.append(squared_error(image, film[max(0, pts - 1)]) if pts < len(film) else 0.0)
+    assert sum(change > encoder_module.JUMP**2 for change in changes) == 3 and not cuts
+    assert encoder.stats.face_lost_frames == 2
+    encoder.encode(somebody_else(film[0]), 12)
+    assert cuts == [12]
+
+
+def test_frames_that_wait_are_not_put_into_new_surroundings(portrait_clip: list[Array]) -> None:
+    """The head is elsewhere of a sudden, with all of the picture sent to paste it into."""
+    encoder = nc.Encoder(16, device="cpu", threads=1, lookahead=3, full_frame=True, preset=13)
+    film, coded = [], []  # with the first of the frames in which it is elsewhere its square has yet to be found
+    for pts, image in enumerate(portrait_clip[:10]):
+        film.append(np.full((300, 700, 3), 90, np.uint8))
+        left = 20 if pts < 6 else 420
+        film[-1][20:276, left : left + 256] = image
+        coded += encoder.encode(film[-1], pts)
+    coded += encoder.flush()
+    begins = [n for n, p in enumerate(coded) if isinstance(p, ReferencePart) and p.codec == BACKDROP and not p.index]
+    before = [sum(isinstance(packet, Motion) for packet in coded[:begin]) for begin in begins]
+    assert before == [0, 7] and sum(isinstance(packet, Motion) for packet in coded) == len(film)
+
+
+def test_the_end_counts_the_frames_in_the_stream(portrait_clip: list[Array]) -> None:
+    """Of those before the first face a call sends the latest only."""
+    encoder = nc.Encoder(4, device="cpu", threads=1, preset=13)
+    packets = [p for pts in range(60) for p in encoder.encode(ROOM if pts < 50 else portrait_clip[pts - 50], pts)]
+    end = encoder.flush()[-1]
+    assert encoder.stats.frames == 60
+    assert end == End(sum(p.frames for p in packets if isinstance(p, Motion))) and 10 < end.frames < 60
