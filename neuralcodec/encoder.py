@@ -210,8 +210,8 @@ class Encoder:
         face has been seen; the frames before it are then sent as stills of that face.
         """
         picture = as_picture(image)
-        if self._lookahead and isinstance(image, np.ndarray):
-            picture = picture.copy()  # it waits, and the caller may use the array again
+        if self._lookahead:
+            picture = picture.copy()  # it waits, and the caller may use what holds it again
         pts = self._check_pts(pts)
         seconds = float(pts * self.time_base)
         elapsed, self._now = seconds - self._now, seconds
@@ -371,7 +371,7 @@ class Encoder:
         self._jumped |= jumped
         if shot.estimate is None or not self._jumped:
             return False
-        self._jumped, key = False, self._pictures.active
+        self._jumped, key = False, self._pictures.nearest(shot)
         held = self._pictures.held[key]
         with self._timed("check"):
             tile = shot.tile if shot.square == held.crop else crop(shot.picture, held.crop, self.pack.size)

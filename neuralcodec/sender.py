@@ -154,6 +154,12 @@ class PictureSender:
     def cut(self, seconds: float) -> None:
         """Another shot begins with the frame of this time: pictures of the one before show somebody else."""
         self._cut_at, self._moved, self._coming = seconds, True, None
+        if self._chain is not None and self.rate.key_bytes > self.rate.first_bytes:  # as fine as a calmer shot allowed
+            self.wanted, self.rate.key_bytes = True, self.rate.first_bytes
+
+    def nearest(self, shot: Shot) -> int:
+        """Id of the held picture that this frame would be drawn from."""
+        return self._nearest(shot, as_is=False)[0]
 
     def strange_to(self, shot: Shot, key: int) -> bool:
         """Whether a cut lies between this frame and the held picture of this id."""

@@ -845,3 +845,20 @@ def test_the_end_counts_the_frames_in_the_stream(portrait_clip: list[Array]) -> 
     end = encoder.flush()[-1]
     assert encoder.stats.frames == 60
     assert end == End(sum(p.frames for p in packets if isinstance(p, Motion))) and 10 < end.frames < 60
+
+
+def test_somebody_who_comes_back_is_shown_from_the_pictures_before_he_left(
+    portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in use by then is a picture of the room, of which nobody can be drawn."""
+    encoder = nc.Encoder(64, device="cpu", threads=1, preset=13)
+    cuts = cuts_of(encoder, monkeypatch)
+    monkeypatch.setattr(
+        RateControl, "affords_picture", lambda *a, **how: encoder._now > 0.1 and not encoder.stats.updates
+    )
+    monkeypatch.setattr(RateControl, "wants_finer", lambda self: False)
+    for pts in range(20):
+        encoder.encode(portrait_clip[0] if pts < 2 else ROOM, pts)
+    assert encoder._pictures.current.estimate is None
+    encoder.encode(portrait_clip[1], 20)
+    assert not cuts and encoder._named == 0
