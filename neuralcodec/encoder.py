@@ -42,7 +42,7 @@ from .packet import (
 from .protection import HEARD_SECONDS, Aggregator, Protection, believed, protection
 from .quantizer import Quantizer
 from .rate import QUALITIES, MotionQuality, RateControl, distance
-from .sender import OFTEN_SECONDS, OVERDUE, Held, PictureSender, Shot, half, squared_error
+from .sender import OFTEN_SECONDS, OVERDUE, Held, PictureSender, Shot, squared_error
 from .signing import private_key
 from .stats import EncoderStats, timed
 
@@ -366,19 +366,14 @@ class Encoder:
         before, self._before = self._before, shot
         if before is None or not self._pictures.held:
             return False
-        here = shot.half if shot.square == before.square else half(crop(shot.picture, before.square, self.pack.size))
-        jumped = shot.estimate is None or self._follower.moved or squared_error(here, before.half) >= JUMP**2
-        self._jumped |= jumped
+        changed = squared_error(shot.half_in(before.square), before.half)
+        self._jumped |= shot.estimate is None or self._follower.moved or changed >= JUMP**2
         if shot.estimate is None or not self._jumped:
             return False
         self._jumped, key = False, self._pictures.nearest(shot)
-        held = self._pictures.held[key]
         with self._timed("check"):
-            tile = shot.tile if shot.square == held.crop else crop(shot.picture, held.crop, self.pack.size)
-            motion = shot.estimate.placed(shot.square, held.crop).relative_to(held.features.canonical)
             scene = self._scene(shot, shot.estimate, key)
-            drawn = self._networks.render(held.features, replace(motion, scene=scene))
-        return squared_error(tile, drawn) > STRANGE**2
+            return self._error_drawn(shot, shot.estimate, scene, self._pictures.held[key]) > STRANGE**2
 
     def _begin(self) -> list[Packet]:
         """The first picture: of the waiting frames with open eyes the one whose face is in the middle of the others."""
@@ -449,10 +444,16 @@ class Encoder:
     def _scene(self, shot: Shot, estimate: MotionEstimate, key: int) -> Array:
         """How what is not the head moved since the picture of this id, in the square that this was cut from."""
         held = self._pictures.held[key]
-        here = shot.tile if shot.square == held.crop else crop(shot.picture, held.crop, self.pack.size)
         last = self._quantizer.last if key == self._named else None
         start = None if last is None else last.scene
-        return self._networks.scene(held.features, here, estimate.placed(shot.square, held.crop), start)
+        return self._networks.scene(
+            held.features, shot.seen_in(held.crop), estimate.placed(shot.square, held.crop), start
+        )
+
+    def _error_drawn(self, shot: Shot, estimate: MotionEstimate, scene: Array, held: Held) -> float:
+        """Mean squared error of this frame as it would be drawn from a held picture."""
+        motion = replace(_told(shot, estimate, held), scene=scene)
+        return squared_error(shot.seen_in(held.crop), self._networks.render(held.features, motion))
 
     def _motion(self, frame: _Taken, scene: Array, key: int, *, as_is: bool) -> list[Packet]:
         """Its motion was found in its own square; what is sent is in the square that the picture was cut from."""
@@ -465,8 +466,7 @@ class Encoder:
         with self._timed("motion"):
             reference = held.features
             if estimate is not None and (intra or not as_is):  # what shows a picture needs none
-                true = estimate.placed(frame.shot.square, held.crop).relative_to(reference.canonical)
-                true = replace(true, scene=scene)
+                true = replace(_told(frame.shot, estimate, held), scene=scene)
             elif intra and before is not None:  # no face to be seen: it stays where it was
                 true = before if key == self._named else replace(before, scene=scene)
         # no intra frame comes to the help of a receiver that lost the packet which named a picture shown as it is
@@ -514,8 +514,7 @@ class Encoder:
             return
         self._check_at, self._checked = frame.shot.seconds, self.stats.frames
         with self._timed("check"):
-            motion = replace(estimate.relative_to(held.features.canonical), scene=scene)
-            rendered = squared_error(tile, self._networks.render(held.features, motion))
+            rendered = self._error_drawn(frame.shot, estimate, scene, held)
             still = squared_error(tile, held.features.picture)
             ratio = (rendered + 1) / (still + 1)
         if as_is == self._as_is:  # where frames have pictures of their own, rate left over tells whether finer ones pay
@@ -572,6 +571,11 @@ class Encoder:
 
     def _timed(self, stage: str) -> AbstractContextManager[None]:
         return timed(self.stats.stage_seconds, stage)
+
+
+def _told(shot: Shot, estimate: MotionEstimate, held: Held) -> MotionParams:
+    """The motion of a frame, found in its own square, as it is told on a held picture and in that one's square."""
+    return estimate.placed(shot.square, held.crop).relative_to(held.features.canonical)
 
 
 def _whole(name: str, value: Any, least: int, most: int) -> int:

@@ -54,7 +54,14 @@ class Shot:
 
     @cached_property
     def half(self) -> Array:
-        return half(self.tile)
+        return _half(self.tile)
+
+    def seen_in(self, square: Square) -> Array:
+        """What the tile would be, had it been cut from this square."""
+        return self.tile if square == self.square else crop(self.picture, square, len(self.tile))
+
+    def half_in(self, square: Square) -> Array:
+        return self.half if square == self.square else _half(self.seen_in(square))
 
 
 @dataclass
@@ -74,7 +81,7 @@ class Held:
 
     @cached_property
     def half(self) -> Array:
-        return half(self.features.picture)
+        return _half(self.features.picture)
 
 
 @dataclass
@@ -259,9 +266,7 @@ class PictureSender:
 
     def _change(self, shot: Shot, held: Held) -> float:
         """Root mean square of what differs from this picture, grey levels."""
-        same = held.crop == shot.square
-        here = shot.half if same else half(crop(shot.picture, held.crop, shot.tile.shape[0]))
-        return float(np.sqrt(squared_error(here, held.half)))
+        return float(np.sqrt(squared_error(shot.half_in(held.crop), held.half)))
 
     def _staleness(self, shot: Shot) -> float:
         """How far the picture has moved on from the one in use, as drift, where no keypoints can tell."""
@@ -273,9 +278,11 @@ class PictureSender:
 
     def _outdated(self, coming: _Coming, shot: Shot) -> bool:
         """Whether the picture in use is nearer to this frame than the one on its way."""
+        if coming.shot.square != shot.square:
+            return True
         held = self.held.get(self.active)
-        if held is None or held.crop != shot.square or coming.shot.square != shot.square:
-            return coming.shot.square != shot.square
+        if held is None or held.crop != shot.square:
+            return False
         return squared_error(shot.tile, coming.shown) > squared_error(shot.tile, held.features.picture)
 
     def _replace_lost(self, held: Sequence[int], sequence: int) -> None:
@@ -449,7 +456,7 @@ class PictureSender:
         return timed(self._stats.stage_seconds, "reference")
 
 
-def half(picture: Array) -> Array:
+def _half(picture: Array) -> Array:
     """Every second pixel of every second row, side by side in memory: compared in a tenth of the time."""
     return np.ascontiguousarray(picture[::2, ::2])
 
