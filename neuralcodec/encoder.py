@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from .avatar import Avatar, AvatarDriver
@@ -20,6 +21,7 @@ from .face import CropFollower, Face, Square, crop
 from .fields import varint
 from .inference import SURE, Inference, MotionEstimate, ReferenceFeatures
 from .lids import Lids, openings
+from .media import upright
 from .motion import Array, MotionParams
 from .pack import Pack, load_pack
 from .packet import (
@@ -586,8 +588,9 @@ def _whole(name: str, value: Any, least: int, most: int) -> int:
 
 
 def as_picture(image: Any) -> Array:
-    """uint8 RGB (H, W, 3) from an array or an av.VideoFrame."""
-    picture = image.to_ndarray(format="rgb24") if hasattr(image, "to_ndarray") else np.asarray(image)
+    """uint8 RGB (H, W, 3) from an array, or from an av.VideoFrame, which says how it is to be turned and mirrored."""
+    framed = isinstance(image, av.VideoFrame)
+    picture = upright(image, image.to_ndarray(format="rgb24")) if framed else np.asarray(image)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
         raise ValueError(
             f"A frame is a uint8 RGB (H, W, 3) array or an av.VideoFrame; found {picture.dtype} {picture.shape}."

@@ -93,8 +93,9 @@ def read_frames(path: str | Path) -> Iterator[tuple[int, Array]]:
 class VideoReader:
     """Iterates (pts, uint8 RGB (H, W, 3)) of the first video stream of a file, one frame in memory at a time.
 
-    Rotation and mirror metadata are honoured, pixels are made square, HDR (PQ, HLG) becomes BT.709. Every picture has
-    the size of the first. pts rise strictly: where a file's own begin anew, they go on a frame after the last.
+    Rotation and mirror metadata are honoured, pixels are made square, interlaced frames whole, and HDR (PQ, HLG)
+    BT.709. Every picture has the size of the first. pts rise strictly: where a file's own begin anew, they go on a
+    frame after the last.
     ``time_base`` is seconds per pts unit, ``frame_duration`` the most common step between frames in those units,
     ``frames`` the count the file announces or 0, ``gray`` whether it has no colour, ``damaged`` how many pieces are not
     whole: shown as far as they can be, or left out.
@@ -189,7 +190,7 @@ class VideoReader:
     def _decode(self) -> Iterator[tuple[int, Array]]:
         last: int | None = None
         newest = shift = 0  # of the file's own stamps, and what is added to them
-        for frame in self._raw_frames():
+        for frame in whole_frames(self._raw_frames()):
             image = self._picture(frame)
             if last is None:
                 pts = newest = self._start = 0 if frame.pts is None else frame.pts
@@ -227,8 +228,7 @@ class VideoReader:
     def _picture(self, frame: av.VideoFrame) -> Array:
         untagged = int(frame.colorspace) == 2
         matrix = "ITU709" if untagged and frame.height >= HD_HEIGHT else None
-        turns, mirrored = round(frame.rotation / 90) % 4, _mirrored(frame)  # counter-clockwise
-        size = (self.width, self.height) if turns % 2 == 0 else (self.height, self.width)
+        size = (self.width, self.height) if _turns(frame) % 2 == 0 else (self.height, self.width)
         width, height = size if self.width else (self._square_width(frame), frame.height)
         if int(frame.color_trc) in HDR_CURVES:
             # to BT.709, bright parts pressed together; one converter for all frames, as its tables take seconds
@@ -237,10 +237,9 @@ class VideoReader:
             )
         else:
             frame = frame.reformat(width, height, "rgb24", src_colorspace=matrix, interpolation="BICUBIC")
-        rgb = frame.to_ndarray()
-        image = np.rot90(rgb[::-1] if mirrored else rgb, turns)
+        image = upright(frame, frame.to_ndarray())
         self.height, self.width = image.shape[:2]
-        return np.ascontiguousarray(image)
+        return image
 
     def _square_width(self, frame: av.VideoFrame) -> int:
         """That of the frame where its pixels are made square; even where that changes it, as players want it."""
@@ -344,6 +343,47 @@ class VideoWriter:
             self._container.close()
         with contextlib.suppress(type(error)):
             self._cleanup.__exit__(type(error), error, error.__traceback__)
+
+
+def whole_frames(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """The same frames at the same times; those whose lines were taken at two times, every other line first, are
+    deinterlaced. From the first of these on each frame waits for the next."""
+    graph = shape = None
+    for frame in frames:
+        if graph is not None and shape != (frame.width, frame.height, frame.format.name):
+            yield from _filtered(graph, None)
+            graph = None
+        if graph is None and frame.interlaced_frame:
+            shape = frame.width, frame.height, frame.format.name
+            graph = av.filter.Graph()
+            steps = (
+                graph.add_buffer(width=shape[0], height=shape[1], format=frame.format, time_base=frame.time_base),
+                graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"),
+            )  # fmt: skip
+            graph.link_nodes(*steps).configure()
+        yield from [frame] if graph is None else _filtered(graph, frame)
+    if graph is not None:
+        yield from _filtered(graph, None)
+
+
+def _filtered(graph: av.filter.Graph, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
+    graph.vpush(frame)
+    with contextlib.suppress(BlockingIOError, EOFError):  # it waits for the next, or has no more
+        while True:
+            whole = graph.vpull()
+            if whole.pts is not None:
+                whole.pts //= 2  # the filter counts half as long ticks
+            yield whole
+
+
+def upright(frame: av.VideoFrame, image: Array) -> Array:
+    """The picture (H, W, C) of a frame, turned and mirrored as the frame says that it is to be shown."""
+    return np.ascontiguousarray(np.rot90(image[::-1] if _mirrored(frame) else image, _turns(frame)))
+
+
+def _turns(frame: av.VideoFrame) -> int:
+    """Quarters of a turn, counter-clockwise."""
+    return round(frame.rotation / 90) % 4
 
 
 def _mirrored(frame: av.VideoFrame) -> bool:

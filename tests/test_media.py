@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 
+from neuralcodec.encoder import as_picture
 from neuralcodec.errors import MediaError
 from neuralcodec.media import VideoReader, VideoWriter, output_path, read_frames
 from neuralcodec.motion import Array
@@ -172,6 +173,9 @@ def test_rotation_metadata_is_honoured(tmp_path: Path, degrees: int, turns: int)
     wanted = np.rot90(image, turns)
     assert first.shape == wanted.shape and (reader.height, reader.width) == wanted.shape[:2]
     assert np.abs(first.astype(int) - wanted).mean() < 6
+    with av.open(str(tmp_path / "a.mp4")) as container:  # as an application hands frames to an Encoder
+        given = as_picture(next(container.decode(video=0)))
+    assert given.shape == wanted.shape and np.abs(given.astype(int) - wanted).mean() < 6
 
 
 @pytest.mark.parametrize(
@@ -250,6 +254,31 @@ def test_untagged_hd_is_bt709_and_small_is_bt601(tmp_path: Path) -> None:
             container.mux(stream.encode(None))
         _, image = next(read_frames(path))
         assert np.abs(image[10:50, 10:50].astype(int) - (200, 30, 40)).max() <= 6
+
+
+@pytest.mark.parametrize("interlaced", [True, False])
+def test_interlaced_frames_are_made_whole(tmp_path: Path, interlaced: bool) -> None:
+    def stripes(time: int) -> Array:
+        return np.tile(((np.arange(96) - time) // 8 % 2 * 160 + 40).astype(np.uint8)[None, :, None], (64, 1, 3))
+
+    woven = [stripes(4 * index) for index in range(6)]
+    for index, image in enumerate(woven):
+        image[1::2] = stripes(4 * index + 2)[1::2]  # half a frame later
+
+    def turn(stream: av.VideoStream) -> None:
+        stream.codec_context.options = {"crf": "4", "x264-params": f"tff={int(interlaced)}"}
+
+    write_film(tmp_path / "a.mp4", woven, [0, 1, 2, 4, 5, 6], Fraction(1, 25), turn=turn)
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        stamps, images = zip(*reader, strict=True)
+    assert [stamp * reader.time_base * 25 for stamp in stamps] == [0, 1, 2, 4, 5, 6]
+    for image, wanted in zip(images, woven, strict=True):
+        rows = image.astype(int)
+        combed = np.abs(rows[1:-1:2] - (rows[:-2:2] + rows[2::2]) / 2).mean()
+        assert combed < 4 if interlaced else combed > 20  # others stay as they are
+        off = np.abs(rows - wanted).mean((1, 2))
+        lines = np.median(off[::2]), np.median(off[1::2])
+        assert min(lines) < 6 and (interlaced or max(lines) < 6)
 
 
 BT2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])  # from BT.709
@@ -456,6 +485,7 @@ FULL_DISK = """
 import resource, signal, sys
 from fractions import Fraction
 import numpy as np
+from neuralcodec.encoder import as_picture
 from neuralcodec.errors import MediaError
 from neuralcodec.media import VideoWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
