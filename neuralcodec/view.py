@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,8 @@ class ViewControl:
 
     A new view is reached along the shortest turn: what separates it from the picture shown last decays with time
     constant ``EASE``; an absolute view still holds the head still while that happens, because only the difference to it
-    decays. The first view of a stream applies at once.
+    decays. The way leads to where the range lets the view go: a wish far beyond it would be there in one frame, and a
+    new reference, which moves the range, would jerk a clamped head. The first view of a stream applies at once.
 
     The range is about the turn between the reference picture and the picture shown, since that is what the renderer
     has to imagine. Where the sender's own head is already further out than the range, a view may bring it back toward
@@ -91,23 +92,29 @@ class ViewControl:
         """``motion`` as coded, made from a picture whose own motion is ``reference``, shown at ``seconds``."""
         elapsed = 0.0 if self._seconds is None else max(0.0, seconds - self._seconds)
         if self._shown is not None:
-            coded, picture, shown = self._shown
+            # frames that pass unchanged may be pictures, whose motion nobody asked for: this one's stands for theirs
+            coded, picture, shown = (motion, reference, motion) if self.idle else self._shown
             if view != self._view or (picture is not reference and not self.idle):
-                self._left = _between(coded.turned(view), shown)
+                self._left = _between(self._within(view, coded, reference).motion, shown)
         self._view, self._seconds = view, seconds
         self._left *= math.exp(-elapsed / EASE)
         self._left[np.abs(self._left) < TOLERANCE] = 0.0
         if self.idle:
             self._shown = (motion, reference, motion)
             return Seen(motion, False)
-        wanted = _between(reference, _turned(motion.turned(view), self._left))
-        own = _between(reference, motion)
+        goal = self._within(view, motion, reference)
+        seen = replace(goal, motion=_turned(goal.motion, self._left)) if self._left.any() else goal
+        self._shown = (motion, reference, seen.motion)
+        return seen
+
+    def _within(self, view: View, motion: MotionParams, reference: MotionParams) -> Seen:
+        """``motion`` after the whole of a view, as far as the range lets it."""
+        turned = motion.turned(view)
+        wanted, own = _between(reference, turned), _between(reference, motion)
         given = np.clip(wanted, np.minimum(-self._limits, own), np.maximum(self._limits, own))
         clamped = bool((np.abs(given - wanted) > TOLERANCE).any())
         # without a clamp the two are equal but for rounding; the direct way keeps an absolute view exact
-        seen = _turned(reference, given, motion) if clamped else _turned(motion.turned(view), self._left)
-        self._shown = (motion, reference, seen)
-        return Seen(seen, clamped)
+        return Seen(_turned(reference, given, motion) if clamped else turned, clamped)
 
 
 def _between(start: MotionParams, end: MotionParams) -> Array:

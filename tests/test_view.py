@@ -89,6 +89,24 @@ def test_leaving_a_clamped_view_starts_from_what_was_seen() -> None:
     assert 17 < seen.motion.yaw <= 20 and not seen.clamped
 
 
+def test_a_view_beyond_the_range_is_reached_no_faster_than_its_end() -> None:
+    ends, far = ViewControl(RANGE), ViewControl(RANGE)
+    for frame, (end, beyond) in enumerate([(0, 0), *[(20, 90)] * 8, *[(-20, -90)] * 8]):
+        a = ends.apply(View(yaw=end), face(), face(), frame / 25).motion
+        b = far.apply(View(yaw=beyond, x=0.5 * (beyond != 0)), face(), face(), frame / 25)
+        assert np.allclose(angles(a), angles(b.motion), atol=1e-3) and b.clamped == (beyond != 0)
+        assert frame != 1 or 0.05 < (b.motion.neck - face().neck)[0] < 0.07, "x: of 0.2 the first 28 %"
+
+
+def test_a_new_reference_moves_a_clamped_head_smoothly() -> None:
+    """A sender who turns away and back while the receiver asks for a frontal view."""
+    control, away, nearer = ViewControl(RANGE), face(yaw=30), face(yaw=10)  # as the references show it
+    heads = [away] * 20 + [nearer] * 20 + [away] * 20
+    yaws = [control.apply(View(absolute=True), own, own, frame / 25).motion.yaw for frame, own in enumerate(heads)]
+    assert np.isclose(yaws[19], 10, atol=1e-3) and abs(yaws[39]) < 0.05 and np.isclose(yaws[59], 10, atol=0.05)
+    assert np.abs(np.diff(yaws)).max() < 3, "of 10 degrees"
+
+
 def test_time_that_stands_still_or_runs_back_moves_nothing() -> None:
     control = ViewControl(RANGE)
     control.apply(View(), face(), face(), 5.0)
