@@ -474,17 +474,20 @@ class Decoder:
             self._drawn = self._still if self._as_is else calm.scene
         if self._wanted is not None and not self._wanted(pts):
             return _Plan(pts, state, motion, held, calm, calm, np.zeros((0, 0, 3), np.uint8))
-        features, straight = held.features, self._view == View()
+        features, view = held.features, self._view
+        straight = view == View() and self._turning.idle  # else it is still on its way there
         if self._as_is:
             if not straight or self._eye_contact:  # the face is where it is in the picture itself
                 with self._timed("reference"):
                     calm = self._face_in(held)
+            if straight:  # seen so: from here the way to a next view begins
+                self._turning.apply(view, calm, calm, seconds)
             if straight or features.estimate.confidence < SURE:  # there is nobody to be turned
                 return _Plan(pts, state, motion, held, calm, calm, features.picture)
         with self._timed("reference"):
             features.feeds  # noqa: B018  computed when first asked for
         with self._timed("view"):
-            turned = self._turning.apply(self._view, calm, features.estimate.motion, seconds)
+            turned = self._turning.apply(view, calm, features.estimate.motion, seconds)
             self.stats.clamped_frames += turned.clamped
         eyes = self._closed_eyes.needed(held, calm, seconds)
         return _Plan(pts, state, motion, held, calm, turned.motion, eyes=eyes)

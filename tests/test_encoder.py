@@ -381,6 +381,23 @@ def test_what_shows_its_own_picture_needs_no_motion(
     assert np.abs(np.ptp(seen[:, 1:], 0) - np.ptp(true[:, 1:], 0)).max() < 0.01
 
 
+def test_a_head_shown_as_it_is_turns_smoothly_to_a_view_and_back(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RateControl, "affords_picture", lambda self, drift, waiting=False: True)
+    encoder, decoder = nc.Encoder(500, device="cpu", threads=1, preset=13), nc.Decoder(device="cpu", threads=1)
+    yaws, still = [], []
+    for pts, image in enumerate([*portrait_clip, *portrait_clip[::-1]]):
+        if pts in (6, 16):
+            decoder.view = nc.View(yaw=12 * (pts == 6))
+        shown = [f for packet in encoder.encode(image, pts) for f in decoder.decode(bytes(packet))]
+        face = Inference.estimate(decoder._networks, image).motion
+        yaws += [(f.motion if f.as_is else f.shown).yaw - (f.motion if f.as_is else face).yaw for f in shown]
+        still += [f.as_is for f in shown]
+    assert all(still[1:6]) and not any(still[6:30]) and all(still[-3:]), "a picture again once the head is back"
+    assert np.abs(np.diff(yaws[5:])).max() < 0.6 * 12 and np.abs(np.array(yaws[14:16]) - 12).max() < 2.5
+
+
 def test_motion_goes_on_from_a_picture_that_was_shown_as_it_is(
     portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
