@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from neuralcodec.gaze import BALL, EYES, REST_Y, eye_contact, gaze
+from neuralcodec.gaze import BALL, EYES, OUTWARD, REST_Y, eye_contact, gaze
 from neuralcodec.motion import Array, MotionParams, View
 
 # A plain face whose eyes rest: two eyes 0.26 wide and 0.27 open, in the head's own frame.
@@ -14,7 +14,7 @@ for side, eye in zip((-1, 1), EYES, strict=True):
     outer, inner, upper, lower, iris = eye
     CANONICAL[outer], CANONICAL[inner] = (side * 0.45, -0.2, 0), (side * 0.19, -0.2, 0)
     CANONICAL[upper], CANONICAL[lower] = (side * 0.32, -0.25, 0), (side * 0.32, -0.18, 0)
-    CANONICAL[iris] = (side * 0.32, -0.2 + REST_Y * 0.26, 0)
+    CANONICAL[iris] = (side * (0.32 + OUTWARD * 0.26), -0.2 + REST_Y * 0.26, 0)
 SIZE = 256
 
 
@@ -59,6 +59,24 @@ def test_eyes_that_look_aside_are_brought_onto_the_lens(eyes: float) -> None:
     seen = eye_contact(drawn(motion), motion, motion, motion, CANONICAL, 0.0)
     before, after, wanted = (irises(p) for p in (drawn(motion), seen, drawn(straight)))
     assert np.abs(after - wanted).max() < 0.35 * np.abs(before - wanted).max() + 0.2
+
+
+def test_eyes_that_rest_are_left_at_rest_and_do_not_squint() -> None:
+    """As people's are when they look into the lens: a little nearer to the outer corners."""
+    apart = face()
+    for side, eye in zip((-1, 1), EYES, strict=True):
+        apart.delta[eye[4], 0] = side * (0.32 + 0.027 * 0.26) - CANONICAL[eye[4], 0]
+    picture = drawn(apart)
+    assert np.abs(irises(eye_contact(picture, apart, apart, apart, CANONICAL, 0.0)) - irises(picture)).max() < 0.05
+
+
+def test_a_reference_with_shut_eyes_keeps_no_gaze() -> None:
+    """Under lids that are shut an iris is found far down; open eyes are drawn where the motion has them."""
+    shut = face(shut=True)
+    for _, _, _, _, iris in EYES:
+        shut.delta[iris, 1] += 0.26 * BALL * np.sin(np.deg2rad(12))
+    picture = drawn(face())
+    assert np.array_equal(eye_contact(picture, face(), face(), shut, CANONICAL, 0.13), picture)
 
 
 def test_a_turned_view_keeps_the_eyes_on_the_lens() -> None:
