@@ -22,6 +22,7 @@ import onnx
 from export.to_onnx import SCENE, strip_traces
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.pack import Pack, load_pack, write_manifest
+from neuralcodec.quantizer import MotionTables
 from neuralcodec.runtime.session import Session, open_session
 from neuralcodec.view import ViewRange
 
@@ -73,6 +74,13 @@ def build_pack(
         raise PackError(
             f"{tables} was fitted to a scene of {nodes} x {nodes} nodes and render.onnx takes {shape.scene} x "
             f"{shape.scene}; run export.motion_tracks with --scene {shape.scene} and export.fit_tables on its tracks."
+        )
+    MotionTables.load(tables)  # as every user's encoder will
+    found = open_session(detector, threads=1)
+    if set(found.input_shapes) != {"image"} or not {"heatmap", "box"} <= set(found.output_names):
+        raise PackError(
+            f"{detector} takes {', '.join(found.input_shapes)} and gives {', '.join(found.output_names)}; a detector "
+            "takes image and gives heatmap and box: use neuralcodec.training.detector --export."
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +73,18 @@ class Transform:
 def load_tracks(paths: Iterable[str | Path]) -> list[Track]:
     """Every .npz among ``paths`` or in the folders among them."""
     files = [f for p in map(Path, paths) for f in (sorted(p.glob("*.npz")) if p.is_dir() else [p])]
-    tracks = []
+    tracks: list[Track] = []
     for file in files:
-        data = np.load(file)
-        flat = np.asarray(data["flat"], np.float64)
-        fresh = np.asarray(data["fresh"], bool) if "fresh" in data else np.zeros(len(flat), bool)
-        track = Track(flat, np.asarray(data["canonical"], np.float64), fresh)
+        try:
+            data = np.load(file)
+            flat = np.asarray(data["flat"], np.float64)
+            fresh = np.asarray(data["fresh"], bool) if "fresh" in data else np.zeros(len(flat), bool)
+            track = Track(flat, np.asarray(data["canonical"], np.float64), fresh)
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise SystemExit(f"{file} is not a motion track ({error}); export.motion_tracks makes them.") from error
+        widths = (track.flat.shape[1:], track.canonical.shape)
+        if tracks and widths != (tracks[0].flat.shape[1:], tracks[0].canonical.shape):
+            raise SystemExit(f"{file} is of other networks or another --scene than {files[0]}; give tracks of one run.")
         if np.isfinite(track.flat).all() and np.isfinite(track.canonical).all() and len(track.flat) > 1:
             tracks.append(track)
         else:
@@ -384,8 +391,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--validate", nargs="+", default=[], help="tracks to measure the tables on")
     parser.add_argument("--section", action="store_true", help="print the table section of FORMAT.md")
     options = parser.parse_args(arguments)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     tables = fit_tables(load_tracks(options.tracks))
-    options.out.write_text(json.dumps(tables, separators=(",", ":")) + "\n", "utf-8")
+    partial = options.out.with_suffix(".part")
+    partial.write_text(json.dumps(tables, separators=(",", ":")) + "\n", "utf-8")
+    partial.replace(options.out)
     print(f"{options.out}: {options.out.stat().st_size} bytes, {len(tables['bank'])} rows", file=sys.stderr)
     if options.validate:
         held_out, loaded = load_tracks(options.validate), MotionTables.load(tables)

@@ -23,14 +23,14 @@ from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils.parametrizations import spectral_norm  # noqa: E402
 
-from export import build_pack, clip_loss, int8, to_onnx, verify  # noqa: E402
+from export import build_pack, clip_loss, fit_tables, int8, to_onnx, verify  # noqa: E402
 from export.clip_loss import ClipLoss  # noqa: E402
 from export.half import to_half  # noqa: E402
 from export.to_onnx import example_inputs, export_graphs, graph_modules, load_networks, store_half  # noqa: E402
 from neuralcodec.errors import PackError  # noqa: E402
 from neuralcodec.inference import Inference  # noqa: E402
 from neuralcodec.media import VideoWriter  # noqa: E402
-from neuralcodec.models import ModelConfig, Networks  # noqa: E402
+from neuralcodec.models import Networks  # noqa: E402
 from neuralcodec.pack import load_pack  # noqa: E402
 from neuralcodec.runtime.dequantize import float_graph  # noqa: E402
 from neuralcodec.runtime.session import open_session  # noqa: E402
@@ -445,15 +445,9 @@ def test_training_starts_from_8_bit_graphs(exported: Path, eight_bits: Path) -> 
 # build_pack
 
 
-def sources(folder: Path, exported: Path, keypoints: int = 30) -> dict[str, Any]:
-    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-    net = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "detector", [value],
-                            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])])  # fmt: skip
-    onnx.save(
-        helper.make_model(net, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "detector.onnx"
-    )
-    nodes = ModelConfig.preset("portrait").scene
-    (folder / "tables.json").write_text(json.dumps({"keypoints": keypoints, "scene": nodes}))
+def sources(folder: Path, exported: Path) -> dict[str, Any]:
+    for file in ("detector.onnx", "tables.json"):
+        shutil.copyfile(load_pack().folder / file, folder / file)
     (folder / "card.md").write_text("# Model card\n")
     return {
         "graphs": exported, "tables": folder / "tables.json", "detector": folder / "detector.onnx",
@@ -493,6 +487,12 @@ def test_a_failed_build_leaves_the_old_pack_alone(exported: Path, tmp_path: Path
         given["tables"].write_text(json.dumps({"keypoints": 30, **scene}))
         with pytest.raises(PackError, match=f"a scene of {found} nodes and render.onnx takes 4 x 4; run export.mot"):
             build_pack.build_pack(**given, force=True)
+    given["tables"].write_text(json.dumps({"keypoints": 30, "scene": 4}))  # fits, and nothing else is in it
+    with pytest.raises(PackError, match=r"tables\.json: not usable as motion tables"):
+        build_pack.build_pack(**given, force=True)
+    other = {**given, "tables": load_pack().folder / "tables.json", "detector": exported / "motion.onnx"}
+    with pytest.raises(PackError, match=r"motion\.onnx takes image, box and gives .*; a detector takes image"):
+        build_pack.build_pack(**other, force=True)
     assert load_pack(given["out"]).id == first.id
     assert [p.name for p in (tmp_path / "packs").iterdir()] == ["face"]
 
@@ -512,3 +512,17 @@ def test_graphs_that_are_no_pack_are_refused(
     assert build_pack.main(command) == 1
     assert "render.onnx cannot be found" in capsys.readouterr().err
     assert not given["out"].exists()
+
+
+def test_tracks_that_fit_nothing_are_named(tmp_path: Path) -> None:
+    vectors = Path(__file__).parent / "vectors"
+    tables = tmp_path / "tables.json"
+    other = tmp_path / "other.npz"
+    np.savez(other, flat=np.zeros((9, 13)), canonical=np.zeros((2, 3)))
+    (tmp_path / "cut.npz").write_bytes((vectors / "track_a.npz").read_bytes()[:2000])
+    np.savez(tmp_path / "label.npz", found=np.ones(9, bool))
+    for given, wrong in (("cut", "is not a motion track"), ("label", "is not a motion track"),
+                         ("none", "is not a motion track"), ("other", "is of other networks")):  # fmt: skip
+        with pytest.raises(SystemExit, match=rf"{given}\.npz {wrong}"):
+            fit_tables.main([str(vectors / "track_a.npz"), str(tmp_path / f"{given}.npz"), "--out", str(tables)])
+    assert not tables.exists()
