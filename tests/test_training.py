@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,12 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from neuralcodec.errors import PackError  # noqa: E402
+from neuralcodec.errors import MediaError, PackError  # noqa: E402
 from neuralcodec.inference import Inference  # noqa: E402
 from neuralcodec.models import ModelConfig, build  # noqa: E402
 from neuralcodec.motion import rotation_matrix  # noqa: E402
 from neuralcodec.pack import load_pack  # noqa: E402
+from neuralcodec.training import detector  # noqa: E402
 from neuralcodec.training.blend import blend  # noqa: E402
 from neuralcodec.training.data import (  # noqa: E402
     MIRRORED,
@@ -33,7 +35,7 @@ from neuralcodec.training.data import (  # noqa: E402
 )
 from neuralcodec.training.losses import gradient_loss  # noqa: E402
 from neuralcodec.training.phases import Perception, Phase, face_weight, psnr, witnessed  # noqa: E402
-from neuralcodec.training.received import photographed, received, store  # noqa: E402
+from neuralcodec.training.received import code, photographed, received, store  # noqa: E402
 from neuralcodec.training.start import freeze_norms, load_graphs  # noqa: E402
 from neuralcodec.training.train import Options, train  # noqa: E402
 
@@ -176,6 +178,62 @@ def test_sources_are_what_receivers_hold(data: Path, tmp_path: Path) -> None:
     for number, picture in clip.received:
         errors = [np.square(frame.astype(float) - picture).mean() for frame in clip.frames]
         assert int(np.argmin(errors)) == number
+
+
+def test_clips_made_anew_are_decoded_anew(data: Path, tmp_path: Path) -> None:
+    """Frames once decoded are not handed out with the labels of another clip of that name."""
+    before = load_clips(data, "train", tmp_path / "c")[0].frames
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    film = other / "train" / "256" / "one.mp4"
+    frames = decode(film)[::-1]
+    with av.open(str(film), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width = stream.height = 256
+        for image in frames:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        out.mux(stream.encode(None))
+    (clip,) = load_clips(other, "train", tmp_path / "c")
+    near, far = (np.abs(clip.frames[0].astype(float) - before[i]).mean() for i in (-1, 0))
+    assert near < far
+    for path, wanted in ((film, clip.frames[0]), (data / "train" / "256" / "one.mp4", before[0])):
+        ((_, picture),) = detector.clip_frames(path, [0], tmp_path / "c" / "train")
+        assert np.array_equal(picture, wanted)
+
+
+def test_data_that_do_not_fit_are_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match=r"landmarks\.json is not there; give a folder that neuralcodec"):
+        load_clips(tmp_path, "train", tmp_path)
+    with pytest.raises(MediaError, match="nowhere holds no pictures of receivers"):
+        load_clips(data, "train", tmp_path, received=tmp_path / "nowhere")
+    short, wide = tmp_path / "short", tmp_path / "wide"
+    for folder in (short, wide):
+        shutil.copytree(data, folder)
+    label = short / "train" / "labels" / "one.npz"
+    with np.load(label) as whole:
+        cut = {key: whole[key][:9] for key in whole}
+    np.savez(label, **cut)
+    with pytest.raises(MediaError, match=r"one\.mp4 has 10 frames and .*one\.npz labels 9; label it again"):
+        load_clips(short, "train", tmp_path)
+    with av.open(str(wide / "train" / "256" / "one.mp4"), "w") as film:
+        stream = film.add_stream("libx264", rate=25)
+        stream.width, stream.height = 320, 256
+        film.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((256, 320, 3), np.uint8), format="rgb24")))
+        film.mux(stream.encode(None))
+    with pytest.raises(MediaError, match=r"one\.mp4 is 320 x 256; expected 256 x 256"):
+        load_clips(wide, "train", tmp_path)
+    (wide / "train" / "256" / "one.mp4").write_bytes(b"no film")
+    with pytest.raises(MediaError, match=r"one\.mp4 cannot be read as a clip"):
+        load_clips(wide, "train", tmp_path)
+
+
+def test_a_photograph_is_not_stored_in_place_of_a_clip(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "d")
+    (tmp_path / "d" / "stills").mkdir()
+    (tmp_path / "d" / "stills" / "one.jpg").write_bytes(b"")
+    with pytest.raises(MediaError, match=r"one\.mp4 and .*one\.jpg would both be stored as one\.npz; rename"):
+        code(tmp_path / "d", tmp_path / "out", [4.0])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("phase", ["motion", "render", "joint", "adversarial"])

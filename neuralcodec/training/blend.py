@@ -11,8 +11,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+
+from neuralcodec.errors import NeuralCodecError
+from neuralcodec.training.feature_networks import read_weights
 
 
 def blend(weights: dict[str, Tensor], other: dict[str, Tensor], share: float, part: str = "") -> dict[str, Tensor]:
@@ -37,8 +40,12 @@ def main() -> None:
     if not 0 <= o.share <= 1:
         p.error(f"--share is {o.share}; expected 0 to 1")
     try:
-        save_file(blend(load_file(o.weights), load_file(o.other), o.share, o.part), o.out)
-    except (OSError, ValueError) as error:
+        blended = blend(read_weights(o.weights), read_weights(o.other), o.share, o.part)
+        partial = o.out.with_suffix(".part")
+        o.out.parent.mkdir(parents=True, exist_ok=True)
+        save_file(blended, partial)
+        partial.replace(o.out)
+    except (NeuralCodecError, OSError, ValueError) as error:
         p.error(str(error))
 
 

@@ -7,6 +7,7 @@ Knows no network and no loss. A data folder holds ``{train,val}/256/NAME.mp4`` a
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
+from neuralcodec.errors import MediaError
 from neuralcodec.models import ModelConfig
 from neuralcodec.motion import MotionParams
 from neuralcodec.quantizer import MotionTables, Quantizer
@@ -72,24 +74,31 @@ def load_clips(
     received: Path | None = None,
 ) -> list[Clip]:
     """Clips of one split with at least 8 labelled frames, at ``size``; frames are decoded into ``cache`` on first use.
-    received: folder of what the codec made of them (received.py).
+    received: folder of what the codec made of them (received.py). A clip that was made anew is decoded anew.
 
     All frames are held in memory (33,000 of them take 6.5 GB at 256, 1.6 GB at 128): reading pairs at random from
     disk was measured to be slower than training on them.
     """
     pick = _picked(data)
-    folder = cache / split
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_received(received)
+    (cache / split).mkdir(parents=True, exist_ok=True)
     clips = []
     for path in track(sorted((data / split / "labels").glob("*.npz"))[:limit], f"frames of {split}"):
         label = np.load(path)
-        stored = folder / f"{path.stem}.{size}.npy"
-        if not stored.exists():
-            partial = stored.with_suffix(".part.npy")
-            np.save(partial, shrink(decode(data / split / "256" / f"{path.stem}.mp4"), size))
+        film = data / split / "256" / f"{path.stem}.mp4"
+        stored = cached(film, cache / split, size)
+        if not stored.exists() or stored.stat().st_mtime_ns != film.stat().st_mtime_ns:
+            partial = stored.with_suffix(f".{os.getpid()}.npy")  # several GPUs start on the same clips
+            np.save(partial, squares(film, size))
+            os.utime(partial, ns=(film.stat().st_atime_ns, film.stat().st_mtime_ns))
             partial.replace(stored)
         frames = np.load(stored)
-        good = np.flatnonzero(label["found"][: len(frames)])
+        if len(frames) != len(label["found"]):
+            raise MediaError(
+                f"{film} has {len(frames)} frames and {path} labels {len(label['found'])}; "
+                "label it again: neuralcodec.training.prepare --labels-only -f."
+            )
+        good = np.flatnonzero(label["found"])
         if len(good) < 8:
             continue
         held = _received(received / f"{path.stem}.npz", good, size) if received else ()
@@ -104,11 +113,12 @@ def load_clips(
 def load_stills(data: Path, *, size: int = 256, received: Path | None = None) -> list[Clip]:
     """The labelled photographs of ``data/stills*`` as clips of one frame. received: see `load_clips`."""
     pick = _picked(data)
+    _check_received(received)
     stills = []
     for path in sorted(data.glob("stills*/labels/*.npz")):
         label = np.load(path)
         if label["found"].all():
-            frames = shrink(decode(path.parent.parent / f"{path.stem}.jpg"), size)
+            frames = squares(path.parent.parent / f"{path.stem}.jpg", size)
             held = _received(received / f"{path.stem}.npz", range(1), size) if received else ()
             stills.append(_labelled(path.stem, frames, label, np.arange(1), pick, held))
     if not stills:
@@ -121,8 +131,22 @@ def load_stills(data: Path, *, size: int = 256, received: Path | None = None) ->
 
 def _picked(data: Path) -> list[int]:
     """Where the portrait keypoints stand among the landmarks of the labels."""
-    mesh = json.loads((data / "landmarks.json").read_text())["mesh_index"]
+    named = data / "landmarks.json"
+    if not named.is_file():
+        raise MediaError(f"{named} is not there; give a folder that neuralcodec.training.prepare has written.")
+    mesh = json.loads(named.read_text())["mesh_index"]
     return [mesh.index(point) for point in PORTRAIT_POINTS]
+
+
+def _check_received(folder: Path | None) -> None:
+    """A wrong path would quietly mean that no receiver's picture is trained on."""
+    if folder is not None and not any(folder.glob("*.npz")):
+        raise MediaError(f"{folder} holds no pictures of receivers (.npz); neuralcodec.training.received makes them.")
+
+
+def cached(film: Path, cache: Path, size: int = 256) -> Path:
+    """Where the decoded frames of a clip are kept: a file with the clip's own time, or it is of another clip."""
+    return cache / f"{film.stem}.{size}.npy"
 
 
 def _labelled(name: str, frames: Any, label: Any, good: Any, pick: list[int], received: Any) -> Clip:
@@ -161,9 +185,23 @@ def shrink(frames: Any, size: int) -> Any:
 
 
 def decode(path: Path) -> Any:
-    """All frames of a small clip as uint8 RGB (N, H, W, 3)."""
-    with av.open(str(path)) as film:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)])
+    """All frames of a small clip as uint8 RGB (N, H, W, 3). MediaError where there are none to be had."""
+    try:
+        with av.open(str(path)) as film:
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)])
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise MediaError(
+            f"{path} cannot be read as a clip or photograph ({error}); make it anew or remove it."
+        ) from error
+
+
+def squares(path: Path, size: int) -> Any:
+    """All frames of a clip or photograph at ``size``. MediaError where they are not square, or of no multiple of it."""
+    frames = decode(path)
+    height, width = frames.shape[1:3]
+    if width != height or height % size:
+        raise MediaError(f"{path} is {width} x {height}; expected {size} x {size}, cut around head and shoulders.")
+    return shrink(frames, size)
 
 
 def mean_shape(clips: list[Clip]) -> Tensor:

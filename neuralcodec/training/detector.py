@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -24,12 +25,15 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.face import THRESHOLD, Square, crop, decode_faces
 from neuralcodec.models.detector import SIZE, STRIDE, Detector, export_onnx
 from neuralcodec.motion import Array
+from neuralcodec.training.data import cached
+from neuralcodec.training.feature_networks import read_weights
 
 FACELESS = ["brick", "chelsea", "chessboard_GRAY", "clock_motion", "coffee", "coins", "color", "grass", "gravel",
             "horse", "hubble_deep_field", "ihc", "logo", "microaneurysms", "moon", "motorcycle_left", "page", "phantom",
@@ -76,8 +80,8 @@ def load_faces(data: Path, split: str, per_clip: int, cache: Path | None = None)
 
 def clip_frames(clip: Path, wanted: list[int], cache: Path | None) -> Iterator[tuple[int, Array]]:
     """(number, picture) of the wanted frames of a clip."""
-    decoded = cache / f"{clip.stem}.256.npy" if cache else None
-    if decoded and decoded.exists():
+    decoded = cached(clip, cache) if cache else None
+    if decoded and decoded.exists() and decoded.stat().st_mtime_ns == clip.stat().st_mtime_ns:
         frames = np.load(decoded, mmap_mode="r")
         yield from ((number, np.asarray(frames[number])) for number in wanted if number < len(frames))
         return
@@ -456,12 +460,15 @@ def train(options: argparse.Namespace) -> Detector:
     console = Console(stderr=True)
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
+    model = Detector()
+    if options.start:
+        try:
+            model.load_state_dict(read_weights(options.start))
+        except RuntimeError:  # it lists every weight there is
+            raise PackError(f"{options.start} holds other weights than the face detector's.") from None
     faces = load_faces(options.data, "train", per_clip=24, cache=options.cache)
     names = [name for name in FACELESS if name not in HELD_OUT]
     canvases = Canvases(faces, backgrounds(faces, names, 1500, rng), options.seed)
-    model = Detector()
-    if options.start:
-        model.load_state_dict(load_file(options.start))
     mean = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
     )
@@ -539,16 +546,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    model = train(options)
-    save(model, options.out)
-    if options.export:
-        export_onnx(model, options.export)
-    if (options.data / "val" / "labels").is_dir():
-        print(
-            json.dumps(
-                measure(model, load_faces(options.data, "val", per_clip=40, cache=options.cache), THRESHOLD), indent=2
-            )
-        )
+    try:
+        for target in filter(None, (options.out, options.export)):
+            target.parent.mkdir(parents=True, exist_ok=True)  # say so now rather than after the training
+        model = train(options)
+        save(model, options.out)
+        if options.export:
+            export_onnx(model, options.export)
+        if (options.data / "val" / "labels").is_dir():
+            faces = load_faces(options.data, "val", per_clip=40, cache=options.cache)
+            print(json.dumps(measure(model, faces, THRESHOLD), indent=2))
+    except (NeuralCodecError, OSError) as error:
+        print(f"neuralcodec.training.detector: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"neuralcodec.training.detector: stopped; {options.out} is as it was saved last (every 200 steps), and "
+              "--start goes on from it.", file=sys.stderr)  # fmt: skip
+        return 1
     return 0
 
 

@@ -207,8 +207,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             raise PackError(f"{path}: damaged or not a safetensors file ({error})") from None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise PackError(f"{path}: not a file of tensors ({str(error).splitlines()[0]})") from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # torch's own advice is to switch the protection off
+        raise PackError(f"{path}: not a file of tensors; expected .safetensors or a saved state dict") from None
     if not isinstance(loaded, dict):
         raise PackError(f"{path}: holds a {type(loaded).__name__}, expected a state dict of tensors")
     return loaded
