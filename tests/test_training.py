@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,15 +19,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from neuralcodec.errors import MediaError, PackError  # noqa: E402
 from neuralcodec.inference import Inference  # noqa: E402
-from neuralcodec.models import ModelConfig, build  # noqa: E402
+from neuralcodec.models import ModelConfig, MotionOutput, Networks, build  # noqa: E402
 from neuralcodec.motion import rotation_matrix  # noqa: E402
 from neuralcodec.pack import load_pack  # noqa: E402
 from neuralcodec.training import detector  # noqa: E402
+from neuralcodec.training import train as training  # noqa: E402
 from neuralcodec.training.blend import blend  # noqa: E402
+from neuralcodec.training.blend import main as blend_files  # noqa: E402
 from neuralcodec.training.data import (  # noqa: E402
     MIRRORED,
     PORTRAIT_POINTS,
@@ -33,11 +41,12 @@ from neuralcodec.training.data import (  # noqa: E402
     random_pairs,
     similarity,
 )
+from neuralcodec.training.feature_networks import read_weights  # noqa: E402
 from neuralcodec.training.losses import gradient_loss  # noqa: E402
 from neuralcodec.training.phases import Perception, Phase, face_weight, psnr, witnessed  # noqa: E402
 from neuralcodec.training.received import code, photographed, received, store  # noqa: E402
 from neuralcodec.training.start import freeze_norms, load_graphs  # noqa: E402
-from neuralcodec.training.train import Options, train  # noqa: E402
+from neuralcodec.training.train import Options, Run, train  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -347,6 +356,137 @@ def test_a_run_learns_saves_and_resumes(data: Path, tmp_path: Path) -> None:
     assert last > first > 0
     assert not list((tmp_path / "run").glob("*.part"))
     assert (tmp_path / "run" / f"motion-{last:06d}.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_saves_first(data: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C, or a machine going down, which the processes that make batches hear as well."""
+    command = [sys.executable, "-m", "neuralcodec.training.train", str(data), "--phase", "motion", "--batch", "2",
+               "--out", str(tmp_path), "--cache", str(tmp_path / "c"), "--sample-every", "1"]  # fmt: skip
+    around = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=around, start_new_session=True) as run:
+        while run.poll() is None and not list(tmp_path.glob("motion-*.png")):
+            time.sleep(0.1)
+        os.killpg(run.pid, number)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 1 and "Stopped and saved at step" in said and "Traceback" not in said, said
+    saved = int(load_file(tmp_path / "motion.safetensors")["step"])
+    assert f"at step {saved}; the same command goes on from there." in said and saved > 0
+    assert (tmp_path / "average.safetensors").exists() and not list(tmp_path.glob("*.part"))
+
+
+def test_a_run_saves_by_the_clock(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 steps can take a processor more than an hour."""
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    saved: list[int] = []
+    monkeypatch.setattr(Run, "save", lambda run: saved.append(run.step))
+    train(Options(data, tmp_path, phase="motion", minutes=0.04, batch=2, cache=tmp_path / "c", workers=0))
+    assert saved[:2] == [1, 2]
+
+
+class Stub(torch.nn.Module):
+    """Stands for the published networks, 126 million parameters, in joint training: draws the source's picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points = torch.nn.Parameter(torch.randn(20, 3) / 4)
+
+    def forward(self, image: torch.Tensor, *features: Any, **poses: torch.Tensor) -> Any:
+        found = self.points.expand(len(image), 20, 3)
+        if poses:
+            return image * poses["driving_keypoints"].mean().sigmoid()
+        turn, one = torch.eye(3).expand(len(image), 3, 3), torch.ones(len(image), 1)
+        return MotionOutput(turn, torch.zeros(len(image), 3), one, found, 0 * found, one) if features else (image,)
+
+
+def test_a_discriminator_goes_on_with_what_it_remembers(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paper's sees the keypoints that were found, 20 and not the labels' 30; its optimizer is resumed as well."""
+    config = ModelConfig.preset("paper")
+    monkeypatch.setattr(training, "build", lambda _: Networks(config, Stub(), Stub(), Stub()))
+    options = Options(data, tmp_path, preset="paper", phase="joint", minutes=0.03, size=128, batch=1,
+                      cache=tmp_path / "c", workers=0)  # fmt: skip
+    train(options)
+    run = Run(options)
+    assert run.judge is not None and run.step > 0
+    states = run.judge.state_dict()["state"]
+    assert len(states) == len(run.judged) and all(int(state["step"]) == run.step for state in states.values())
+    assert max(float(state["exp_avg"].abs().max()) for state in states.values()) > 0
+
+
+def test_a_run_may_train_other_parts_when_it_goes_on(data: Path, tmp_path: Path) -> None:
+    """What an optimizer remembers is a parameter's own, however many are trained."""
+    options = Options(data, tmp_path, phase="motion", minutes=0.02, batch=1, cache=tmp_path / "c", workers=0)
+    train(options)
+    run = Run(replace(options, only=["motion.delta"]))
+    run.learn(*run.phase.batch(run.clips, 1, torch.Generator().manual_seed(0)), 1e-4)
+    whole = load_file(tmp_path / "motion.safetensors")
+    remembered = run.optimizer.state_dict()["state"]
+    assert run.names == ["motion.delta.weight", "motion.delta.bias"]
+    assert [int(state["step"]) for state in remembered.values()] == [int(whole["motion.delta.bias/step"]) + 1] * 2
+
+
+def test_folded_norms_stay_at_rest_in_later_runs(data: Path, tmp_path: Path) -> None:
+    """A run that goes on from a pack's weights needs no --start to know that their norms are folded in."""
+    options = Options(data, tmp_path, phase="render", minutes=1e-6, size=128, cache=tmp_path / "c", workers=0)
+    train(replace(options, start=load_pack().folder))
+    norms = [m for m in Run(options).nets.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms and not any(norm.training for norm in norms)
+    fresh = Run(replace(options, out=tmp_path / "fresh")).nets
+    assert all(m.training for m in fresh.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_checkpoints_of_something_else_are_named(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(data, tmp_path, phase="motion", minutes=1e-6, cache=tmp_path / "c", workers=0)
+    save_file({"w": torch.ones(2)}, tmp_path / "networks.safetensors")
+    with pytest.raises(PackError, match=r"networks\.safetensors holds the weights of other networks; give the"):
+        train(options)
+    (tmp_path / "networks.safetensors").write_bytes(b"half")
+    with pytest.raises(PackError, match=r"networks\.safetensors: damaged or not a safetensors file"):
+        train(options)
+    half = str(tmp_path / "networks.safetensors")
+    monkeypatch.setattr(sys, "argv", ["blend", half, half, "--out", str(tmp_path / "b")])
+    with pytest.raises(SystemExit):
+        blend_files()
+    assert "damaged or not a safetensors file" in capsys.readouterr().err and not (tmp_path / "b").exists()
+    (tmp_path / "log.jsonl").write_text("{}")
+    with pytest.raises(PackError, match=r"log\.jsonl: not a file of tensors; expected \.safetensors or a saved state"):
+        read_weights(tmp_path / "log.jsonl")
+    start = ["--start", str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "d.safetensors")]
+    assert detector.main([str(data), *start]) == 1
+    assert "none.safetensors: no such weights file" in capsys.readouterr().err
+
+
+def test_several_gpus_train_the_same_networks_and_end_together(data: Path, tmp_path: Path) -> None:
+    """Two processes here: equal weights after steps on batches of their own, though one has longer to go."""
+    script = tmp_path / "rank.py"
+    script.write_text(f"""
+import os
+from pathlib import Path
+from safetensors.torch import save_file
+from neuralcodec.training import train as training  # noqa: E402
+
+rank = os.environ["RANK"]
+smooth = training.Run._smooth
+def kept(run):
+    smooth(run)
+    weights = {{name: p.contiguous() for name, p in run.nets.motion.named_parameters()}}
+    save_file(weights, Path({str(tmp_path)!r}) / f"{{rank}}.safetensors")
+training.Run._smooth = kept
+data, out, cache = map(Path, {[str(data), str(tmp_path / "run"), str(tmp_path / "c")]})
+training.train(training.Options(
+    data, out, phase="motion", batch=1, workers=0, minutes=(0.05, 9.0)[int(rank)], cache=cache
+))
+""")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    around = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=around)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in "01")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_run_trains_only_what_it_is_told_to(data: Path, tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ class Phase:
         )
 
     def terms(self, a: Any, b: Any) -> Terms:
-        """Loss terms of the trained modules; "psnr" among them is for the log."""
+        """Loss terms of the trained modules; "psnr" among them is for the log, "rendered" and, where found ones and not
+        labels drove it, "keypoints" for the discriminator."""
         if self.name == "motion":
             return motion_terms(self.nets, a, b)
         if self.name == "render":
@@ -180,6 +181,7 @@ def joint_terms(
         **(judged(critic, out, driving.image, xd) if critic else {}),
         "psnr": psnr(out.detach(), driving.image),
         "rendered": out.detach(),
+        "keypoints": xd.detach(),
     }
 
 

@@ -49,10 +49,19 @@ def load_graphs(nets: nn.Module, folder: Path) -> None:
 
 
 def freeze_norms(nets: nn.Module) -> None:
-    """Batch norms of ``nets`` as they are at rest, whatever mode the rest is in: small batches cannot move them."""
+    """Batch norms that `load_graphs` made the identity as they are at rest, whatever mode the rest is in: what a batch
+    has for mean and deviation says nothing to weights that have their norms folded in. Checkpoints of such networks are
+    known by them, so later runs need not be told."""
     for module in nets.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and _folded(module):
             module.eval()
+
+
+def _folded(norm: nn.BatchNorm2d) -> bool:
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None or mean.any():
+        return False
+    return bool((variance == variance.new_tensor(1 - norm.eps)).all())
 
 
 def _initializers(path: Path) -> dict[str, Any]:

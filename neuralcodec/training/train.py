@@ -4,8 +4,9 @@
     python -m neuralcodec.training.train DATA --phase render --size 128 --minutes 60 --out runs/portrait
 
 Phases (see phases.py) share one checkpoint: ``OUT/networks.safetensors``, its running mean beside it as
-``average.safetensors`` (export that one), the optimizer's state in ``OUT/PHASE.safetensors``, and ``OUT/log.jsonl``.
-A phase started again goes on where it stopped. Several GPUs: the same command under ``torchrun --nproc-per-node N -m``.
+``average.safetensors`` (export that one), the optimizers' states in ``OUT/PHASE.safetensors``, and ``OUT/log.jsonl``.
+A phase started again goes on from these; its learning rate rises and falls anew, and its running mean is soon that of
+the new steps. Ctrl-C and SIGTERM save first. Several GPUs: the same command under ``torchrun --nproc-per-node N -m``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import argparse
 import json
 import math
 import os
+import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +26,21 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from neuralcodec.errors import NeuralCodecError
+from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.models import ModelConfig, build
 from neuralcodec.quantizer import MotionTables
 from neuralcodec.training.data import Clip, gather, load_clips, load_stills, mean_shape, scenes
+from neuralcodec.training.feature_networks import read_weights
 from neuralcodec.training.losses import FaceFeatureLoss, IdentityLoss, PerceptualLoss
 from neuralcodec.training.phases import PHASES, Perception, Phase, psnr
 from neuralcodec.training.start import freeze_norms, load_graphs
 
-NOT_LOSSES = ("psnr", "rendered")  # among a phase's terms
+NOT_LOSSES = ("psnr", "rendered", "keypoints")  # among a phase's terms
 LOOK_EVERY = 10  # steps between readings of the losses: each makes a GPU's host wait for it
+SAVE_SECONDS = 600  # between checkpoints at most: on a processor 500 steps can take more than an hour
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class Supply(torch.utils.data.IterableDataset[Any]):
         info = torch.utils.data.get_worker_info()
         if info is not None:
             torch.set_num_threads(1)
+            for number in (signal.SIGINT, signal.SIGTERM):  # heard by the run, which ends its workers itself
+                signal.signal(number, signal.SIG_IGN)
         stream = 7919 * (1 + int(os.environ.get("RANK", 0))) + 104729 * (info.id if info else 0)
         random = torch.Generator().manual_seed(self.seed + stream)
         while True:
@@ -97,7 +104,7 @@ class Run:
         if self.world > 1:
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         torch.backends.cudnn.benchmark = True  # batches are all of one shape
-        torch.manual_seed(o.seed + self.rank)
+        torch.manual_seed(o.seed)  # the same networks on every GPU: only their gradients are exchanged
         o.out.mkdir(parents=True, exist_ok=True)
         size = 256 if o.phase == "motion" else o.size  # the motion network cuts its own picture out of a full one
         self.clips = load_clips(o.data, "train", o.cache, size=size, limit=o.limit, received=o.received)
@@ -110,10 +117,13 @@ class Run:
             self.clips += load_stills(o.data, size=size, received=o.received)
         self.latest, self.smooth = o.out / "networks.safetensors", o.out / "average.safetensors"
         if self.latest.exists():
-            self.nets.load_state_dict(load_file(self.latest))
+            fill(self.nets, self.latest)
         elif o.start is not None:
             load_graphs(self.nets, o.start)
-        self.average.load_state_dict(load_file(self.smooth) if self.smooth.exists() else self.nets.state_dict())
+        if self.smooth.exists():
+            fill(self.average, self.smooth)
+        else:
+            self.average.load_state_dict(self.nets.state_dict())
         self.nets.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._train_mode()
         self.average.to(self.device).requires_grad_(False)
@@ -136,20 +146,27 @@ class Run:
             raise SystemExit(f"No parameter of phase {o.phase} has a name that begins with {' or '.join(o.only)}.")
         for p in self.trained:
             p.requires_grad_(True)
+        self.names = [named[id(p)] for p in self.trained]
         self.optimizer = torch.optim.AdamW(self.trained, lr=o.rate, betas=(0.9, 0.99), weight_decay=1e-4)
         self.memory = o.out / f"{o.phase}.safetensors"
-        self.step = self.first = restore(self.optimizer, self.memory)
+        remembered = read_weights(self.memory) if self.memory.exists() else {}
+        restore(self.optimizer, self.names, remembered)
+        self.step = self.first = int(remembered.get("step", 0))
         self.critic_file = o.out / "critic.safetensors"
         self.judge: torch.optim.Optimizer | None = None
+        self.judged: list[str] = []
         if self.phase.critic is not None:
             if self.critic_file.exists():
-                self.phase.critic.load_state_dict(load_file(self.critic_file))
+                fill(self.phase.critic, self.critic_file)
             self.judge = torch.optim.AdamW(self.phase.critic.parameters(), lr=2e-4, betas=(0.5, 0.999))
+            self.judged = [f"critic.{name}" for name, _ in self.phase.critic.named_parameters()]
+            restore(self.judge, self.judged, remembered)
+        self.done = 0.0
+        torch.manual_seed(o.seed + self.step + 7919 * self.rank)  # other noise on every GPU and in every run
 
     def _train_mode(self) -> None:
         self.nets.train()
-        if self.options.start is not None:
-            freeze_norms(self.nets)
+        freeze_norms(self.nets)
 
     def learn(self, a: Any, b: Any, rate: float) -> dict[str, Tensor]:
         """One optimizer step on one batch."""
@@ -166,7 +183,8 @@ class Run:
         self.optimizer.step()
         if self.judge is not None and self.phase.critic is not None:
             with torch.autocast(self.device.type, torch.bfloat16):
-                verdict = self.phase.critic_loss(b.image, terms["rendered"], b.keypoints)
+                keypoints = terms.get("keypoints", b.keypoints)
+                verdict = self.phase.critic_loss(b.image, terms["rendered"], keypoints)
             self.judge.zero_grad(set_to_none=True)
             verdict.backward()
             self._agree(list(self.phase.critic.parameters()))
@@ -178,13 +196,24 @@ class Run:
 
     def read(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """The terms of the last step as numbers; ends the run, with nothing saved since, where one is not finite."""
-        values = {key: float(value.detach()) for key, value in terms.items() if key != "rendered"}
+        values = {key: float(value.detach()) for key, value in terms.items() if value.dim() == 0}
         if not all(map(math.isfinite, values.values())):
             raise SystemExit(
                 f"The losses are {values} at step {self.step}; the last checkpoint in {self.options.out} is good: "
                 "lower --rate and start the command again."
             )
         return values
+
+    def agreed(self, done: float) -> float:
+        """How far the run is, 0 to 1, by the furthest clock: GPUs must take equal steps and end together, for one that
+        went on alone would wait for the gradients of the others for good."""
+        if self.world == 1:
+            return done
+        if self.step == self.first or self.step % LOOK_EVERY == 0:
+            furthest = torch.tensor(done, device=self.device)
+            torch.distributed.all_reduce(furthest, op=torch.distributed.ReduceOp.MAX)
+            self.done = float(furthest)
+        return self.done
 
     def _agree(self, parameters: list[Any]) -> None:
         if self.world > 1:
@@ -206,10 +235,11 @@ class Run:
         """Each file whole or not at all."""
         if self.rank:
             return
-        contents = {self.latest: self.nets.state_dict(), self.smooth: self.average.state_dict(),
-                    self.memory: optimizer_tensors(self.optimizer, self.step)}  # fmt: skip
-        if self.phase.critic is not None:
+        memory = {"step": torch.tensor(self.step), **optimizer_tensors(self.optimizer, self.names)}
+        contents = {self.latest: self.nets.state_dict(), self.smooth: self.average.state_dict(), self.memory: memory}
+        if self.phase.critic is not None and self.judge is not None:
             contents[self.critic_file] = self.phase.critic.state_dict()
+            memory |= optimizer_tensors(self.judge, self.judged)
         for path, content in contents.items():
             partial = path.with_suffix(".part")
             save_file({k: v.contiguous() for k, v in content.items()}, partial)
@@ -241,32 +271,56 @@ def train(options: Options) -> dict[str, float]:
         prefetch_factor=3 if o.workers else None,
         pin_memory=run.device.type == "cuda",
     )
-    supply = iter(loader)
     mean: dict[str, float] = {}
     terms: dict[str, Tensor] = {}
-    begin = time.monotonic()
+    begin = saved = time.monotonic()
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[now]}"))
-    with Progress(*columns, console=console, disable=run.rank > 0 or not console.is_terminal) as progress:
+    disabled = run.rank > 0 or not console.is_terminal
+    with stops() as asked, Progress(*columns, console=console, disable=disabled) as progress:
+        supply = iter(loader)
         bar = progress.add_task(o.phase, total=1.0, now="")
-        while (done := (time.monotonic() - begin) / (60 * o.minutes)) < 1:
+        while (done := run.agreed(1.0 if asked else (time.monotonic() - begin) / (60 * o.minutes))) < 1:
             warm = min(1.0, (run.step - run.first + 1) / 200)
             a, b = next(supply)
             terms = run.learn(a, b, o.rate * warm * (0.5 * (1 + math.cos(math.pi * done)) * 0.97 + 0.03))
-            if run.step % LOOK_EVERY == 0 or run.step % o.save_every == 0:
+            due = run.step % o.save_every == 0 or time.monotonic() - saved > SAVE_SECONDS
+            if run.step % LOOK_EVERY == 0 or due:
                 mean = {key: 0.9 * mean.get(key, value) + 0.1 * value for key, value in run.read(terms).items()}
             if run.step % 50 == 0:
                 speed = (run.step - run.first) * o.batch * run.world / (time.monotonic() - begin)
                 run.log({"samples_per_s": round(speed, 1), **{k: round(v, 4) for k, v in mean.items()}})
                 progress.update(bar, completed=done, now=" ".join(f"{k} {v:.3f}" for k, v in mean.items()))
-            if run.step % o.save_every == 0:
+            if due:
                 run.save()
+                saved = time.monotonic()
             if run.step % o.sample_every == 0 and run.rank == 0:
                 run.check()
-    if terms:
-        run.read(terms)  # what is saved was looked at
-    run.save()
+        if terms:
+            run.read(terms)  # what is saved was looked at
+        run.save()
+    if asked:
+        raise SystemExit(f"Stopped and saved at step {run.step}; the same command goes on from there.")
     return run.check() if run.rank == 0 else {}
+
+
+@contextmanager
+def stops() -> Iterator[list[int]]:
+    """The signals that asked for an end, Ctrl-C or a machine going down: the step at hand is then finished and saved. A
+    second one ends at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in heard}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @torch.no_grad()
@@ -316,25 +370,30 @@ def save_picture(path: Path, picture: Tensor) -> None:
         file.mux(stream.encode(None))
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, step: int) -> dict[str, Tensor]:
-    out = {"step": torch.tensor(step)}
-    for index, state in optimizer.state_dict()["state"].items():
-        out |= {f"{index}.{key}": value for key, value in state.items()}
-    return out
+def fill(networks: nn.Module, path: Path) -> None:
+    """Weights that an earlier run saved. PackError where the file is damaged or of other networks."""
+    try:
+        networks.load_state_dict(read_weights(path))
+    except RuntimeError:  # it lists every weight there is
+        raise PackError(
+            f"{path} holds the weights of other networks; give the --preset it was trained with, or another --out."
+        ) from None
 
 
-def restore(optimizer: torch.optim.Optimizer, path: Path) -> int:
-    """Load an optimizer state written by a run of the same phase; returns its step, 0 without one."""
-    if not path.exists():
-        return 0
-    stored = load_file(path)
-    content = optimizer.state_dict()
-    for key, value in stored.items():
-        if key != "step":
-            index, name = key.split(".")
-            content["state"].setdefault(int(index), {})[name] = value
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
+    """What an optimizer remembers of its parameters, by their ``names``: which ones a run trains may change."""
+    states = optimizer.state_dict()["state"]
+    return {f"{names[index]}/{key}": value for index, state in states.items() for key, value in state.items()}
+
+
+def restore(optimizer: torch.optim.Optimizer, names: Sequence[str], remembered: Mapping[str, Tensor]) -> None:
+    """Give back what ``optimizer_tensors`` took of those parameters that it is there for."""
+    content, index = optimizer.state_dict(), {name: i for i, name in enumerate(names)}
+    for entry, value in remembered.items():
+        name, _, key = entry.rpartition("/")
+        if name in index:
+            content["state"].setdefault(index[name], {})[key] = value
     optimizer.load_state_dict(content)
-    return int(stored["step"])
 
 
 def main() -> None:
@@ -377,13 +436,18 @@ def main() -> None:
     p.add_argument("--workers", type=int, default=1, help="processes that make batches")
     p.add_argument("--limit", type=int, help="use only this many clips (rehearsals)")
     options = Options(**vars(p.parse_args()))
+    shares = {name: getattr(options, name) for name in ("coded", "near", "stills", "before")}
+    if wrong := [f"--{name} is {value:g}" for name, value in shares.items() if not 0 <= value <= 1]:
+        p.error(f"{wrong[0]}; a share of the pairs is 0 to 1")
+    if options.batch < 1 or options.minutes <= 0:
+        p.error(f"--batch is {options.batch} and --minutes {options.minutes:g}; both must be more than 0")
     if options.phase == "motion" and options.preset != "portrait":
         p.error("--phase motion is for --preset portrait; the paper's networks train together: --phase joint")
     if options.phase in ("render", "adversarial") and options.preset != "portrait":
         p.error(f"--phase {options.phase} needs keypoints that are labelled; train --preset paper with --phase joint")
     try:
         print(json.dumps(train(options)))
-    except NeuralCodecError as error:
+    except (NeuralCodecError, OSError) as error:
         raise SystemExit(f"neuralcodec.training.train: {error}") from error
 
 
