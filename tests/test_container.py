@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from neuralcodec.container import FILE_MAGIC, ContainerReader, ContainerWriter
 from neuralcodec.errors import BitstreamError, LimitError, TruncatedError
 from neuralcodec.fields import varint
-from neuralcodec.packet import PACKET_MAX, End, Motion, Packet, ReferencePart, StreamHeader
+from neuralcodec.packet import PACKET_MAX, End, Extension, Motion, Packet, ReferencePart, StreamHeader
 
 HEADER = StreamHeader(bytes(8), 640, 480, (1, 25), 1, 256)
 PACKETS: list[Packet] = [
@@ -116,6 +116,12 @@ def test_records_that_are_no_packets_can_be_skipped() -> None:
     for cut in (data[:-1], written()[:-3] + b"\x82\x00" + bytes(End(1))):  # what is no length is never skipped
         with pytest.raises(BitstreamError):
             list(ContainerReader(BytesIO(cut), problems.append))
+
+
+def test_a_record_may_be_as_long_as_a_packet() -> None:
+    longest, file = Extension(0x20, bytes(PACKET_MAX - 1)), BytesIO()
+    ContainerWriter(file, HEADER).write(longest)
+    assert read_all(file.getvalue()) == [HEADER, longest]
 
 
 def test_writer_refuses_impossible_packets() -> None:

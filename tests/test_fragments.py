@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralcodec.fragments import ARRIVING_MAX, PART_BYTES, Assembler, split
+from neuralcodec.fragments import ARRIVING_MAX, PART_BYTES, Assembler, split, split_update
 from neuralcodec.packet import PACKET_MAX, Parity, ReferencePart, parse_packet
 
 PLACE = {"reference": 3, "codec": 1, "crop": (-5, 12, 640)}
@@ -71,3 +71,44 @@ def test_hostile_parts_fill_no_memory() -> None:
     for index in range(5):
         big.add(ReferencePart(0, index, 64, 1, bytes(4), (0, 0, 256), bytes(PACKET_MAX // 4)))
     assert big.damaged == 1 and not big._arriving
+
+
+@pytest.mark.parametrize(("part_bytes", "still", "update"), [(200, 6, 6), (10, 64, 8), (9000, 2, 2)])
+def test_parts_are_as_small_as_asked_where_so_many_may_be_and_fit_a_datagram(
+    part_bytes: int, still: int, update: int
+) -> None:
+    coded = picture(1200)
+    parts = split(coded, part_bytes=part_bytes, **PLACE)  # type: ignore[arg-type]
+    updates = split_update(coded, reference=3, hash=bytes(4), part_bytes=part_bytes)
+    assert (len(parts), len(updates)) == (still, update)
+    assert all(len(p.payload) <= PART_BYTES for p in (*parts, *updates))
+
+
+@pytest.mark.parametrize("other", [{"reference": 4}, {"codec": 2}, {"crop": (0, 0, 640)}, {}], ids=str)
+def test_parts_of_two_pictures_that_come_together_are_kept_apart(other: dict[str, object]) -> None:
+    """The same picture twice, or another one in the same place."""
+    two = [picture(2000), picture(2000, seed=not other)]
+    assembler = Assembler()
+    halves = zip(*(split(p, **PLACE | o) for p, o in zip(two, ({}, other), strict=True)), strict=True)  # type: ignore[arg-type]
+    assert [assembler.add(part) for half in halves for part in half] == [None, None, *two] and not assembler.damaged
+
+
+def test_an_updates_digest_is_not_that_of_its_bytes() -> None:
+    coded, assembler = picture(2000), Assembler()
+    assert [assembler.add(p) for p in split_update(coded, reference=3, hash=b"link")] == [None, coded]
+
+
+def test_a_fragment_longer_than_its_parity_restores_nothing() -> None:
+    first, second, _, parity = split(picture(3000), parity=1, **PLACE)  # type: ignore[arg-type]
+    assembler = Assembler()
+    assert [assembler.add(p) for p in (replace(first, payload=b"\xff" * 1001), second, parity)] == [None] * 3
+
+
+def test_the_oldest_of_too_many_unfinished_pictures_gives_way() -> None:
+    pictures = [split(picture(2000, seed), **PLACE) for seed in range(ARRIVING_MAX + 1)]  # type: ignore[arg-type]
+    for count, lost in ((ARRIVING_MAX, 0), (ARRIVING_MAX + 1, 1)):
+        assembler = Assembler()
+        for first, _ in pictures[:count]:
+            assembler.add(first)
+        found = [assembler.add(second) for _, second in reversed(pictures[:count])]
+        assert [f is None for f in found] == [False] * (count - lost) + [True] * lost

@@ -1,5 +1,7 @@
 """Packets: every field, every rule by number, every cut, and arbitrary bytes."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,13 +9,19 @@ from hypothesis import strategies as st
 from neuralcodec.errors import BitstreamError, LimitError, TruncatedError, UnsupportedVersionError
 from neuralcodec.fields import signed_varint, varint
 from neuralcodec.packet import (
+    BUNDLE_MAX,
+    DATAGRAM_BYTES,
+    GROUP_MAX,
     PACKET_MAX,
+    PTS_MAX,
+    REFERENCES_MAX,
     SIGNED,
     Bundle,
     End,
     Extension,
     Feedback,
     Motion,
+    Packet,
     Parity,
     ReferencePart,
     StreamHeader,
@@ -136,7 +144,9 @@ BROKEN: list[tuple[str, type[BitstreamError], bytes]] = [
     ("R26", LimitError, parity(length=PACKET_MAX + 1)),
     ("R26", BitstreamError, parity(length=22)),
     ("R26", BitstreamError, parity(count=4, length=4, payload=b"12")),
+    ("R26", BitstreamError, parity(count=3, length=4, payload=b"12")),  # nothing would be left for the last fragment
     ("R27", BitstreamError, b"\x08\x04\x00\x00\x02\x01"),
+    ("R27", BitstreamError, b"\x08\x04\x00\x00\x02\x02"),
     ("R27", BitstreamError, b"\x08\x04\x00\x00" + bytes(range(9))),
     ("R12", BitstreamError, reference(codec=0)),
     ("R13", LimitError, bytes(Update(0, 0, 1, bytes(4), b"x", (0, 0, 16385)))),
@@ -173,6 +183,10 @@ def test_limits_themselves_are_allowed() -> None:
     parse_packet(reference(index=63, count=64, crop=(-8192, 8192, 16384)))
     parse_packet(b"\x80\x00" + b"\x01" * 512)
     parse_packet(b"\x20" + bytes(PACKET_MAX - 1))
+    parse_packet(parity(index=0, groups=1, count=1, length=7))
+    parse_packet(bytes(Bundle((Motion(0, 0, 0, b"", frames=GROUP_MAX - 1), Motion(63, 0, 0, b"")))))
+    parse_packet(bytes(Feedback(0, 0, tuple(range(REFERENCES_MAX)))))
+    parse_packet(bytes(Motion(0, 0, 0, b"", True, 0, -PTS_MAX)))
 
 
 def test_offsets_inside_a_bundle_are_the_datagrams() -> None:
@@ -189,6 +203,16 @@ def test_bundled_packets_fit_and_keep_their_order() -> None:
     assert inside == [*packets[:-1], *BUNDLE.packets]
     assert all(len(bytes(g)) <= 200 for g in groups) and len(groups) < 20
     assert bundled([Motion(0, 1, 1, b"\x01" * 300)], 200) == [Motion(0, 1, 1, b"\x01" * 300)]
+
+
+def test_bundles_are_as_full_as_they_may_be() -> None:
+    def sizes(packets: Sequence[Packet], limit: int = DATAGRAM_BYTES) -> list[int]:
+        return [len(g.packets) if isinstance(g, Bundle) else 1 for g in bundled(packets, limit)]
+
+    assert sizes([Motion(i, 1, 1, b"") for i in range(BUNDLE_MAX + 1)]) == [BUNDLE_MAX, 1]
+    assert sizes([*[Motion(0, 1, 1, b"", frames=GROUP_MAX // 2)] * 2, PREDICTED]) == [2, 1]
+    full = len(bytes(Bundle((INTRA, PREDICTED))))
+    assert sizes([INTRA, PREDICTED], full) == [2] and sizes([INTRA, PREDICTED], full - 1) == [1, 1]
 
 
 def test_intra_needs_reference_and_pts() -> None:

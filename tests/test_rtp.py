@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralcodec.errors import BitstreamError
+from neuralcodec.errors import BitstreamError, LimitError
 from neuralcodec.packet import Bundle, Feedback, Motion, ReferencePart, StreamHeader, parse_packet
 from neuralcodec.rtp import RtpPacket, RtpReceiver, RtpSender, parse_rtcp, rtcp_feedback, sdp_attributes
 
@@ -96,13 +96,28 @@ def test_after_a_silence_the_next_is_followed_be_it_the_same() -> None:
     assert receiver.unpack(numbered(41, 7)) and receiver.ssrc == 7 and receiver.streams == 2
     receiver.restart()
     assert receiver.unpack(numbered(30000, 7)) and receiver.streams == 3
+    receiver.restart()
+    assert receiver.unpack(numbered(30000, 8)) and receiver.doubled == 0  # its numbers are its own
 
 
-def test_memory_stays_bounded() -> None:
+def test_memory_stays_bounded_and_holds_what_may_yet_come_twice() -> None:
     receiver = RtpReceiver()
-    for number in range(20000):
-        receiver.unpack(bytes(RtpPacket(97, number % 65536, 0, 6, True, b"\x80\x00")))
-    assert len(receiver._seen) <= 1025
+    for number in range(5000):
+        assert receiver.unpack(numbered(number))
+        assert number < 500 or receiver.unpack(numbered(number - 500)) is None
+    assert len(receiver._seen) <= 1025 and receiver.doubled == 4500 and receiver.streams == 1
+
+
+def test_a_packet_that_comes_after_it_was_reported_lost_is_no_less_than_none_lost() -> None:
+    receiver = RtpReceiver()
+    assert all(receiver.unpack(numbered(number)) for number in (0, 1, 3)) and receiver.lost_share() == 0.25
+    assert receiver.unpack(numbered(2)) and receiver.unpack(numbered(4)) and receiver.lost_share() == 0
+
+
+def test_a_payload_may_be_empty_and_carries_nothing_then() -> None:
+    assert RtpPacket.parse(numbered(7, payload=b"")).payload == b""
+    receiver = RtpReceiver()
+    assert receiver.unpack(numbered(7, payload=b"")) is None and receiver.ssrc is None
 
 
 def test_extension_sources_and_padding_are_skipped() -> None:
@@ -112,6 +127,8 @@ def test_extension_sources_and_padding_are_skipped() -> None:
     for length in range(len(head) + 16):
         with pytest.raises(BitstreamError):
             RtpPacket.parse(data[:length])
+    with pytest.raises(BitstreamError, match="padding of no length"):
+        RtpPacket.parse(data[:-1] + b"\0")
 
 
 def test_feedback_round_trip() -> None:
@@ -127,6 +144,21 @@ def test_feedback_round_trip() -> None:
         if length not in whole:
             with pytest.raises(BitstreamError):
                 parse_rtcp((report + data)[:length])
+
+
+@pytest.mark.parametrize("held", [(), (1,), (1, 2), (1, 2, 3)])
+def test_feedback_of_any_length_fills_whole_words(held: tuple[int, ...]) -> None:
+    data = rtcp_feedback(Feedback(7, 0, held), 1, 2)
+    assert len(data) % 4 == 0 and parse_rtcp(data) == [Feedback(7, 0, held)]
+
+
+def test_feedback_that_is_too_short_is_passed_over_or_refused() -> None:
+    def message(fmt: int, body: bytes) -> bytes:
+        return bytes((0x80 | fmt, 206, 0, len(body) // 4)) + body
+
+    assert parse_rtcp(message(1, bytes(4))) == parse_rtcp(message(15, bytes(8) + b"NCVF")) == []
+    with pytest.raises(LimitError, match="feedback of 4 bytes in 3"):
+        parse_rtcp(message(15, bytes(8) + b"NCVF\x04\x08\x04\x07"))
 
 
 def test_signalling() -> None:

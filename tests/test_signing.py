@@ -38,6 +38,13 @@ def test_the_statement_byte_by_byte() -> None:
     )
 
 
+def test_a_context_is_255_bytes_at_most() -> None:
+    said = bytes(8), (640, 480), 3, 1, (-5, 12, 640), b"picture"
+    assert statement(*said, bytes(255)).endswith(b"\xff" + bytes(255))
+    with pytest.raises(ValueError, match="a signing context of 256 bytes"):
+        statement(*said, bytes(256))
+
+
 def test_known_key_and_signature() -> None:
     assert public_hex(private_key(SECRET).public_key()) == PUBLIC
     signature = sign(private_key(SECRET), SAID)
@@ -55,6 +62,7 @@ def test_known_key_and_signature() -> None:
         {"crop": (-5, 13, 640)},
         {"picture": b"picturf"},
         {"context": b"call 8"},
+        {"before": bytes(32)},
     ],
     ids=lambda c: "-".join(c),
 )
