@@ -12,8 +12,8 @@ from neuralcodec.motion import MotionParams
 TRACKS = [np.load(Path(__file__).parent / "vectors" / f"track_{name}.npz") for name in "ab"]
 
 
-def pose(yaw: float, x: float = 0.0) -> MotionParams:
-    return MotionParams(yaw, 1.0, 2.0, np.array([x, 0, 0], np.float32), 0.7, np.full((4, 3), 0.1, np.float32))
+def pose(yaw: float, x: float = 0.0, roll: float = 2.0) -> MotionParams:
+    return MotionParams(yaw, 1.0, roll, np.array([x, 0, 0], np.float32), 0.7, np.full((4, 3), 0.1, np.float32))
 
 
 def test_states_in_order() -> None:
@@ -65,6 +65,7 @@ def test_without_history_the_pose_stays() -> None:
 
 def test_turning_through_the_back_takes_the_short_way() -> None:
     assert conceal(pose(-179.0), pose(179.0), 1).yaw == pytest.approx(-178.0)
+    assert conceal(pose(0, roll=-179.0), pose(0, roll=179.0), 1).roll == pytest.approx(-178.0)
 
 
 def test_long_gaps_stay_finite() -> None:

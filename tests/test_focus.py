@@ -11,7 +11,8 @@ NOISE = np.random.default_rng(3).integers(0, 256, (256, 256, 3), np.uint8)
 
 
 def roughness(picture: np.ndarray) -> float:
-    return float(np.abs(np.diff(picture.astype(int), axis=1)).mean())
+    """In the direction in which it is rougher."""
+    return max(float(np.abs(np.diff(picture.astype(int), axis=axis)).mean()) for axis in (0, 1))
 
 
 def test_the_head_stays_as_it_is_and_the_rest_gets_soft() -> None:
@@ -19,13 +20,21 @@ def test_the_head_stays_as_it_is_and_the_rest_gets_soft() -> None:
     assert soft.dtype == np.uint8 and soft.shape == NOISE.shape
     assert np.array_equal(soft[108:148, 108:148], NOISE[108:148, 108:148])  # well inside the ellipse
     assert roughness(soft[:40]) < 0.4 * roughness(NOISE[:40])
+    assert abs(soft[:40].mean() - NOISE[:40].mean()) < 0.5  # and no darker
     assert roughness(soften(NOISE, HEAD, 7)[:40]) < roughness(soft[:40]) < roughness(soften(NOISE, HEAD, 3)[:40])
 
 
 def test_the_mask_follows_the_head() -> None:
-    soft = soften(NOISE, (0.5, 0.5, 0.2), 5)
-    assert np.array_equal(soft[188:196, 188:196], NOISE[188:196, 188:196])
+    soft = soften(NOISE, (0.5, -0.25, 0.2), 5)
+    assert np.array_equal(soft[92:100, 188:196], NOISE[92:100, 188:196])
     assert not np.array_equal(soft[108:148, 108:148], NOISE[108:148, 108:148])
+
+
+def test_a_head_is_taller_than_wide_and_mostly_above_its_place() -> None:
+    kept = (soften(NOISE, HEAD, 5) == NOISE).all(2)
+    column, row = kept[:, 128], kept[128]
+    up, down, left, right = (line.argmin() for line in (column[127::-1], column[128:], row[127::-1], row[128:]))
+    assert up > down > left == right
 
 
 @pytest.mark.parametrize("value", [0, 1, 128, 255])

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from neuralcodec.gaze import EYES
-from neuralcodec.lids import BEYOND, DEEP, OPEN, RISE, SHUT, Lids
+from neuralcodec.lids import BEYOND, DEEP, OPEN, RISE, SHUT, UPPER, Lids, openings
 from neuralcodec.motion import Array, MotionParams
 
 
@@ -40,6 +42,23 @@ def test_lids_close_the_further_the_less_is_left(left: float, sent: float) -> No
     assert not motion.delta.any()  # what came in is as it was
 
 
+def test_openings_are_of_the_face_as_it_is_now() -> None:
+    motion, canonical = face(1.0)
+    delta = np.zeros((30, 3), np.float32)
+    for outer, inner, upper, _, _ in EYES:
+        delta[upper, 1], delta[inner] = 0.02, canonical[inner] - canonical[outer]  # half shut, and twice as wide
+    assert np.allclose(openings(motion, canonical), 0.3)
+    assert np.allclose(openings(replace(motion, delta=delta), canonical), 0.05, atol=1e-6)
+
+
+def test_the_upper_lid_does_most_of_the_closing() -> None:
+    lids, (shut, canonical) = Lids(), face(SHUT)
+    lids.closed(*face(1.0), 0.0)
+    way = lids.closed(shut, canonical, 0.0).delta[:, 1]
+    for _, _, upper, lower, _ in EYES:
+        assert np.allclose([way[upper], way[lower]], np.array([UPPER, UPPER - 1]) * SHUT * 0.03, atol=1e-6)
+
+
 def test_each_eye_closes_by_itself() -> None:
     lids = Lids()
     lids.closed(*face(1.0), 0.0)
@@ -59,6 +78,18 @@ def test_usual_follows_eyes_that_open_sooner_than_eyes_that_close() -> None:
     for second in range(4, 20):  # they stay half closed, as a smile's do: that is what this face is like
         smile = lids.closed(*shut, second)
     assert np.allclose(gaps(smile, shut[1]), 0.45, atol=1e-5)
+
+
+def test_time_that_runs_back_changes_nothing_of_what_is_usual() -> None:
+    lids, shut = Lids(), face(SHUT)
+    lids.closed(*face(1.0), 5000.0)
+    assert np.allclose(gaps(lids.closed(*shut, 0.0), shut[1]), 0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("left", [0.0, -0.2])
+def test_eyes_that_were_never_seen_open_stay_as_they_are(left: float) -> None:
+    shut = face(left)
+    assert np.allclose(gaps(Lids().closed(*shut, 0.0), shut[1]), left, atol=1e-4)
 
 
 def test_other_layouts_of_keypoints_pass() -> None:

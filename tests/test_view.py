@@ -31,10 +31,10 @@ def test_no_view_changes_nothing_at_all() -> None:
 
 def test_a_view_within_the_range_is_exact_and_at_once_at_the_start() -> None:
     motion = face(5, 2, -3)
-    seen = ViewControl(RANGE).apply(View(10, -4, 2, 0.05, 0.0), motion, motion, 0.0)
+    seen = ViewControl(RANGE).apply(View(10, -4, 2, 0.08, 0.0), motion, motion, 0.0)
     assert not seen.clamped
     assert np.allclose(angles(seen.motion), angles(motion.turned(View(10, -4, 2))), atol=1e-4)
-    assert np.allclose(seen.motion.neck - motion.neck, [0.1, 0], atol=1e-5)
+    assert np.allclose(seen.motion.neck - motion.neck, [0.16, 0], atol=1e-5)
 
 
 def test_what_is_out_of_range_is_clamped_and_said() -> None:
@@ -107,6 +107,13 @@ def test_a_new_reference_moves_a_clamped_head_smoothly() -> None:
     assert np.abs(np.diff(yaws)).max() < 3, "of 10 degrees"
 
 
+def test_a_new_picture_that_allows_more_is_made_use_of_smoothly() -> None:
+    control = ViewControl(RANGE)
+    control.apply(View(yaw=80), face(), face(), 0.0)
+    yaws = [control.apply(View(yaw=80), face(), face(yaw=15), at).motion.yaw for at in (0.001, 2.0)]
+    assert 20 <= yaws[0] < 21 and np.isclose(yaws[1], 35, atol=0.05)
+
+
 def test_time_that_stands_still_or_runs_back_moves_nothing() -> None:
     control = ViewControl(RANGE)
     control.apply(View(), face(), face(), 5.0)
@@ -124,7 +131,9 @@ def test_size_and_expression_are_the_senders() -> None:
 def test_a_range_is_read_and_written() -> None:
     assert ViewRange.parse(RANGE.as_dict()) == RANGE
     whole = RANGE.as_dict()
+    assert ViewRange.parse({**whole, "yaw": 0, "roll": 90, "gaze": 1}) == replace(RANGE, yaw=0, roll=90, gaze=1)
     for wrong in (None, [], {}, {"yaw": 20}, {**whole, "z": 1}, {**whole, "yaw": "20"}, {**whole, "yaw": True},
-                  {**whole, "pitch": -1}, {**whole, "x": 2}, {**whole, "roll": float("nan")}):  # fmt: skip
+                  {**whole, "pitch": -1}, {**whole, "x": 2}, {**whole, "roll": float("nan")},
+                  {**whole, "yaw": 91}):  # fmt: skip
         with pytest.raises(ValueError, match="'view'"):
             ViewRange.parse(wrong)
