@@ -1,6 +1,9 @@
 """Frames sent again: any run of losses shorter than the repeats leaves the receiver's integers as the sender's."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +11,17 @@ import pytest
 from neuralcodec.entropy import EntropyCoder
 from neuralcodec.motion import MotionParams
 from neuralcodec.packet import Bundle, Motion, Packet, parse_packet
-from neuralcodec.protection import LADDER, RECOVERY_SECONDS, REPORT_SECONDS, Aggregator, Reports, believed, protection
+from neuralcodec.protection import (
+    AGAIN_MAX,
+    LADDER,
+    RECOVERY_SECONDS,
+    REPORT_SECONDS,
+    Aggregator,
+    LossMeter,
+    Reports,
+    believed,
+    protection,
+)
 from neuralcodec.quantizer import MotionTables, Quantizer, start_state
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -81,6 +94,40 @@ def test_without_repeats_nothing_is_added(tables: MotionTables) -> None:
     assert all(isinstance(p, Motion) and p.frames == 1 for p in send(tables, 0)[0])
 
 
+def plain(**changes: Any) -> Motion:
+    return replace(Motion(0, 1, 5, b""), **changes)
+
+
+INTRA = plain(intra=True, reference=0, pts=0)
+
+
+@pytest.mark.parametrize(
+    ("share", "again", "heads", "frames"),
+    [
+        (4, 0, [plain()] * 6, [[4], [2]]),
+        (4, 0, [INTRA, plain(), plain()], [[1], [2]]),
+        (4, 0, [plain(), plain(level=2)], [[1], [1]]),
+        (4, 0, [plain(), plain(components=4)], [[1], [1]]),
+        (4, 0, [plain(), plain(as_is=True)], [[1], [1]]),
+        (4, 0, [plain(), plain(pts_step=2)], [[1], [1]]),
+        (4, 0, [plain(), plain(reference=1)], [[1], [1]]),
+        (1, 2, [plain(), plain(), INTRA, plain(), plain()], [[1], [2], [1], [1, 1], [1, 2]]),
+        (1, 99, [plain()] * (AGAIN_MAX + 3), [[n] for n in (*range(1, AGAIN_MAX + 2), *[AGAIN_MAX + 1] * 2)]),
+    ],
+)
+def test_which_frames_share_a_packet_and_which_are_sent_again(
+    share: int, again: int, heads: list[Motion], frames: list[list[int]]
+) -> None:
+    coder: Any = SimpleNamespace(encode=lambda symbols: b"")
+    symbols: Any = None
+    aggregator, packets = Aggregator(coder, share), []
+    for head in heads:
+        packets += aggregator.add(head, symbols, again)
+        assert not (head.intra and aggregator.takes(plain()))  # it waits for nobody
+    found = [p.packets if isinstance(p, Bundle) else (p,) for p in packets + aggregator.close(again)]
+    assert [[motion.frames for motion in inside if isinstance(motion, Motion)] for inside in found] == frames
+
+
 def test_the_ladder() -> None:
     assert protection(0.0).again == 0 and protection(0.05).again == 1 and protection(0.3).again == 2
     assert [floor for floor, _ in LADDER] == sorted((floor for floor, _ in LADDER), reverse=True)
@@ -106,3 +153,52 @@ def test_reports_are_due_when_something_begins_to_be_missing_and_when_it_has_com
     assert due(0.4, held, lacks=True) and not due(0.49, held, lacks=True) and due(0.5, held, lacks=True)
     assert not due(0.52, held) and due(0.54, (1, 2, 3)) and not due(0.55, (1, 2, 3))
     assert due(0.5 + RECOVERY_SECONDS, (1, 2, 3, 4)) and not due(0.6 + RECOVERY_SECONDS, (2, 3, 4, 5))
+
+
+def test_what_begins_to_be_missing_is_told_at_once() -> None:
+    reports = Reports()
+    assert [reports.due(at, 0.1, (), lacks=at > 0) for at in (0.0, 0.01, 0.02)] == [True, True, False]
+
+
+TWICE_AGAIN = [(1, 1), (2, 1), (3, 1)]  # frames in the first datagrams of a sender that repeats two, and steps
+
+
+@pytest.mark.parametrize(
+    ("datagrams", "lost"),
+    [
+        ([(1, 1)] * 4 + [(1, 3)] + [(1, 1)] * 4, 2),
+        ([(4, 4), (4, 16)], 12),
+        ([(1, 1), (1, 4)], 3),
+        ([(1, 1), (1, 5)], 0),  # an interruption
+        ([*TWICE_AGAIN, (3, 2), (3, 1)], 1),
+        ([*TWICE_AGAIN, (3, 2), (3, 2), (3, 2), (3, 1)], 3),
+        ([*TWICE_AGAIN, *[(2, 1)] * 5, (3, 1)], 0),  # it repeats fewer for a while
+        ([*TWICE_AGAIN, (3, 3), *[(2, 1)] * 3, (2, 2), (2, 1)], 1),
+        ([(1, 1), (0, 0), (2, 0)], 0),  # what takes nothing on
+    ],
+)
+def test_frame_numbers_tell_which_datagrams_are_lost_although_frames_come_again(
+    datagrams: list[tuple[int, int]], lost: int
+) -> None:
+    meter = LossMeter()
+    for frames, steps in datagrams:
+        meter.add(frames, steps, intra=False)
+    interrupted = 4 if (1, 5) in datagrams else 0
+    assert meter.share() == lost / (sum(steps for _, steps in datagrams) - interrupted) and meter.share() == 0
+
+
+def test_an_intra_frame_repeats_nothing_and_a_share_is_one_at_most() -> None:
+    meter = LossMeter()
+    for intra in (False, True):
+        for frames, steps in TWICE_AGAIN:
+            meter.add(frames, steps, intra=intra and frames == 1)
+    assert meter.share() == 0
+    meter.add(3, 2, intra=False)
+    meter.add(3, 2, intra=False)
+    assert meter.share() == 0  # not known yet
+    meter.add(3, 1, intra=False)
+    assert meter.share() == 1
+    meter.add(1, 1, intra=True)
+    meter.add(1, 5, intra=False)
+    meter.add(1, 2, intra=False)
+    assert meter.share() == 0.25  # of four, as the interruption counts as one frame

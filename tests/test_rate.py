@@ -5,17 +5,22 @@ import pytest
 
 from neuralcodec.rate import (
     CLOSE,
+    COARSER_SECONDS,
     CODING_SHARE,
     DRIFT_LEAST,
     DRIFT_MOST,
     EVIDENCE,
     FAR,
+    FINER_SECONDS,
     IDLE_SECONDS,
     IDLE_SHARE,
+    LEAST_MOTION,
     LOWEST_KBPS,
     MOTION_ERROR,
     MOTION_SHARE,
     PAID,
+    PART_BYTES_MIN,
+    PART_HEADER,
     PIXEL,
     PLENTY,
     PLENTY_SHARE,
@@ -23,6 +28,7 @@ from neuralcodec.rate import (
     REFERENCE_BYTES,
     SIZES,
     START_BYTES,
+    START_MOTION,
     WINDOW_SECONDS,
     RateControl,
     distance,
@@ -463,3 +469,103 @@ def test_the_key_of_a_coarser_chain_takes_the_place_of_a_dear_update() -> None:
     assert rate.wants_coarser() and 0.5 * before < rate.key_bytes < before
     rate.sent_key(rate.key_bytes)
     assert not rate.wants_coarser()
+
+
+def test_the_quality_of_motion_changes_step_by_step() -> None:
+    rate, changes, before = RateControl(4), [0.0], None
+    for frame in range(25 * 12):
+        rate.advance(frame / 25)
+        motion(rate, (1.5 * MOTION_SHARE[1] if frame < 50 else 0.5 * MOTION_SHARE[0]) * rate.bytes_per_second / 25)
+        if rate.quality != before:
+            before, changes = rate.quality, [*changes, frame / 25]
+    steps = np.diff(changes[1:])
+    coarser, finer = steps[np.array(changes[2:]) <= 2], steps[np.array(changes[2:]) > 2][1:]
+    assert len(coarser) >= 2 and coarser.min() >= COARSER_SECONDS - 1e-6
+    assert len(finer) >= 2 and finer.min() >= FINER_SECONDS - 1e-6
+
+
+def test_only_what_headers_leave_is_there_to_spend() -> None:
+    rate = RateControl(4, headers_kbps=2)
+    rate.advance(0.0)
+    rate.advance(0.04)
+    assert rate.purse == pytest.approx(0.04 * 250, rel=0.05)
+
+
+def test_what_waits_for_its_frames_is_kept_beside_what_can_be_saved() -> None:
+    at_once, later = RateControl(4), RateControl(4, lag=0.5)
+    for seconds in (0.0, 100.0):
+        for rate in (at_once, later):
+            rate.advance(seconds)
+        owed = 0.5 * START_MOTION * 500 if seconds == 0 else 0
+        assert at_once.purse - later.purse == pytest.approx(owed)
+
+
+def test_no_check_counts_for_more_than_all_and_none_is_owed() -> None:
+    enough = int(EVIDENCE / (1 - CODING_SHARE))
+    rate = RateControl(4)
+    rate.advance(0.0)
+    rate.sent_key(rate.key_bytes)
+    assert not checked(rate, 1000.0, 1.0, enough)  # an error smaller than that of coding alone
+    rate.sent_key(rate.key_bytes)  # another chain
+    assert not checked(rate, 1.0, 1.0, enough) and not checked(rate, 0.0, 1.0, 200)
+    assert checked(rate, 1.0, 1.0, enough + 1)  # however long it had moved
+    for _ in range(200):
+        rate.note_error(1.0, 1.0)
+    for _ in range(int(PLENTY / PLENTY_SHARE) + 1):
+        rate.note_error(0.0, 1.0)
+    rate.sent_update(2 * rate.key_bytes)
+    rate.affords_picture(FAR)
+    assert rate.next_bytes < rate.key_bytes
+
+
+def test_only_where_pictures_do_not_age_a_key_that_goes_out_at_once_is_a_coarse_one_again() -> None:
+    for ageless in (False, True):
+        rate = RateControl(4, ageless=ageless)
+        first = rate.key_bytes
+        assert rate.wants_finest() and rate.key_bytes > first
+        rate.begin_at_once()
+        assert (rate.key_bytes == first) is ageless
+
+
+def test_a_picture_larger_than_a_window_comes_all_the_same() -> None:
+    rate = RateControl(4)
+    rate.advance(0.0)
+    rate.sent_key(1000)
+    rate.affords_picture(FAR)
+    rate.sent_update(50_000)
+    rate.advance(3600.0)
+    assert rate.next_bytes > 2 * WINDOW_SECONDS * rate.bytes_per_second and rate.affords_picture(FAR)
+
+
+def test_a_far_head_gets_a_picture_beside_a_finer_key_when_it_is_paid() -> None:
+    rate = RateControl(4)
+    rate.advance(0.0)
+    rate.sent_key(1000)
+    assert not rate.affords_picture(FAR, waiting=True)
+    rate.advance(paid(rate))
+    assert rate.affords_picture(FAR, waiting=True)
+
+
+def test_the_lowest_rate_saves_up_for_a_part_of_a_key_and_for_the_least_motion() -> None:
+    rate = RateControl(LOWEST_KBPS)
+    rate.advance(0.0)
+    rate.sent_key(300)
+    for _ in range(30):
+        rate.affords_picture(CLOSE)
+        rate.sent_update(1)
+    rate.advance(100.0)
+    assert rate.part_bytes == PART_BYTES_MIN and rate.purse == pytest.approx(PART_BYTES_MIN + PART_HEADER)
+    rate = RateControl(2)
+    rate.begin_with_motion(0.0)
+    window = (1 + rate.excess) * WINDOW_SECONDS * 250
+    assert rate.key_bytes == int(window - START_BYTES - WINDOW_SECONDS * LEAST_MOTION * 250)
+
+
+def test_time_since_a_picture_counts_from_the_last_one() -> None:
+    rate = RateControl(4)
+    assert rate.since_picture == float("inf")
+    for at, sent in ((5.0, rate.sent_key), (7.0, rate.sent_update)):
+        rate.advance(at)
+        sent(500)
+        rate.advance(at + 0.5)
+        assert rate.since_picture == 0.5
