@@ -70,9 +70,25 @@ def test_bjontegaard_agrees_with_scipy() -> None:
     assert found.overlap == pytest.approx(6 / 7)
 
 
+@pytest.mark.parametrize("points", [2, 3, 9])
+def test_the_interpolant_is_scipys_whichever_way_the_curve_turns(points: int) -> None:
+    interpolate = pytest.importorskip("scipy.interpolate")
+    dice = np.random.default_rng(0)
+    for _ in range(50):
+        x, y = dice.uniform(0.1, 1, points).cumsum(), dice.normal(size=points)
+        at = np.linspace(x[0], x[-1], 50)
+        assert np.allclose(curves.monotone_cubic(x, y, at), interpolate.PchipInterpolator(x, y)(at))
+
+
 def test_curves_that_do_not_overlap_give_no_figure() -> None:
     assert curves.bjontegaard(CURVE, [Point(1, 20.0), Point(2, 27.0)]) is None
+    assert curves.bjontegaard(CURVE, [Point(1, 20.0), Point(2, 28.0)]) is None  # they only touch
     assert curves.bjontegaard(CURVE, CURVE[:1]) is None
+
+
+def test_overlap_is_a_share_of_the_narrower_curve() -> None:
+    found = curves.bjontegaard(CURVE, [Point(5, 29.0), Point(6, 31.0)])
+    assert found is not None and found.overlap == 1.0
 
 
 def test_front_drops_points_that_cost_more_and_show_less() -> None:
@@ -116,6 +132,22 @@ def test_half_the_bits_on_one_clip_and_twice_on_another_is_a_draw_with_one_lost(
     assert found["per_clip"] == {"a": pytest.approx(0.5), "b": pytest.approx(2.0)}
 
 
+def test_a_band_holds_95_percent_and_takes_two_clips() -> None:
+    values = np.random.default_rng(1).normal(3, 1, 100)
+    low, high = comparison.band(values.tolist()) or (0.0, 0.0)
+    assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.02)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 10, rel=0.06)
+    assert comparison.band([3.0]) is None
+
+
+def test_a_ratio_of_one_in_floats_is_no_loss_and_a_clip_without_anchor_is_counted() -> None:
+    assert comparison.ratio({"a": 1e-12, "b": 1e-6}, {})["clips_lost"] == 1
+    points = measured("x", [4, 8, 16, 32]) + measured("neuralcodec", [2, 4, 8, 16])
+    found = comparison.compare(points + measured("neuralcodec", [1, 2, 3, 4], "b"), "psnr", test="neuralcodec",
+                               anchor="x")  # fmt: skip
+    assert found["clips_not_measured"] == 1 and found["ratio"] == pytest.approx(0.5)
+
+
 def test_points_out_of_the_anchors_reach_are_counted_apart() -> None:
     ours = [
         {"clip": "a", "sha256": "a", "codec": "neuralcodec", "kbps": k, "psnr": q}
@@ -149,10 +181,10 @@ def test_the_headline_keeps_clips_apart_that_the_anchor_cannot_match() -> None:
 
 
 def test_a_codec_may_use_the_qualities_between_two_settings_of_one_size() -> None:
-    small = {"setting": {"size": "128x128", "fps": "25"}}
+    small, rare = ({"setting": {"size": "128x128", "fps": fps}} for fps in ("25", "12.5"))
     points: list[dict[str, Any]] = [
         {"sha256": "a", "clip": "a", "codec": "x", "kbps": rate, "psnr": psnr, **size}
-        for rate, psnr, size in ((2, 20.0, small), (8, 30.0, small), (7.9, 24.0, {}), (16, 34.0, {}))
+        for rate, psnr, size in ((2, 20.0, small), (8, 30.0, small), (7.9, 24.0, rare), (16, 34.0, {}))
     ]
     curve = comparison.curve(points, "a", "x", "psnr")
     assert curves.rate_at(curve, 25.0).rate == pytest.approx(4.0)  # half way in log rate, not 7.9 up to 8
@@ -174,12 +206,30 @@ def test_at_equal_rate_each_metric_has_its_own_front_and_ends_are_counted() -> N
     assert found["better"] == {"psnr": 1}
 
 
+def test_at_equal_rate_less_is_better_where_it_is() -> None:
+    figures = zip(measured("x", [4, 8, 16, 32]), (4.0, 2.0, 1.0, 0.5), strict=True)
+    points = [{**p, "landmark_px": px} for p, px in figures]
+    for rate, theirs, better, dearer in ((2.0, 4.0, 0, 1), (8.0, 2.0, 1, 0)):
+        ours = {**points[0], "codec": "neuralcodec", "kbps": rate, "landmark_px": 3.0, "setting": {"target_kbps": 4.0}}
+        found = comparison.equal_rate([*points, ours], "x", test="neuralcodec", target=4.0)
+        assert found["figures"]["landmark_px"] == [pytest.approx(theirs), 3.0]
+        assert (found["better"]["landmark_px"], found["dearer"], found["cheaper"]) == (better, dearer, 0)
+    curve = comparison.mean_curve([{**p, "name": str(p["kbps"])} for p in points], "x", "landmark_px")
+    assert [point.quality for point, _ in curve] == [-4.0, -2.0, -1.0, -0.5]
+
+
+def test_means_are_of_what_all_points_have() -> None:
+    assert comparison.means([{"a": 1, "b": 2}, {"a": 3}], ["a", "b"]) == {"a": 2.0}
+    assert comparison.means([], ["a"]) == {}
+
+
 def test_what_a_viewer_compares_with_is_affordable_or_the_cheapest() -> None:
     points = measured("x", [4, 8, 16, 32])
     assert comparison.nearest(points, "x", "a", 9)["kbps"] == 8  # type: ignore[index]
     assert comparison.nearest(points, "x", "a", 3)["kbps"] == 4  # type: ignore[index]
     assert [p["kbps"] for p in comparison.at_target(points, "x", 10)] == [8]
     wasteful = [*points, {**points[0], "kbps": 10}]  # what 4 kbit/s show already
+    assert comparison.nearest(wasteful, "x", "a", 11)["kbps"] == 8  # type: ignore[index]
     assert [p["kbps"] for p in comparison.at_target(wasteful, "x", 10)] == [10]
     assert [p["kbps"] for p in comparison.at_target(wasteful, "x", 10, "psnr")] == [8]
 

@@ -53,6 +53,13 @@ def test_psnr_of_a_constant_difference_is_the_closed_form(level: int, step: int)
     assert psnr(a, b) == pytest.approx(20 * np.log10(255 / abs(other - level)), abs=1e-9)
 
 
+def test_psnr_ends_at_its_cap() -> None:
+    a = np.zeros((400, 400, 3), np.uint8)
+    b = a.copy()
+    b[0, 0, 0] = 1  # 105 dB
+    assert psnr(a, b) == psnr(a, a) == PSNR_CAP == 100
+
+
 def test_psnr_counts_every_channel_and_pixel_once() -> None:
     a = np.zeros((10, 10, 3), np.uint8)
     b = a.copy()
@@ -71,6 +78,11 @@ def test_ms_ssim_agrees_with_an_independent_computation(sigma: float) -> None:
     image = picture((256, 320), seed=3)
     damaged = noisy(image, sigma)
     assert ms_ssim(image, damaged) == pytest.approx(reference_ms_ssim(image, damaged), abs=1e-4)
+
+
+def test_ms_ssim_agrees_on_other_light() -> None:
+    image = picture((256, 320), seed=3)
+    assert ms_ssim(image, image // 4) == pytest.approx(reference_ms_ssim(image, image // 4), abs=1e-4)
 
 
 def test_ms_ssim_agrees_on_real_texture_and_a_shift() -> None:
