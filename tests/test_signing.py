@@ -92,6 +92,9 @@ def test_keys_from_files(tmp_path: Path) -> None:
     assert public_hex(public_key(tmp_path / "id.pub")) == shown
     with pytest.raises(SigningError, match="never replaced"):
         generate_key(tmp_path / "me.key")
+    (tmp_path / "link.pub").symlink_to(tmp_path / "elsewhere")  # to nothing yet
+    with pytest.raises(SigningError, match=r"link.pub exists"):
+        generate_key(tmp_path / "link")
 
 
 FULL_DISK = """
@@ -120,8 +123,11 @@ def test_unusable_keys_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             load(tmp_path / source)
     with pytest.raises(SigningError, match="Cannot read the key"):
         public_key(tmp_path / "none")
-    with pytest.raises(SigningError, match="expected an Ed25519"):
-        public_key(7)
+    with pytest.raises(SigningError, match="Cannot read the key kkk"):  # as long as a key in digits
+        public_key("k" * 64)
+    for load in (private_key, public_key):
+        with pytest.raises(SigningError, match="expected an Ed25519"):
+            load(7)
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
     with pytest.raises(BackendUnavailableError, match=r"pip install 'neuralcodec\[sign\]'"):
         private_key(SECRET)
