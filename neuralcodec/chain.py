@@ -9,9 +9,7 @@ so a rate is kept by how often pictures are taken, not by how well. Knows no net
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -28,11 +26,13 @@ from .reference import (
     obu,
     obus,
     open_codec,
+    open_encoder,
     picture_of,
     planes_from_rgb,
     rgb_from_planes,
-    scheduling_kept,
+    size_bits,
     video_frame,
+    whole_bytes,
 )
 
 if TYPE_CHECKING:
@@ -171,16 +171,7 @@ def chain_digest(before: bytes, coded: bytes) -> bytes:
 
 
 def _svt(size: int, crf: int, preset: int, coarser: int) -> av.VideoCodecContext:
-    os.environ.setdefault("SVT_LOG", "-1")  # nothing else keeps the library's banner off stderr
-    context = open_codec(ENCODER, "w")
-    context.width = context.height = size
-    context.pix_fmt = "yuv420p"
-    context.time_base, context.framerate = Fraction(1, 25), Fraction(25)  # required by the library, not coded
-    parameters = f"{_PARAMETERS}:key-frame-qindex-offset=-{coarser}:crf={crf}"
-    context.options = {"preset": str(preset), "svtav1-params": parameters}
-    with scheduling_kept():
-        context.open()
-    return context
+    return open_encoder(size, preset, f"{_PARAMETERS}:key-frame-qindex-offset=-{coarser}:crf={crf}")
 
 
 def _coded(context: av.VideoCodecContext, planes: list[Array], index: int) -> tuple[bytes, bytes]:
@@ -206,24 +197,17 @@ def sequence_header(size: int, flags: int) -> bytes:
     """AV1 sequence header (spec 5.5) of a chain: main profile, level 31, 8 bit, 4:2:0, square."""
     values = iter(f"{flags:0{_FLAG_BITS}b}")
     bits = "0" * 24 + "11111" + "0"  # main profile, moving pictures, one operating point; level "any size", main tier
-    bits += _size_bits(size) + "".join(next(values) if bit == "x" else bit for bit in _TAIL)
-    bits += "0" * (-len(bits) % 8)
-    return int(bits, 2).to_bytes(len(bits) // 8, "big")
+    return whole_bytes(bits + size_bits(size) + "".join(next(values) if bit == "x" else bit for bit in _TAIL))
 
 
 def _flags(sequence: bytes, size: int) -> int:
     """The tools that our own encoder's sequence header speaks of."""
     bits = "".join(f"{byte:08b}" for byte in sequence)
     level = "(?:00[01]{3}|[01]{5}0)"  # a tier bit follows levels above 7
-    match = re.fullmatch("0{24}" + level + _size_bits(size) + _TAIL.replace("x", "([01])") + "0*", bits)
+    match = re.fullmatch("0{24}" + level + size_bits(size) + _TAIL.replace("x", "([01])") + "0*", bits)
     if match is None:
         raise InferenceError(
             f"This PyAV's {ENCODER} wrote an AV1 sequence header ({sequence.hex()}) that a chain of references cannot "
             "use; neuralcodec was tested with PyAV 18.1."
         )
     return int("".join(match.groups()), 2)
-
-
-def _size_bits(size: int) -> str:
-    width = max(1, (size - 1).bit_length())
-    return f"{width - 1:04b}" * 2 + f"{size - 1:0{width}b}" * 2

@@ -128,20 +128,12 @@ def _fit_budget(planes: list[Array], finest: int, preset: int, max_bytes: int) -
 def _encode_still(planes: list[Array], step: int, preset: int) -> bytes:
     import av
 
-    os.environ.setdefault("SVT_LOG", "-1")  # nothing else keeps the library's banner off stderr
-    size = planes[0].shape[0]
-    context = open_codec(ENCODER, "w")
-    context.width = context.height = size
-    context.pix_fmt = "yuv420p"
-    context.time_base, context.framerate = Fraction(1, 25), Fraction(25)  # required by the library, not coded
-    crf = CRF_BEST + step * CRF_STEP
-    # avif=1 is SVT-AV1's name for one intra picture with the reduced still-picture header
-    context.options = {"preset": str(preset), "svtav1-params": f"avif=1:tune=1:crf={crf:.2f}:lp=2"}
+    size, crf = planes[0].shape[0], CRF_BEST + step * CRF_STEP
     frame = video_frame(planes)
     frame.pts = 0
     try:
-        with scheduling_kept():
-            context.open()
+        # avif=1 is SVT-AV1's name for one intra picture with the reduced still-picture header
+        context = open_encoder(size, preset, f"avif=1:tune=1:crf={crf:.2f}:lp=2")
         packets = [*context.encode(frame), *context.encode(None)]
     except av.FFmpegError as error:
         # before PyAV 18 the library codes one still picture in a process and then no more
@@ -150,6 +142,19 @@ def _encode_still(planes: list[Array], step: int, preset: int) -> bytes:
             "installed and 18 or later is needed: pip install -U av"
         ) from error
     return _strip(b"".join(bytes(packet) for packet in packets), size)
+
+
+def open_encoder(size: int, preset: int, parameters: str) -> av.VideoCodecContext:
+    """SVT-AV1 for pictures (size, size). parameters: of its own, see its documentation."""
+    os.environ.setdefault("SVT_LOG", "-1")  # nothing else keeps the library's banner off stderr
+    context = open_codec(ENCODER, "w")
+    context.width = context.height = size
+    context.pix_fmt = "yuv420p"
+    context.time_base, context.framerate = Fraction(1, 25), Fraction(25)  # required by the library, not coded
+    context.options = {"preset": str(preset), "svtav1-params": parameters}
+    with scheduling_kept():
+        context.open()
+    return context
 
 
 def video_frame(planes: list[Array]) -> av.VideoFrame:
@@ -236,12 +241,21 @@ def _strip(stream: bytes, size: int) -> bytes:
 def _sequence_header(size: int, flags: int) -> bytes:
     """AV1 sequence header (spec 5.5) of one reduced still picture: 8 bit, 4:2:0, square."""
     flag = [flags >> index & 1 for index in range(len(_FLAGS))]
-    width = max(1, (size - 1).bit_length())
     bits = "000" + "11" + "11111"  # main profile; still picture, reduced header; level 31 is "any size"
-    bits += f"{width - 1:04b}" * 2 + f"{size - 1:0{width}b}" * 2
-    bits += "".join(map(str, flag[:6]))
+    bits += size_bits(size) + "".join(map(str, flag[:6]))
     bits += "0000" + "00"  # 8 bit, colour, nothing said about matrix, range (we convert, so it changes nothing), siting
     bits += f"{flag[6]}0" + "1"  # film grain off; the stop bit
+    return whole_bytes(bits)
+
+
+def size_bits(size: int) -> str:
+    """What a sequence header says of square pictures: how many bits sides take, and the sides."""
+    width = max(1, (size - 1).bit_length())
+    return f"{width - 1:04b}" * 2 + f"{size - 1:0{width}b}" * 2
+
+
+def whole_bytes(bits: str) -> bytes:
+    """Of digits 0 and 1; zeros fill the last byte."""
     bits += "0" * (-len(bits) % 8)
     return int(bits, 2).to_bytes(len(bits) // 8, "big")
 
