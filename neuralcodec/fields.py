@@ -5,6 +5,8 @@ FORMAT.md sections 1 and 4. Knows no packet.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .errors import BitstreamError, LimitError, TruncatedError
 
 VARINT_MAX = 9  # bytes: 63 bits
@@ -27,6 +29,12 @@ def varint(value: int) -> bytes:
 def signed_varint(value: int) -> bytes:
     """0, -1, 1, -2, ... as varints 0, 1, 2, 3, ... (zigzag)."""
     return varint(value << 1 if value >= 0 else ~(value << 1))
+
+
+def crop_bytes(crop: Sequence[int]) -> bytes:
+    """Left, top and side of the square that a picture was cut from."""
+    left, top, side = crop
+    return signed_varint(left) + signed_varint(top) + varint(side)
 
 
 class Reader:

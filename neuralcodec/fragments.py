@@ -74,8 +74,8 @@ class _Arriving:
                 size = len(parity.payload)
                 others = [self.pieces[i] for i in range(index, parity.count, groups) if i in self.pieces]
                 if all(len(piece) <= size for piece in others):
-                    length = min(size, parity.length - missing[0] * size)
-                    self.pieces[missing[0]] = _xor([parity.payload, *others], size)[:length]
+                    left = parity.length - missing[0] * size  # of the picture, from this fragment on
+                    self.pieces[missing[0]] = _xor([parity.payload, *others], size)[:left]
 
 
 class Assembler:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import ClassVar, Protocol
 
 from .errors import BitstreamError, LimitError, TruncatedError, UnsupportedVersionError
-from .fields import FRAGMENTS_MAX, Reader, signed_varint, varint
+from .fields import FRAGMENTS_MAX, Reader, crop_bytes, signed_varint, varint
 
 FORMAT_VERSION = 1
 
@@ -108,8 +108,7 @@ class ReferencePart:
 
     def __bytes__(self) -> bytes:
         head = bytes((KIND_REFERENCE, self.reference, self.index, self.count, self.codec)) + self.hash
-        left, top, side = self.crop
-        return head + signed_varint(left) + signed_varint(top) + varint(side) + self.payload
+        return head + crop_bytes(self.crop) + self.payload
 
     @classmethod
     def _parse(cls, read: Reader) -> ReferencePart:
@@ -138,8 +137,7 @@ class Parity:
 
     def __bytes__(self) -> bytes:
         head = bytes((KIND_PARITY, self.reference, self.index, self.groups, self.count, self.codec)) + self.hash
-        left, top, side = self.crop
-        return head + signed_varint(left) + signed_varint(top) + varint(side) + varint(self.length) + self.payload
+        return head + crop_bytes(self.crop) + varint(self.length) + self.payload
 
     @classmethod
     def _parse(cls, read: Reader) -> Parity:
@@ -176,10 +174,7 @@ class Update:
     def __bytes__(self) -> bytes:
         part = self.index | (self.count - 1) << 3 | self.CROP_FLAG * bool(self.crop) | SIGNED * self.signed
         head = bytes((KIND_UPDATE, self.reference, part)) + self.hash
-        if self.crop:
-            left, top, side = self.crop
-            head += signed_varint(left) + signed_varint(top) + varint(side)
-        return head + self.payload
+        return head + (crop_bytes(self.crop) if self.crop else b"") + self.payload
 
     @classmethod
     def _parse(cls, read: Reader) -> Update:

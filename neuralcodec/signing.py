@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BackendUnavailableError, SigningError
-from .fields import signed_varint, varint
+from .fields import crop_bytes, varint
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -42,8 +42,7 @@ def statement(
     """
     if len(context) > CONTEXT_MAX:
         raise ValueError(f"a signing context of {len(context)} bytes; at most {CONTEXT_MAX}.")
-    left, top, side = crop
-    place = signed_varint(left) + signed_varint(top) + varint(side) + varint(source[0]) + varint(source[1])
+    place = crop_bytes(crop) + varint(source[0]) + varint(source[1])
     digest = hashlib.sha256(before + picture).digest()
     about = place + bytes((len(context),)) + context
     return _DOMAIN + pack_id + bytes((reference, codec)) + digest + varint(len(picture)) + about

@@ -34,8 +34,7 @@ LEFT_OUT = 0.5  # of a change
 class MotionSmoother:
     """One stream's filter. ``smooth`` gives a motion for each motion at once; the first one passes unchanged."""
 
-    def __init__(self, *, still_hz: float = STILL_HZ, hz_per_speed: float = HZ_PER_SPEED) -> None:
-        self._still, self._gain = still_hz, hz_per_speed
+    def __init__(self) -> None:
         self._value: Array | None = None
         self._speed: Array = np.zeros(0)
         self._seconds = 0.0
@@ -55,7 +54,7 @@ class MotionSmoother:
         step = new - self._value
         step[[0, 2]] = (step[[0, 2]] + 180.0) % 360.0 - 180.0  # yaw and roll wrap
         self._speed = self._speed + _share(SPEED_HZ, elapsed) * (step / elapsed - self._speed)
-        cutoff = self._still + self._gain * _magnitudes(self._speed)
+        cutoff = STILL_HZ + HZ_PER_SPEED * _magnitudes(self._speed)
         self._value = self._value + _share(cutoff, elapsed) * step
         return replace(MotionParams.from_flat(self._value), scene=motion.scene)
 
