@@ -190,8 +190,8 @@ class RateControl:
         self._sent: deque[tuple[float, int]] = deque()  # seconds and bytes of what was sent within WINDOW_SECONDS
         self._share = 0.0  # of coding in the error that the last check found
         self._evidence = 0.0  # that this chain is too coarse
-        self._idle = 0.0  # seconds whose rate found no use, beyond IDLE_SHARE
         self._plenty = 0.0  # and that it is too fine
+        self._idle = 0.0  # seconds whose rate found no use, beyond IDLE_SHARE
         self._parts_wait = False  # parts of a finer key
         self._seconds: float | None = None
         self._picture_at = float("-inf")  # seconds, of the last picture
@@ -253,11 +253,14 @@ class RateControl:
         idle = lost / self.bytes_per_second - IDLE_SHARE * elapsed
         self._idle = max(0.0, self._idle + min(idle, IDLE_SECONDS / 2))  # a long pause proves nothing
 
+    @property
+    def _now(self) -> float:
+        return self._seconds or 0.0
+
     def spend(self, count: int) -> None:
         self._purse -= count
-        now = self._seconds or 0.0
-        before = self._sent.pop()[1] if self._sent and self._sent[-1][0] == now else 0
-        self._sent.append((now, before + count))
+        before = self._sent.pop()[1] if self._sent and self._sent[-1][0] == self._now else 0
+        self._sent.append((self._now, before + count))
 
     def spend_headers(self, count: int) -> None:
         """A transport puts so many bytes around what goes out now."""
@@ -331,7 +334,7 @@ class RateControl:
         """A chain was begun with so many bytes. extra: bytes that each update takes besides its picture."""
         self._root_bytes, self._update_extra = UPDATE_SHARE * count, extra
         self._evidence, self._plenty, self._idle = 0.0, 0.0, 0.0
-        self._picture_at = self._seconds or 0.0
+        self._picture_at = self._now
 
     def ended_chain(self) -> None:
         """The next picture is a key again."""
@@ -342,7 +345,7 @@ class RateControl:
         if self._root_bytes is not None:
             seen = max(0, count - self._update_extra) / _growth(self._drift)
             self._root_bytes += MEMORY * (seen - self._root_bytes)
-        self._picture_at = self._seconds or 0.0
+        self._picture_at = self._now
 
     def note_error(self, coding: float, shown: float) -> None:
         """What a check found: mean squared errors of the picture in use when it was coded, and of what is shown now."""
@@ -412,7 +415,7 @@ class RateControl:
         ``excess``: what has been sent leaves the window little by little while motion goes on."""
         motion = max(self._finest_motion, self._coming) * SIZES[self._coarseness]
         motion = GROWTH * (self._packet_headers + motion)
-        surprise = max(0.0, self._waiting_bytes - ((self._seconds or 0.0) - self._waits_since) * motion)
+        surprise = max(0.0, self._waiting_bytes - (self._now - self._waits_since) * motion)
         return min(left - seconds * motion for left, seconds in self._windows()) - surprise
 
     @property
@@ -432,8 +435,7 @@ class RateControl:
     @property
     def _waits_since(self) -> float:
         """Seconds; the motion of everything later has not been sent yet."""
-        now = self._seconds or 0.0
-        return now if self._motion_at is None else max(self._motion_at, now - self._motion_every)
+        return self._now if self._motion_at is None else max(self._motion_at, self._now - self._motion_every)
 
     @property
     def _has_room(self) -> bool:
@@ -458,7 +460,7 @@ class RateControl:
     @property
     def since_picture(self) -> float:
         """Seconds since the last one."""
-        return (self._seconds or 0.0) - self._picture_at
+        return self._now - self._picture_at
 
     @property
     def first_bytes(self) -> int:

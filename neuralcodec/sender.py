@@ -142,6 +142,7 @@ class PictureSender:
         self.again: list[Packet] = []  # to be sent once more with the next frame
         self._pack, self._networks, self._stats = pack, networks, stats
         self._updates, self._key, self._context = updates, key, context
+        self._signature_bytes = SIGNATURE_BYTES if key else 0  # of each picture
         self._full_frame, self._repeat_header, self._focus = full_frame, repeat_header, focus
         self._backdrop_due = full_frame
         self._chain: ChainEncoder | None = None
@@ -329,12 +330,12 @@ class PictureSender:
             backdrop = encode_reference(resize(shot.picture, *shot.tile.shape[:2]), max_bytes=2 * budget)
             packets += self._unprotected(self._parts(backdrop, BACKDROP, shot.square, self.next_id))
             self._backdrop_due = False
-        budget -= SIGNATURE_BYTES if self._key else 0
+        budget -= self._signature_bytes
         self._coming, self._late, self._moved = None, None, False
         with self._timed():
             if self._updates:
                 self._chain, coded, shown = self._started(shot, budget)
-                self.rate.sent_key(len(coded), SIGNATURE_BYTES if self._key else 0)
+                self.rate.sent_key(len(coded), self._signature_bytes)
             else:
                 coded = encode_reference(self._focused(shot), max_bytes=budget)
                 shown = decode_reference(coded, self._pack.size)
@@ -347,7 +348,7 @@ class PictureSender:
 
     def _begin_finer(self, shot: Shot) -> None:
         """Code the key of a finer chain. Its parts go out as the rate allows, and nothing refers to it until then."""
-        budget = self.rate.key_bytes - (SIGNATURE_BYTES if self._key else 0)
+        budget = self.rate.key_bytes - self._signature_bytes
         with self._timed():
             chain, coded, shown = self._started(shot, budget)
         key = self._take_id()
@@ -365,7 +366,7 @@ class PictureSender:
         if coming.complete:
             self._coming, self._chain = None, coming.chain
             self.again += coming.parity
-            self.rate.sent_key(coming.size, SIGNATURE_BYTES if self._key else 0)
+            self.rate.sent_key(coming.size, self._signature_bytes)
             self._hold(coming.id, coming.shot, coming.shown)
             self.began = True
             self._stats.references += 1
@@ -429,14 +430,14 @@ class PictureSender:
         self.active = self._newest = key
 
     def _parts(
-        self, coded: bytes, codec: int, square: Square, key: int, part_bytes: int | None = None
+        self, coded: bytes, codec: int, square: Square, key: int, part_bytes: int = PART_BYTES
     ) -> list[ReferencePart | Parity]:
         """Packets of a picture that stands on its own."""
         place = (square.x, square.y, square.side)
         if signature := self._signature(codec, place, coded, key):
             coded, codec = signature + coded, codec | SIGNED
-        size = {} if part_bytes is None else {"part_bytes": part_bytes}
-        return split(coded, reference=key, codec=codec, crop=place, parity=self.protection.parity, **size)
+        parity = self.protection.parity
+        return split(coded, reference=key, codec=codec, crop=place, parity=parity, part_bytes=part_bytes)
 
     def _unprotected(self, packets: list[ReferencePart | Parity]) -> list[Packet]:
         """Without the parity, which goes with the next frame: losses come in runs."""
