@@ -2,6 +2,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from neuralcodec.entropy import EntropyCoder
 from neuralcodec.errors import BitstreamError, MissingReferenceError, PackMismatchError
 from neuralcodec.fragments import split
 from neuralcodec.motion import MotionParams
-from neuralcodec.packet import Motion, ReferencePart, StreamHeader
+from neuralcodec.packet import Motion, ReferencePart, StreamHeader, parse_packet
 from neuralcodec.protection import Aggregator
 from neuralcodec.quality import psnr
 from neuralcodec.quantizer import Quantizer
@@ -429,14 +430,14 @@ class SceneCall:
         for part in split(coded, reference=reference, codec=1, crop=crop):
             self.receiver.decode(bytes(part))
 
-    def frame(self, names: int | None = None, again: int = 0) -> bytes:
+    def frame(self, names: int | None = None, again: int = 0, step: int | None = None) -> bytes:
         """The packet of the next frame, which names a reference if told to and brings earlier ones again."""
         number = len(self.states)
         if names is not None:
             self.quantizer.new_reference()
         symbols = self.quantizer.forward(self.pack.tables.motion(self.rows[number]), level=0, components=7)
         pts = number if symbols.intra else None
-        head = Motion(number, 0, 7, b"", symbols.intra, names, pts)
+        head = Motion(number, 0, 7, b"", symbols.intra, names, pts, step)
         (packet,) = self.aggregator.add(head, symbols, again)
         self.states.append(self.quantizer.state)
         self.motions.append(self.quantizer.motion())
@@ -538,3 +539,54 @@ def test_a_change_of_square_is_no_movement_to_go_on_with(scene_call: SceneCall) 
     assert steps() == 0
     call.receiver.decode(call.frame())
     assert steps() > 0
+
+
+def test_times_are_guessed_while_a_frame_is_missing_and_right_when_it_has_come(scene_call: SceneCall) -> None:
+    receiver = scene_call.receiver
+    packets = [scene_call.frame(0 if number == 0 else None, step={2: 10}.get(number)) for number in range(7)]
+
+    def times(number: int) -> list[int]:
+        return [frame.pts for frame in receiver.decode(packets[number])]
+
+    assert times(0) + times(1) + times(3) == [0, 1, 3] and receiver.wants_intra and receiver.stats.lost_frames == 1
+    assert times(2) == [] and not receiver.wants_intra and receiver.stats.lost_frames == 0
+    assert times(5) == [14]  # 2 was at 11, and 4 is missing
+    assert times(4) + times(6) == [15]
+
+
+def test_times_behind_frames_that_share_a_packet_count_from_the_last_of_them(scene_call: SceneCall) -> None:
+    packets = [scene_call.frame(0 if number == 0 else None, again=3) for number in range(9)]
+    found = [[frame.pts for frame in scene_call.receiver.decode(packets[number])] for number in (0, 3, 8)]
+    assert found == [[0], [1, 2, 3], [5, 6, 7, 8]]
+
+
+def test_a_late_frame_does_not_bring_back_the_picture_that_it_named(scene_call: SceneCall) -> None:
+    scene_call.picture(2)
+    packets = [scene_call.frame({0: 0, 2: 1, 3: 2}.get(number)) for number in range(5)]
+    for number in (0, 1, 3, 2, 4):
+        shown = scene_call.receiver.decode(packets[number])
+    assert [frame.reference for frame in shown] == [2]
+
+
+@pytest.mark.parametrize("lost", [None, 2])
+def test_numbers_from_before_a_long_silence_mean_nothing_after_it(scene_call: SceneCall, lost: int | None) -> None:
+    call = scene_call
+    for number in range(5):
+        packet = call.frame(0 if number == 0 else None)
+        if number != lost:
+            call.receiver.decode(packet)
+    call.quantizer.reset()
+    numbered = [parse_packet(call.frame(0 if number == 2 else None)) for number in (2, 3, 4)]
+    intra, _, predicted = (replace(m, sequence=n) for n, m in enumerate(numbered, 2) if isinstance(m, Motion))
+    assert call.receiver.decode(bytes(replace(intra, pts=258))) and not call.receiver.wants_intra
+    (shown,) = call.receiver.decode(bytes(predicted))
+    assert shown.state is Concealment.COASTING and shown.pts == 260 and call.receiver.wants_intra
+
+
+def test_concealment_begins_anew_behind_a_frame_that_came(scene_call: SceneCall) -> None:
+    receiver = scene_call.receiver
+    receiver.decode(scene_call.frame(0))
+    states = [receiver.conceal(pts).state for pts in range(1, 20)]
+    receiver.decode(scene_call.frame())
+    assert states[-1] is Concealment.RESTING and receiver.conceal(30).state is Concealment.COASTING
+    assert receiver.feedback(1.0).lost == 255  # of 256
