@@ -543,7 +543,7 @@ def test_a_change_of_square_is_no_movement_to_go_on_with(scene_call: SceneCall) 
 
 def test_times_are_guessed_while_a_frame_is_missing_and_right_when_it_has_come(scene_call: SceneCall) -> None:
     receiver = scene_call.receiver
-    packets = [scene_call.frame(0 if number == 0 else None, step={2: 10}.get(number)) for number in range(7)]
+    packets = [scene_call.frame(0 if number == 0 else None, step={2: 10}.get(number)) for number in range(11)]
 
     def times(number: int) -> list[int]:
         return [frame.pts for frame in receiver.decode(packets[number])]
@@ -552,6 +552,8 @@ def test_times_are_guessed_while_a_frame_is_missing_and_right_when_it_has_come(s
     assert times(2) == [] and not receiver.wants_intra and receiver.stats.lost_frames == 0
     assert times(5) == [14]  # 2 was at 11, and 4 is missing
     assert times(4) + times(6) == [15]
+    assert times(9) == [18] and times(7) == [] and receiver.wants_intra  # 8 is missing still
+    assert times(8) == [] and not receiver.wants_intra and times(10) == [19]
 
 
 def test_times_behind_frames_that_share_a_packet_count_from_the_last_of_them(scene_call: SceneCall) -> None:
