@@ -512,6 +512,15 @@ def test_while_a_picture_is_missing_the_scene_goes_on_from_where_it_was(scene_ca
         assert np.array_equal(drawn.scene, wanted) and np.array_equal(frame.shown.scene, wanted)
 
 
+def test_motion_of_another_crop_is_not_shown_on_the_picture_that_is_here(scene_call: SceneCall) -> None:
+    call = scene_call
+    call.rows = call.rows + np.outer(np.arange(len(call.rows)) >= 3, 0.3 * (np.arange(call.rows.shape[1]) == 3))
+    for number in range(3):
+        call.receiver.decode(call.frame(0 if number == 0 else None))
+    (shown,) = call.receiver.decode(call.frame(9))  # the face has jumped, and this picture is not here
+    assert shown.state is Concealment.COASTING and shown.reference == 0
+
+
 def test_a_lost_frame_that_named_a_held_picture_shows_it_as_unmoved(scene_call: SceneCall) -> None:
     """Its motion cannot be followed, and the scene known is that of the picture before."""
     call = scene_call
