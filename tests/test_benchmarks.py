@@ -366,8 +366,14 @@ def test_a_metric_added_later_costs_a_decode_and_no_encode(
     setting, cache = points.Baseline(footage, "x264-call", 46, 0.5, 2), Cache(tmp_path)
     points.measure(setting, cache, ("picture",))
     assert points.known(setting, cache, ("picture", "temporal")) == ["picture"]
+    sent = cache.load(setting.what()).coded["sent"]
+    assert [bool(sizes) for sizes in sent] == [True, False] * 4  # every other frame is a picture
     monkeypatch.setattr(codecs, "code", lambda *_, **__: pytest.fail("coded twice"))
     assert "temporal_error" in points.measure(setting, cache, ("picture", "temporal"))
+    anew = replace(points.GROUPS["picture"], version="anew", measure=lambda *_: {"psnr": 7.0})
+    monkeypatch.setitem(points.GROUPS, "picture", anew)
+    assert points.known(setting, cache, ("picture", "temporal")) == ["temporal"]
+    assert points.measure(setting, cache, ("picture",))["psnr"] == 7.0
 
 
 def test_a_changed_option_is_another_entry_and_ours_follows_pack_and_source(

@@ -89,7 +89,9 @@ def test_budget_is_kept_and_used(budget: int) -> None:
 
 def test_quality_caps_a_generous_budget() -> None:
     picture = smooth_picture()
-    assert encode_reference(picture, max_bytes=100_000, quality=40) == encode_reference(picture, quality=40)
+    capped = encode_reference(picture, quality=40)
+    assert encode_reference(picture, max_bytes=100_000, quality=40) == capped
+    assert encode_reference(picture, max_bytes=len(capped), quality=40) == capped
 
 
 def test_impossible_budget_gives_the_coarsest_picture() -> None:
@@ -137,6 +139,12 @@ def test_units_are_read_as_they_were_written(length: int) -> None:
 def test_malformed_lengths_and_flags(data: bytes, error: type[BitstreamError]) -> None:
     with pytest.raises(error):
         decode_reference(data, 256)
+
+
+def test_a_reserved_flag_is_refused_whatever_follows() -> None:
+    coded = encode_reference(smooth_picture(64), preset=8)
+    with pytest.raises(BitstreamError, match="flag bit 7 is set"):
+        decode_reference(bytes((coded[0] | 0x80,)) + coded[1:], 64)
 
 
 def test_wrong_size_is_an_error_or_another_picture_but_never_another_shape() -> None:
