@@ -509,8 +509,19 @@ def test_a_lost_update_is_sent_again(
 
     decoder, frames = receiver_of(encoder, portrait_clip[:12], lose, delay)
     assert len(lost) == 2 and encoder.stats.references == 1  # the chain went on
+    assert not any(picture.lost for picture in encoder._pictures.held.values())  # as has been told
     assert not decoder.wants_reference and decoder.stats.updates == encoder.stats.updates
     assert [f.pts for f in frames] == list(range(12)) and frames[-1].state is Concealment.RECEIVED
+
+
+def test_an_update_that_no_packets_can_carry_gives_way_to_a_key(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuralcodec.sender.UPDATE_MAX", 1)
+    encoder = nc.Encoder(200, device="cpu", threads=1)
+    decoder, frames = receiver_of(encoder, portrait_clip[:8], lambda pts, packet: isinstance(packet, Update))
+    assert encoder.stats.references == decoder.stats.references > 1 and encoder.stats.updates == 0
+    assert [f.pts for f in frames] == list(range(8)) and frames[-1].reference == encoder._pictures.active > 0
 
 
 def test_a_lost_key_begins_another_chain(portrait_clip: list[np.ndarray]) -> None:

@@ -13,7 +13,6 @@ from neuralcodec.packet import (
     DATAGRAM_BYTES,
     GROUP_MAX,
     PACKET_MAX,
-    PTS_MAX,
     REFERENCES_MAX,
     SIGNED,
     Bundle,
@@ -186,7 +185,7 @@ def test_limits_themselves_are_allowed() -> None:
     parse_packet(parity(index=0, groups=1, count=1, length=7))
     parse_packet(bytes(Bundle((Motion(0, 0, 0, b"", frames=GROUP_MAX - 1), Motion(63, 0, 0, b"")))))
     parse_packet(bytes(Feedback(0, 0, tuple(range(REFERENCES_MAX)))))
-    parse_packet(bytes(Motion(0, 0, 0, b"", True, 0, -PTS_MAX)))
+    parse_packet(bytes(Motion(0, 0, 0, b"", True, 0, -(1 << 62) + 1)))
 
 
 def test_offsets_inside_a_bundle_are_the_datagrams() -> None:

@@ -70,6 +70,13 @@ def test_conversion_matches_the_standard_in_floats() -> None:
     assert np.abs(cr - np.clip(128 + (r - luma)[::2, ::2] / 1.402, 0, 255)).max() <= 0.52
 
 
+def test_chroma_lies_in_the_middle_of_its_block_and_is_linear_in_between() -> None:
+    grey, red = np.full((4, 4), 128, np.uint8), np.array([[100, 140]] * 2, np.uint8)
+    for cr, axis in ((red, 0), (red.T, 1)):
+        shown = reference.rgb_from_planes([grey, grey[:2, :2], cr])[..., 0]
+        assert (shown.take(0, axis) == [89, 103, 131, 145]).all()  # 128 + 1.402 times 100, 110, 130, 140 less 128
+
+
 def test_more_quality_is_more_bytes_and_more_decibels() -> None:
     picture = busy_picture()
     coded = [encode_reference(picture, quality=q, preset=6) for q in (0, 30, 60, 90)]
