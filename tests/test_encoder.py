@@ -446,6 +446,10 @@ def test_a_frame_is_shown_from_the_picture_that_looks_like_it(portrait_clip: lis
             encoder.send_reference()
         named += [p.reference for p in encoder.encode(image, pts) if isinstance(p, Motion)]
     assert encoder.stats.references == 2 and named == [0, 1, 0]
+    pictures, shot = encoder._pictures, encoder._before
+    assert shot is not None and pictures.nearest(shot) == 0
+    pictures.held[0].lost = True  # a receiver says
+    assert pictures.nearest(shot) == 1
 
 
 def test_a_lost_face_is_followed_in_pixels_and_comes_back(portrait_clip: list[np.ndarray]) -> None:
