@@ -87,7 +87,7 @@ class Encoder:
     repeat_header: send the stream header again with each reference (a live stream needs it). False: for a file, the
         lengths of whose records are counted, too.
     loss: share of packets expected to be lost, 0..1: frames and pictures are sent with as much redundancy as that
-        takes. Reports given to on_feedback add to it.
+        takes. Reports given to on_feedback can raise it, and take back only what they raised.
     signing_key: an Ed25519 private key or its file (see signing.py): every picture is signed, updates too, for 64 bytes
         each. That is about as much as an update itself takes, so the same rate brings half as many of them.
     signing_context: what both ends know of this call (at most 255 bytes), so that a picture signed in another call
