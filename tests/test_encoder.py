@@ -13,7 +13,8 @@ from neuralcodec import encoder as encoder_module
 from neuralcodec.concealment import Concealment
 from neuralcodec.container import FILE_MAGIC, ContainerWriter
 from neuralcodec.demo import moving_portrait
-from neuralcodec.face import Square, crop
+from neuralcodec.encoder import WAITING_LIVE
+from neuralcodec.face import CropFollower, Square, crop
 from neuralcodec.fragments import PART_BYTES
 from neuralcodec.gaze import EYES
 from neuralcodec.inference import Inference, MotionEstimate
@@ -64,6 +65,7 @@ def test_quantization_moves_keypoints_less_than_a_pixel(coded: Coded) -> None:
 def test_sequence_numbers_count_frames(coded: Coded) -> None:
     motions = [p for packets in coded[1] for p in packets if isinstance(p, Motion)]
     assert [m.sequence for m in motions] == list(range(len(coded[1])))
+    assert coded[0].stats.intra_frames == sum(m.intra for m in motions) > 0
 
 
 def test_asking_for_a_reference_or_an_intra_frame_gives_one(portrait_clip: list[np.ndarray]) -> None:
@@ -88,6 +90,17 @@ def test_frames_before_the_first_face_are_kept_for_it(portrait_clip: list[np.nda
     packets = encoder.encode(portrait_clip[0], 2)
     assert [p.sequence for p in packets if isinstance(p, Motion)] == [0, 1, 2]
     assert encoder.stats.face_lost_frames == 2
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_of_the_frames_before_the_first_face_a_live_stream_sends_those_of_a_second(
+    portrait_clip: list[np.ndarray], live: bool
+) -> None:
+    encoder, empty = nc.Encoder(device="cpu", threads=1, repeat_header=live), np.full((64, 64, 3), 90, np.uint8)
+    for pts in range(WAITING_LIVE + 5):
+        encoder.encode(empty, pts)
+    packets = encoder.encode(portrait_clip[0], WAITING_LIVE + 5)
+    assert sum(isinstance(packet, Motion) for packet in packets) == WAITING_LIVE + (1 if live else 6)
 
 
 def test_a_lost_face_is_held_not_raised(portrait_clip: list[np.ndarray]) -> None:
@@ -177,6 +190,18 @@ def test_pictures_after_the_first_are_updates_of_it(portrait_clip: list[np.ndarr
     assert [p.reference for p in updates] == list(range(1, len(updates) + 1))
     named = [p.reference for p in packets if isinstance(p, Motion) and p.reference is not None]
     assert set(range(1, len(updates) + 1)) <= set(named)
+
+
+def test_an_update_says_where_it_was_cut(portrait_clip: list[np.ndarray]) -> None:
+    encoder, decoder = nc.Encoder(200, device="cpu", threads=1, crop="none"), nc.Decoder(device="cpu", threads=1)
+    for pts, image in enumerate(portrait_clip[:6]):
+        if pts == 3:
+            encoder._follower = CropFollower("fixed", Square(16, 8, 224))
+        for packet in encoder.encode(image, pts):
+            decoder.decode(bytes(packet), wanted=lambda _: False)
+    crops = {key: picture.crop for key, picture in encoder._pictures.held.items()}
+    assert encoder.stats.references == 1 and len(set(crops.values())) == 2
+    assert all((held := decoder._pictures.get(key)) and held.crop == crop for key, crop in crops.items())
 
 
 def test_without_updates_every_picture_stands_on_its_own(portrait_clip: list[np.ndarray]) -> None:

@@ -1,0 +1,100 @@
+"""What a sender does about pictures that a receiver lacks: no networks, no pictures, only who holds what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from neuralcodec.face import Square
+from neuralcodec.packet import Feedback, Update
+from neuralcodec.rate import RateControl
+from neuralcodec.sender import ASKED_AGAIN, OVERDUE, Held, PictureSender
+from neuralcodec.stats import EncoderStats
+
+OLD, NEW = object(), object()  # chains
+
+
+def picture(key: int, chain: Any, *, update: bool = True, since: int = 5, at: float = 0.0) -> Held:
+    nothing: Any = None
+    packets = [Update(key, 0, 1, bytes(4), b"x" * 50)] if update else []
+    return Held(nothing, None, Square(0, 0, 256), 0.0, since, at, at, chain, packets)
+
+
+def sender(*pictures: tuple[int, Held]) -> PictureSender:
+    nothing: Any = None
+    pictures_of = PictureSender(nothing, nothing, EncoderStats(), RateControl(4))
+    pictures_of.held = dict(pictures)
+    pictures_of.active, last = pictures[-1] if pictures else (0, picture(0, None))
+    pictures_of._chain = last.chain
+    pictures_of.rate.sent_key(900)
+    return pictures_of
+
+
+def tell(pictures: PictureSender, *held: int, seconds: float = 1.0) -> None:
+    """Frame 10 has been seen, 12 comes next."""
+    pictures.on_feedback(Feedback(10, 0, held, need_reference=True), seconds, 12)
+
+
+def test_updates_that_a_receiver_lacks_are_sent_again_and_not_used_until_they_have_come() -> None:
+    pictures = sender((0, picture(0, NEW, update=False)), *((n, picture(n, NEW)) for n in (1, 2, 3)))
+    tell(pictures, 0, 1)
+    assert [packet.reference for packet in pictures.again if isinstance(packet, Update)] == [2, 3]
+    assert [key for key, held in pictures.held.items() if held.lost] == [2, 3] and pictures.active == 1
+    pictures.again = []
+    tell(pictures, 0, 1, seconds=1.1)
+    assert not pictures.again  # they are on their way
+    tell(pictures, 0, 1, 2, 3, seconds=1.2)
+    assert not any(held.lost for held in pictures.held.values()) and pictures._chain is NEW
+
+
+@pytest.mark.parametrize(("since", "at", "again"), [(11, 0.95, 0), (10, 0.95, 1), (11, 0.99 - OVERDUE, 1)])
+def test_what_may_still_be_on_its_way_is_not_sent_again(since: int, at: float, again: int) -> None:
+    pictures = sender((0, picture(0, NEW, update=False)), (1, picture(1, NEW, since=since, at=at)))
+    tell(pictures, 0)
+    assert len(pictures.again) == again
+
+
+def test_with_its_key_a_chain_is_lost_and_what_stands_before_it_is_used() -> None:
+    """An update of it that is on its way is of no use either."""
+    new = (4, picture(4, NEW, update=False)), (5, picture(5, NEW, since=12, at=0.99))
+    pictures = sender((0, picture(0, OLD, update=False)), *new)
+    update = pictures.rate.picture_bytes
+    tell(pictures, 0)
+    assert list(pictures.held) == [0] and pictures.active == 0 and not pictures.again and pictures._chain is None
+    assert pictures.rate.picture_bytes == pictures.rate.key_bytes > update  # the next one is a key
+
+
+def test_an_update_behind_one_that_never_came_does_not_help() -> None:
+    pictures = sender((0, picture(0, NEW, update=False)), (2, picture(2, NEW)), (3, picture(3, NEW)))
+    tell(pictures, 0)  # 1 has been forgotten at this end
+    assert not pictures.again and list(pictures.held) == [0] and pictures._chain is None
+
+
+def test_a_receiver_that_has_seen_no_frame_gets_a_picture_and_not_one_for_every_report() -> None:
+    pictures, wanted = sender(), []
+    for seconds in (1.0, 1.0 + 0.9 * ASKED_AGAIN, 1.0 + 1.1 * ASKED_AGAIN):
+        pictures.wanted = False
+        pictures.on_feedback(Feedback(need_reference=True), seconds, 0)
+        wanted.append(pictures.wanted)
+    assert wanted == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("ways", "changes", "best"),
+    [
+        ((10.0, 9.5), (0, 0), 0),  # not another for little
+        ((10.0, 8.9), (0, 0), 1),
+        ((10.0, 10.0), (1, 0), 1),  # as near, and more alike
+        ((10.0, 8.0), (0, 2), 0),
+    ],
+)
+def test_a_frame_is_shown_from_the_picture_that_it_looks_most_like(
+    ways: tuple[float, float], changes: tuple[float, float], best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pixels of keypoints, and grey levels of all else."""
+    shot: Any = None
+    pictures = sender((0, picture(0, NEW, update=False)), (1, picture(1, NEW)))
+    grey = {id(held): change for held, change in zip(pictures.held.values(), changes, strict=True)}
+    monkeypatch.setattr(pictures, "_change", lambda _, held: grey[id(held)])
+    assert pictures._best(shot, dict(enumerate(ways)), 0) == best
