@@ -137,9 +137,14 @@ def test_random_bytes_raise_bitstream_errors_only(coded: Coded, which: int, data
     damaged(coded, which, data)
 
 
-def test_reserved_flags_are_refused(coded: Coded) -> None:
+@pytest.mark.parametrize("flags", [b"\xff\xff", b"\x40\x00"])
+def test_reserved_flags_are_refused_and_end_the_chain_before(coded: Coded, flags: bytes) -> None:
+    receiver = ChainDecoder(128)
+    receiver.key(coded[0][0])
+    assert receiver.follows(*named(coded[1]))
     with pytest.raises(BitstreamError, match="reserved flags"):
-        ChainDecoder(128).key(b"\xff" + coded[0][0][1:])
+        receiver.key(flags + coded[0][0][2:])
+    assert not receiver.follows(*named(coded[1]))
 
 
 def test_nothing_is_said_on_the_terminal_and_no_thread_becomes_real_time(capfd: pytest.CaptureFixture[str]) -> None:
