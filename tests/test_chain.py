@@ -147,6 +147,15 @@ def test_reserved_flags_are_refused_and_end_the_chain_before(coded: Coded, flags
     assert not receiver.follows(*named(coded[1]))
 
 
+def test_an_update_that_cannot_be_decoded_ends_its_chain(coded: Coded) -> None:
+    receiver = ChainDecoder(128)
+    receiver.key(coded[0][0])
+    cut = coded[1][0][:8]
+    with pytest.raises(BitstreamError):
+        receiver.update(cut, chain_digest(receiver.digest, cut)[:HASH_BYTES])
+    assert not receiver.follows(*named(coded[1]))
+
+
 def test_nothing_is_said_on_the_terminal_and_no_thread_becomes_real_time(capfd: pytest.CaptureFixture[str]) -> None:
     sender, _, _ = start_chain(scene(0), max_bytes=700, preset=8, coarser=44)
     sender.code(scene(1))
