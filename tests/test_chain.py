@@ -55,6 +55,24 @@ def test_an_update_is_a_fraction_of_its_key_and_as_good(coded: Coded) -> None:
     assert psnr(scene(5), updates[-1][2]) > psnr(scene(5), key[2]) + 5
 
 
+@pytest.mark.parametrize("budget", [150, 400, 700])
+def test_a_key_takes_its_budget_and_no_more(budget: int) -> None:
+    assert 0.9 * budget < len(start_chain(scene(0), max_bytes=budget, preset=8, coarser=44)[1]) <= budget
+
+
+def test_where_nothing_fits_a_key_is_the_coarsest() -> None:
+    keys = [start_chain(scene(0), max_bytes=budget, preset=8, coarser=44)[1] for budget in (1, 60)]
+    assert keys[0] == keys[1] and len(keys[0]) > 60
+
+
+def test_updates_are_as_much_coarser_as_was_asked() -> None:
+    def updates(coarser: int) -> int:
+        sender, _, _ = start_chain(scene(0), max_bytes=900, preset=8, coarser=coarser)
+        return sum(len(sender.code(scene(step))[0]) for step in (1, 2))
+
+    assert updates(60) < 0.8 * updates(0)
+
+
 def test_no_update_is_much_coarser_than_the_one_before() -> None:
     """As SVT-AV1's layers would have it: 1.3 dB here."""
     pictures = list(islice(moving_portrait(), 0, 60, 6))

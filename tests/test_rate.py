@@ -513,9 +513,9 @@ def test_no_check_counts_for_more_than_all_and_none_is_owed() -> None:
         rate.note_error(1.0, 1.0)
     for _ in range(int(PLENTY / PLENTY_SHARE) + 1):
         rate.note_error(0.0, 1.0)
-    rate.sent_update(2 * rate.key_bytes)
     rate.affords_picture(FAR)
-    assert rate.next_bytes < rate.key_bytes
+    rate.sent_update(50 * rate.key_bytes)
+    assert rate.picture_bytes > rate.key_bytes > rate.next_bytes  # a coarser key takes the place of such an update
 
 
 def test_only_where_pictures_do_not_age_a_key_that_goes_out_at_once_is_a_coarse_one_again() -> None:
