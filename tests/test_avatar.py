@@ -49,6 +49,7 @@ def estimate(
         ({"picture": np.zeros((9, 9), np.uint8), "consent": CONSENT}, r"found uint8 \(9, 9\)"),
         ({"picture": np.zeros((9, 9, 3)), "consent": CONSENT}, "found float64"),
         ({"picture": np.zeros((9, 9, 3), np.uint8), "consent": ""}, "needs consent"),
+        ({"picture": np.zeros((9, 9, 3), np.uint8), "consent": " \n"}, "needs consent"),
         ({"picture": np.zeros((9, 9, 3), np.uint8), "consent": True}, "needs consent"),
         ({"picture": np.zeros((9, 9, 3), np.uint8), "consent": CONSENT, "transfer": "deep"}, "or 'absolute'"),
     ],
@@ -56,6 +57,13 @@ def estimate(
 def test_an_avatar_is_a_picture_and_somebodys_consent(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         nc.Avatar(**arguments)
+
+
+def test_an_avatar_is_the_picture_that_was_consented_to() -> None:
+    picture = np.zeros((9, 9, 3), np.uint8)
+    avatar = nc.Avatar(picture, CONSENT)
+    picture[:] = 255
+    assert not avatar.picture.any()
 
 
 def test_a_picture_without_a_face_is_refused(networks: Inference) -> None:

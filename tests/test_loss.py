@@ -163,6 +163,14 @@ def test_reported_loss_turns_protection_on_and_slowly_off() -> None:
             sender.on_feedback(wrong)
 
 
+def test_reports_of_no_loss_take_back_nothing_of_what_is_expected() -> None:
+    sender, _ = ends(loss=0.1)
+    sender._coded = 200
+    for newest in range(0, 200, 10):
+        sender.on_feedback(Feedback(newest, 0))
+    assert sender._loss == 0.1
+
+
 def test_the_loss_report_counts_what_did_not_come(portrait_clip: Clip) -> None:
     sender, receiver = ends()
     stream = sent(sender, portrait_clip, range(9))
