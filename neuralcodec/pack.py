@@ -134,7 +134,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise PackError(
             f"{folder} is not a model pack: manifest.json cannot be read ({problem.strerror})."
         ) from problem
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise PackError(f"{path} is not JSON ({problem}); install the pack again.") from problem
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
         raise PackError(f"{path} is not a manifest of format {MANIFEST_FORMAT}; this release reads no other.")
@@ -142,6 +142,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     needed = {*GRAPHS, TABLES}
     if not isinstance(files, dict) or not needed <= files.keys() or any(Path(name).name != name for name in files):
         raise PackError(f"{path} must list {', '.join(sorted(needed))} as plain file names; install the pack again.")
+    if not all(isinstance(digest, str) for digest in files.values()):
+        raise PackError(f"{path} must give every file's SHA-256 as text; install the pack again.")
     if not all(
         isinstance(manifest.get(key), kind)
         for key, kind in (("name", str), ("version", str), ("size", int), ("keypoints", int))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from neuralcodec.errors import PackError
-from neuralcodec.pack import BUNDLED, bundled_packs, load_pack, pack_id, write_manifest
+from neuralcodec.pack import BUNDLED, GRAPHS, TABLES, bundled_packs, load_pack, pack_id, write_manifest
 from neuralcodec.view import ViewRange
 
 MANIFEST = "manifest.json"
@@ -70,6 +70,7 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     [
         ({"format": 2}, "not a manifest of format 1"),
         ({"files": {}}, "must list"),
+        ({"files": dict.fromkeys((*GRAPHS, TABLES), 0)}, "SHA-256 as text"),
         ({"size": "256"}, "lacks name, version, size"),
         ({"files": {"../motion.onnx": "0"}}, "must list"),
     ],
@@ -93,6 +94,9 @@ def test_no_pack_there(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="is not a model pack"):
         load_pack(tmp_path)
     (tmp_path / MANIFEST).write_text("{", "utf-8")
+    with pytest.raises(PackError, match="is not JSON"):
+        load_pack(tmp_path)
+    (tmp_path / MANIFEST).write_text("[" * 200_000, "utf-8")
     with pytest.raises(PackError, match="is not JSON"):
         load_pack(tmp_path)
 
