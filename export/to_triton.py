@@ -14,6 +14,7 @@ model_config.proto by tests/test_to_triton.py.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -62,12 +63,18 @@ class Options:
             raise ValueError(f"kind is {self.kind!r}; it is one of {', '.join(KINDS)}.")
         if self.max_batch < 1 or self.instances < 1 or self.queue_us < 0:
             raise ValueError("max_batch and instances must be at least 1, queue_us at least 0.")
+        if self.tensorrt and self.kind == "cpu":
+            raise ValueError("TensorRT runs on GPUs only and kind is 'cpu'; leave one of them out.")
 
 
 def write_repository(pack: Pack, out: Path, options: Options, *, force: bool = False) -> list[Path]:
     """Write the model repository; returns its model folders. An existing folder is replaced only with ``force``."""
     if out.exists() and not force:
         raise PackError(f"{out} exists; --force replaces it.")
+    if out.exists() and not any(out.glob("*/config.pbtxt")):
+        raise PackError(f"{out} is no model repository, and --force replaces nothing else; give --out another name.")
+    if not re.fullmatch(r"[\w.-]+", pack.name):  # it becomes a folder, and text between quotes
+        raise PackError(f"The pack is called {pack.name!r}; models can be named of letters, digits, '_', '-' and '.'.")
     ports = {name: ports_of(pack.graph(name), name) for name in MODELS}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper  # noqa: E402
 from export.to_triton import Options, main, ports_of, write_repository  # noqa: E402
 from neuralcodec.errors import PackError  # noqa: E402
 from neuralcodec.pack import load_pack  # noqa: E402
+from neuralcodec.runtime.dequantize import float_graph  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def test_the_repository_is_what_the_schema_and_the_pack_say(schema: Any, tmp_pat
         configs[folder.name.removeprefix("portrait_")] = config
     for name in ("motion", "reference", "render"):
         config, graph = configs[name], onnx.load_model_from_string(pack.graph(name)).graph
-        assert (out / f"portrait_{name}" / "1" / "model.onnx").read_bytes() == pack.graph(name)
+        assert (out / f"portrait_{name}" / "1" / "model.onnx").read_bytes() == float_graph(pack.graph(name))
         for declared, values in ((config.input, graph.input), (config.output, graph.output)):
             shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim][1:] for v in values}
             assert {t.name: list(t.dims) for t in declared} == shapes
@@ -94,3 +96,23 @@ def test_a_graph_that_cannot_be_batched_is_refused() -> None:
     model = helper.make_model(net, opset_imports=[helper.make_opsetid("", 20)])
     with pytest.raises(PackError, match=r"'x' of motion.onnx has the shape \[1, 3\]; Triton batches along a first"):
         ports_of(model.SerializeToString(), "motion")
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", 'a" backend: "python', ""])
+def test_a_name_that_is_no_plain_word_makes_no_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    with pytest.raises(PackError, match="models can be named of letters"):
+        write_repository(replace(load_pack(), name=name), tmp_path / "deep" / "models", Options())
+    assert [p.name for p in tmp_path.rglob("*")] == ["deep"]
+
+
+def test_force_replaces_a_repository_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years")
+    with pytest.raises(PackError, match="is no model repository, and --force replaces nothing else"):
+        write_repository(load_pack(), tmp_path, Options(), force=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_tensorrt_on_a_cpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="TensorRT runs on GPUs only and kind is 'cpu'"):
+        Options(kind="cpu", tensorrt=True)
