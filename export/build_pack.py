@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from export.to_onnx import SCENE, strip_traces
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.pack import Pack, load_pack, write_manifest
-from neuralcodec.quantizer import MotionTables
 from neuralcodec.runtime.session import Session, open_session
 from neuralcodec.view import ViewRange
 
@@ -57,8 +57,7 @@ def build_pack(
 
     view: how far its heads may be turned, as benchmarks.free_view measures it; None says nothing about it.
     """
-    if out.exists() and not force:
-        raise PackError(f"{out} exists; --force replaces it.")
+    check_out(out, force)
     sources = {f"{graph}.onnx": graphs / f"{graph}.onnx" for graph in GRAPHS}
     sources |= {"detector.onnx": detector, "tables.json": tables, CARD: card}
     missing = [str(path) for path in sources.values() if not path.is_file()]
@@ -75,26 +74,49 @@ def build_pack(
             f"{tables} was fitted to a scene of {nodes} x {nodes} nodes and render.onnx takes {shape.scene} x "
             f"{shape.scene}; run export.motion_tracks with --scene {shape.scene} and export.fit_tables on its tracks."
         )
-    MotionTables.load(tables)  # as every user's encoder will
-    found = open_session(detector, threads=1)
-    if set(found.input_shapes) != {"image"} or not {"heatmap", "box"} <= set(found.output_names):
-        raise PackError(
-            f"{detector} takes {', '.join(found.input_shapes)} and gives {', '.join(found.output_names)}; a detector "
-            "takes image and gives heatmap and box: use neuralcodec.training.detector --export."
-        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch) / "new"
         folder.mkdir()
         for file, path in sources.items():
             shutil.copyfile(path, folder / file)
-            if path.suffix == ".onnx":
-                graph = onnx.load(folder / file)
+            if file.endswith(".onnx"):
+                graph = _load(path)
                 strip_traces(graph)
                 onnx.save(graph, folder / file)
-        write_manifest(folder, name=name, version=version, size=shape.size, keypoints=shape.keypoints, view=view)
+        pack = write_manifest(folder, name=name, version=version, size=shape.size, keypoints=shape.keypoints, view=view)
+        _open(pack, tables, detector)
         move_into_place(folder, out, Path(scratch) / "old")
     return load_pack(out)
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Raise PackError unless a pack may be written to ``out``: nothing is there, or with ``force`` another pack."""
+    if out.exists() and not force:
+        raise PackError(f"{out} exists; --force replaces it.")
+    if out.exists() and not (out / "manifest.json").is_file():
+        raise PackError(f"{out} is no model pack, and --force replaces nothing else; give --out another name.")
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path)
+    except DecodeError as error:
+        raise PackError(f"{path} is not an ONNX file ({error}); a pack's networks are .onnx files.") from error
+
+
+def _open(pack: Pack, tables: Path, detector: Path) -> None:
+    """Read what load_pack only hashes. Raises PackError that names the source of an unusable file."""
+    try:
+        assert pack.tables
+    except PackError as error:
+        raise PackError(f"{tables} is not a table file of export.fit_tables: {error}.") from error
+    session = open_session(pack.graph("detector"), threads=1)
+    if session.input_shapes.keys() != {"image"} or set(session.output_names) != {"heatmap", "box"}:
+        raise PackError(
+            f"{detector} takes {', '.join(session.input_shapes)} and gives {', '.join(session.output_names)}; a face "
+            "detector takes image and gives heatmap and box: the bundled pack's detector.onnx is one."
+        )
 
 
 def move_into_place(folder: Path, out: Path, old: Path) -> None:

@@ -7,6 +7,7 @@ tensors and plain containers and refuses everything else. A refused file has not
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,10 @@ def _read_torch(path: Path) -> Any:
             f"{path} is refused: it {what}, and a checkpoint may hold tensors only. "
             "Nothing in it was executed; if you trust its author, convert it to safetensors elsewhere."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except (
+        RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, AssertionError,
+        struct.error,
+    ) as error:  # fmt: skip
         raise PackError(f"{path} is not a PyTorch checkpoint, or it is cut short: {_first_line(error)}") from error
 
 

@@ -310,8 +310,8 @@ def configure(family: str, tensors: Mapping[str, Tensor], size: int = 256) -> Mo
     """The family's settings with the sizes that the tensors have."""
     changes: dict[str, Any] = {"size": size}
     mask = tensors[FAMILIES[family].mask]
-    slots = mask.shape[0]
-    if mask.dim() != 5 or slots < 2 or mask.shape[1] != 32 + 5 * slots:
+    slots = mask.shape[0] if mask.dim() == 5 else 0
+    if slots < 2 or mask.shape[1] != 32 + 5 * slots:
         raise PackError(
             f"{FAMILIES[family].mask} is {tuple(mask.shape)}; a motion field of K keypoints has (K + 1, "
             "32 + 5 (K + 1), 7, 7, 7): other widths cannot be imported."

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from export.build_pack import build_pack
+from export.build_pack import build_pack, check_out
 from export.checkpoints import read_checkpoints
 from export.families import FAMILIES, configure, detect, rename
 from export.fit_tables import Track, fit_tables
@@ -112,8 +112,9 @@ def import_checkpoint(
     force: bool = False,
 ) -> Pack:
     """Write a pack with the networks of ``files`` to ``out``; an existing one is replaced only with ``force``."""
-    if out.exists() and not force:
-        raise PackError(f"{out} exists; --force replaces it.")
+    check_out(out, force)
+    if not 0.08 <= seconds <= 3600:
+        raise PackError(f"--seconds is {seconds}; it must lie between 0.08, which are two frames, and 3600.")
     found, networks, unused = load_family(files, family, size)
     bundled = load_pack()
     detector = FaceDetector(open_session(bundled.graph("detector"), threads=1))

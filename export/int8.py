@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx
@@ -41,6 +42,7 @@ from neuralcodec.runtime.session import Session, open_session
 KEEP_FLOAT = r"(at_full\.0|mask|depth|residual|occlusion|refine|g3\.1|final)\.weight$"
 QUANTIZED = ("reference", "render")
 JOINING = ("Concat", "Resize")
+SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
 LONGEST = 250  # frames of a clip that are looked at
 HELD_OUT = 5  # every fifth input is not calibrated on; the loss is measured there
 
@@ -68,11 +70,15 @@ def collect(pack_folder: Path, clips: Path, out: Path, *, frames: int = 2, limit
     from neuralcodec.media import read_frames
     from neuralcodec.pack import load_pack
 
+    paths = sorted(p for p in clips.iterdir() if p.suffix in SUFFIXES) if clips.is_dir() else []
+    if not paths:
+        raise MediaError(f"{clips} is no folder with clips ({', '.join(SUFFIXES)}).")
+    if frames < 1 or limit < 1:
+        raise PackError(f"--frames is {frames} and --limit {limit}; both must be at least 1.")
     pack = load_pack(pack_folder)
     inference = Inference(pack, device="cpu")
     out.mkdir(parents=True, exist_ok=True)
     count = 0
-    paths = sorted(p for p in clips.iterdir() if p.suffix in (".mp4", ".mkv", ".mov", ".webm"))
     for path in track(paths[:: max(1, len(paths) * frames // limit)], "clips", console=Console(stderr=True)):
         pictures = [image for _, image in islice(read_frames(path), LONGEST)]
         if not pictures or pictures[0].shape != (pack.size, pack.size, 3):
@@ -96,12 +102,16 @@ def load_inputs(folder: Path, names: Sequence[str]) -> list[Feeds]:
     """The inputs ``names`` of every .npz of a folder, in name order."""
     feeds = []
     for path in sorted(folder.glob("*.npz")):
-        with np.load(path, allow_pickle=False) as stored:
-            if not set(names) <= set(stored.files):
-                raise PackError(
-                    f"{path} holds {', '.join(stored.files)}; the graph takes {', '.join(names)}: collect again."
-                )
-            feeds.append({name: stored[name] for name in names})
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                held = {name: stored[name] for name in stored.files}
+        except (ValueError, EOFError, BadZipFile) as error:
+            raise PackError(f"{path} is no .npz of export.int8 collect, or it is cut short: collect again.") from error
+        if not set(names) <= held.keys():
+            raise PackError(f"{path} holds {', '.join(held)}; the graph takes {', '.join(names)}: collect again.")
+        if not all(np.isfinite(held[name]).all() for name in names):
+            raise PackError(f"{path} holds NaN or infinity: collect again.")
+        feeds.append({name: held[name] for name in names})
     if len(feeds) < 2:
         raise PackError(f"{folder} holds {len(feeds)} .npz files, at least 2 are needed: run export.int8 collect.")
     return feeds
@@ -141,6 +151,10 @@ def quantize(
 
     model = onnx.load(graph)
     widen(model)
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        raise PackError(f"{graph} computes in 8 bits already; give the float32 graphs of export.to_onnx.")
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
+        raise PackError(f"{graph} computes in float16; export it again without --fp16.")
     chosen = convolutions(model, keep_float)
     methods = {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy,
                "percentile": CalibrationMethod.Percentile}  # fmt: skip
@@ -280,6 +294,8 @@ def quantize_folder(
     of each were quantized and what that costs."""
     if out.resolve() == graphs.resolve():
         raise PackError(f"--out is the folder of the float graphs ({graphs}); give another one.")
+    if not (graphs / "motion.onnx").is_file():
+        raise PackError(f"{graphs / 'motion.onnx'} is not there; export.to_onnx writes all three graphs.")
     counts = {}
     before, after = [], []
     for name in QUANTIZED:
@@ -310,6 +326,14 @@ def _quantize(o: Any) -> None:
         print(f"{name}: {before:.1f} ms float32, {after:.1f} ms int8")
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
 def main(arguments: list[str] | None = None) -> int:
     assert __doc__
     parser = argparse.ArgumentParser(prog="export.int8", description=__doc__.splitlines()[0])
@@ -327,7 +351,9 @@ def main(arguments: list[str] | None = None) -> int:
     q.add_argument("--out", type=Path, required=True)
     q.add_argument("--method", choices=("minmax", "entropy", "percentile"), default="minmax")
     q.add_argument("--signed", action="store_true", help="symmetric activations, for TensorRT")
-    q.add_argument("--keep-float", default=KEEP_FLOAT, help="regular expression of weight names left in float32")
+    q.add_argument(
+        "--keep-float", type=_pattern, default=KEEP_FLOAT, help="regular expression of weight names left in float32"
+    )
     q.set_defaults(run=_quantize)
     o = parser.parse_args(arguments)
     try:

@@ -101,6 +101,9 @@ def load_networks(preset: str, checkpoint: Path | None = None) -> Networks:
             raise PackError(f"{checkpoint} is not a safetensors file: {error}.") from error
         except RuntimeError as error:
             raise PackError(f"{checkpoint} does not fit the preset {preset!r}: {_brief(error)}") from error
+        for name, tensor in networks.state_dict().items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise PackError(f"{name} in {checkpoint} holds NaN or infinity: the checkpoint is damaged.")
     return networks.eval()
 
 

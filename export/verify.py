@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from export.clip_loss import ClipLoss, clip_losses
 from export.to_onnx import (
@@ -104,7 +105,10 @@ def input_cases(networks: Networks, rounds: int) -> Iterator[dict[str, Tensors]]
 
 def storage(path: Path) -> str:
     """How a graph keeps its weights: "int8", "half" (and computes in it), "float16" (stored only) or "float32"."""
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise PackError(f"{path} is not an ONNX file ({error}); write it with python -m export.to_onnx.") from error
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return "int8"
     half = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16}
@@ -188,6 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     losses: list[ClipLoss] = []
     try:
         bounds = json.loads(o.bounds.read_text("utf-8"))
+        if not isinstance(bounds, dict) or not all(isinstance(kind, dict) for kind in bounds.values()):
+            raise PackError(f"{o.bounds} must hold an object of bounds for each kind of graph, as {BOUNDS.name} does.")
         networks = load_networks(o.preset, o.checkpoint) if o.checkpoint is not None else None
         for device in o.device or present_devices():
             if networks is not None:

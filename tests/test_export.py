@@ -446,8 +446,8 @@ def test_training_starts_from_8_bit_graphs(exported: Path, eight_bits: Path) -> 
 
 
 def sources(folder: Path, exported: Path) -> dict[str, Any]:
-    for file in ("detector.onnx", "tables.json"):
-        shutil.copyfile(load_pack().folder / file, folder / file)
+    for name in ("detector.onnx", "tables.json"):
+        shutil.copyfile(load_pack().folder / name, folder / name)
     (folder / "card.md").write_text("# Model card\n")
     return {
         "graphs": exported, "tables": folder / "tables.json", "detector": folder / "detector.onnx",
@@ -526,3 +526,76 @@ def test_tracks_that_fit_nothing_are_named(tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match=rf"{given}\.npz {wrong}"):
             fit_tables.main([str(vectors / "track_a.npz"), str(tmp_path / f"{given}.npz"), "--out", str(tables)])
     assert not tables.exists()
+
+
+def test_a_pack_that_could_not_be_used_is_not_built(
+    exported: Path, tmp_path: Path, convolution_graph: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = sources(tmp_path, exported)
+    for detector in (given["card"], tmp_path / "junk.onnx"):
+        detector.write_text("# no graph\n")
+        with pytest.raises(PackError, match=f"{detector.name} is not an ONNX file"):
+            build_pack.build_pack(**{**given, "detector": detector})
+    with pytest.raises(PackError, match="render.onnx takes x and gives picture; a face detector takes image"):
+        build_pack.build_pack(**{**given, "detector": convolution_graph})
+    given["tables"].write_text(json.dumps({"format": 1, "keypoints": 30, "scene": 4}))
+    with pytest.raises(PackError, match="tables.json is not a table file of export.fit_tables"):
+        build_pack.build_pack(**given)
+    assert not given["out"].exists()
+
+
+def test_force_replaces_a_pack_and_nothing_else(exported: Path, tmp_path: Path) -> None:
+    given = sources(tmp_path, exported)
+    given["out"].mkdir(parents=True)
+    (given["out"] / "thesis.txt").write_text("years")
+    for out in (given["out"], given["out"] / "thesis.txt"):
+        with pytest.raises(PackError, match="is no model pack, and --force replaces nothing else"):
+            build_pack.build_pack(**{**given, "out": out}, force=True)
+    assert (given["out"] / "thesis.txt").read_text() == "years"
+
+
+def test_a_checkpoint_with_nan_is_refused(networks: Networks, tmp_path: Path) -> None:
+    state = {name: tensor.clone() for name, tensor in networks.state_dict().items()}
+    damaged = next(name for name in state if name.startswith("render.") and name.endswith(".weight"))
+    state[damaged].view(-1)[0] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    assert to_onnx.main(["--checkpoint", str(tmp_path / "nan.safetensors"), "--out", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(PackError, match=f"{damaged} in .*nan.safetensors holds NaN or infinity"):
+        load_networks("portrait", tmp_path / "nan.safetensors")
+
+
+def test_verify_and_int8_refuse_what_they_cannot_read(
+    exported: Path, half: Path, eight_bits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "motion.onnx").write_text("no graph")
+    with pytest.raises(PackError, match="motion.onnx is not an ONNX file"):
+        verify.storage(tmp_path / "motion.onnx")
+    (tmp_path / "list.json").write_text("[1]")
+    command = ["--onnx", str(exported), "--clips", str(tmp_path), "--variant", str(half)]
+    assert verify.main([*command, "--bounds", str(tmp_path / "list.json")]) == 1
+    assert "must hold an object of bounds" in capsys.readouterr().err
+
+    inputs, out = stored_inputs(tmp_path / "inputs", 2), tmp_path / "out"
+    for graph, words in ((half / "render.onnx", "in float16"), (eight_bits / "render.onnx", "in 8 bits already")):
+        with pytest.raises(PackError, match=f"computes {words}"):
+            int8.quantize(graph, [], out / "render.onnx")
+    with pytest.raises(PackError, match="motion.onnx is not there"):
+        int8.quantize_folder(half, inputs, out)
+    np.savez(inputs / "01.npz", x=np.full((1, 8, 16, 16), np.nan, np.float32))
+    with pytest.raises(PackError, match="01.npz holds NaN"):
+        int8.load_inputs(inputs, ["x"])
+    for content in (b"", b"junk", (inputs / "00.npz").read_bytes()[:300]):
+        (inputs / "01.npz").write_bytes(content)
+        with pytest.raises(PackError, match="01.npz is no .npz of export.int8 collect, or it is cut short"):
+            int8.load_inputs(inputs, ["x"])
+    assert not out.exists()
+    with pytest.raises(SystemExit):
+        int8.main(["quantize", "--onnx", "x", "--inputs", "x", "--out", "x", "--keep-float", "("])
+    (tmp_path / "clips").mkdir()
+    collect = ["collect", "--pack", str(load_pack().folder), "--clips", str(tmp_path / "clips"), "--out", str(out)]
+    assert int8.main(collect) == 1
+    assert "clips is no folder with clips" in capsys.readouterr().err
+    (tmp_path / "clips" / "a.mp4").write_bytes(b"")
+    assert int8.main([*collect, "--limit", "0"]) == 1
+    assert "--limit 0; both must be at least 1" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pickle
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -161,6 +162,8 @@ def test_other_shapes_and_missing_tensors_are_named(vectors: Any) -> None:
         rename("zhengkw", plain(tensors), config)
     with pytest.raises(PackError, match=r"mfe.mask_conv.weight is \(4, 99, 7, 7, 7\); a motion field of K keypoints"):
         configure("zhengkw", {**tensors, "mfe.mask_conv.weight": torch.zeros(()).expand(4, 99, 7, 7, 7)})
+    with pytest.raises(PackError, match=r"mfe.mask_conv.weight is \(\); a motion field"):
+        configure("zhengkw", {**tensors, "mfe.mask_conv.weight": torch.zeros(())})
     bad = plain(thin(vectors["zhengkw"]["names"])) | {"afe.mid_conv.bias": torch.full((512,), float("nan"))}
     with pytest.raises(PackError, match="afe.mid_conv.bias holds NaN or infinity"):
         rename("zhengkw", bad, config)
@@ -231,6 +234,21 @@ def test_a_file_that_is_no_checkpoint_is_one_sentence(content: bytes, tmp_path: 
     (tmp_path / "file.safetensors").write_bytes(content)
     with pytest.raises(PackError, match="is not a safetensors file"):
         read_checkpoint(tmp_path / "file.safetensors")
+
+
+def test_an_old_checkpoint_cut_anywhere_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"a": torch.ones(3), "b": torch.ones(2, 2)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        with pytest.raises(PackError, match="old.pth is"):
+            read_checkpoint(path)
+    key = re.search(rb"\d{9,}", whole)  # of a storage, which stands in the file twice
+    assert key
+    path.write_bytes(whole.replace(key[0], b"0" * len(key[0]), 1))
+    with pytest.raises(PackError, match="is not a PyTorch checkpoint"):
+        read_checkpoint(path)
 
 
 def test_files_are_flat_names_without_wrappers_and_training(tmp_path: Path) -> None:
@@ -305,3 +323,14 @@ def test_an_imported_pack_encodes_and_decodes(vectors: Any, tmp_path: Path, port
     with pytest.raises(PackError, match="--size is 200"):
         import_checkpoint([path], tmp_path / "x", size=200)
     assert [p.name for p in out.parent.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_a_length_of_no_clip_is_refused(seconds: str, tmp_path: Path, capsys: Any) -> None:
+    assert main([str(tmp_path / "a.pth"), "--out", str(tmp_path / "pack"), "--seconds", seconds]) == 1
+    assert "--seconds is" in capsys.readouterr().err
+
+
+def test_force_on_a_folder_that_is_no_pack_is_refused_at_once(tmp_path: Path, capsys: Any) -> None:
+    assert main([str(tmp_path / "a.pth"), "--out", str(tmp_path), "--force"]) == 1
+    assert "is no model pack, and --force replaces nothing else" in capsys.readouterr().err
