@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from rich.progress import track
 
 from neuralcodec.chain import CODED_HEADERS
 from neuralcodec.container import ContainerReader
-from neuralcodec.errors import NeuralCodecError
+from neuralcodec.errors import MediaError, NeuralCodecError
 from neuralcodec.fragments import Assembler
 from neuralcodec.frame_header import (
     BITS,
@@ -42,6 +42,7 @@ from neuralcodec.frame_header import (
 from neuralcodec.packet import SIGNED, ReferencePart, Update
 from neuralcodec.quantizer import PRECISION
 from neuralcodec.reference import KEY
+from neuralcodec.runtime.engine import write_whole
 from neuralcodec.signing import SIGNATURE_BYTES
 
 PRIOR = 0.02  # of a count, for what was never seen
@@ -78,8 +79,10 @@ def chains(path: Path) -> list[Chain]:
     return found
 
 
-def load(paths: Iterable[Path], what: str) -> list[Chain]:
+def load(paths: Sequence[Path], what: str) -> list[Chain]:
     files = [file for path in paths for file in (sorted(path.glob("*.ncv")) if path.is_dir() else [path])]
+    if paths and not files:
+        raise MediaError(f"{', '.join(map(str, paths))} holds no .ncv file.")
     return [chain for file in track(files, what) for chain in chains(file)]
 
 
@@ -189,10 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if measured:
                 size, saved = measure(measured, HeaderTable(table))
                 print(f"{name}: updates of {size:.1f} bytes, {saved:.2f} of them saved")
+        write_whole(options.out, (json.dumps(table, separators=(",", ":")) + "\n").encode())
     except (NeuralCodecError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    options.out.write_text(json.dumps(table, separators=(",", ":")) + "\n", "utf-8")
     return 0
 
 

@@ -12,16 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuralcodec.entropy import ALPHABET, NEAR, NEAR_CAP, SMALL, STARTS, EntropyCoder
+from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.motion import POSE_SIZE, MotionParams
 from neuralcodec.quantizer import (
     ACTIVITY_CAP,
@@ -35,6 +36,7 @@ from neuralcodec.quantizer import (
     MotionTables,
     Quantizer,
 )
+from neuralcodec.runtime.engine import write_whole
 
 Array = NDArray[Any]
 
@@ -76,21 +78,34 @@ def load_tracks(paths: Iterable[str | Path]) -> list[Track]:
     tracks: list[Track] = []
     for file in files:
         try:
-            data = np.load(file)
-            flat = np.asarray(data["flat"], np.float64)
-            fresh = np.asarray(data["fresh"], bool) if "fresh" in data else np.zeros(len(flat), bool)
-            track = Track(flat, np.asarray(data["canonical"], np.float64), fresh)
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise SystemExit(f"{file} is not a motion track ({error}); export.motion_tracks makes them.") from error
-        widths = (track.flat.shape[1:], track.canonical.shape)
-        if tracks and widths != (tracks[0].flat.shape[1:], tracks[0].canonical.shape):
-            raise SystemExit(f"{file} is of other networks or another --scene than {files[0]}; give tracks of one run.")
+            with np.load(file, allow_pickle=False) as data:
+                flat = np.asarray(data["flat"], np.float64)
+                flat = flat.reshape(len(flat), -1)
+                fresh = np.asarray(data["fresh"], bool) if "fresh" in data else np.zeros(len(flat), bool)
+                track = Track(flat, np.asarray(data["canonical"], np.float64).reshape(-1, 3), fresh)
+        except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
+            raise PackError(
+                f"{file} is not a track of export.motion_tracks, or it is cut short ({type(error).__name__})."
+            ) from error
+        first = tracks[0] if tracks else track
+        count, width = len(first.canonical), first.flat.shape[-1]
+        nodes = round(max(0, width - POSE_SIZE - 3 * count) / 2) ** 0.5
+        if (
+            len(track.canonical) != count
+            or track.flat.shape[1:] != (width,)
+            or track.fresh.shape != track.flat.shape[:1]
+            or width != POSE_SIZE + 3 * count + 2 * round(nodes) ** 2
+        ):
+            raise PackError(
+                f"{file} has flat {track.flat.shape}, canonical {track.canonical.shape} and fresh {track.fresh.shape}; "
+                f"(N, {POSE_SIZE} + 3K + 2M), (K, 3) and (N,) are needed, K and M as in the other tracks."
+            )
         if np.isfinite(track.flat).all() and np.isfinite(track.canonical).all() and len(track.flat) > 1:
             tracks.append(track)
         else:
             print(f"skipped {file}: not finite, or fewer than two frames", file=sys.stderr)
     if not tracks:
-        raise SystemExit("no usable motion track (.npz with flat and canonical) was given")
+        raise PackError("No usable motion track (.npz with flat and canonical) was given; see export.motion_tracks.")
     return tracks
 
 
@@ -391,14 +406,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--validate", nargs="+", default=[], help="tracks to measure the tables on")
     parser.add_argument("--section", action="store_true", help="print the table section of FORMAT.md")
     options = parser.parse_args(arguments)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    tables = fit_tables(load_tracks(options.tracks))
-    partial = options.out.with_suffix(".part")
-    partial.write_text(json.dumps(tables, separators=(",", ":")) + "\n", "utf-8")
-    partial.replace(options.out)
+    try:
+        tracks, held_out = load_tracks(options.tracks), load_tracks(options.validate) if options.validate else []
+        tables = fit_tables(tracks)
+        write_whole(options.out, (json.dumps(tables, separators=(",", ":")) + "\n").encode())
+    except (NeuralCodecError, OSError) as error:
+        print(f"export.fit_tables: {error}", file=sys.stderr)
+        return 1
     print(f"{options.out}: {options.out.stat().st_size} bytes, {len(tables['bank'])} rows", file=sys.stderr)
-    if options.validate:
-        held_out, loaded = load_tracks(options.validate), MotionTables.load(tables)
+    if held_out:
+        loaded = MotionTables.load(tables)
         print("level step  components  bytes: mean   p95  intra  over ideal   error px: rms  mean frame")
         for level in range(len(LEVELS)):
             for components in (len(COMPONENTS) - 3, len(COMPONENTS) - 1):

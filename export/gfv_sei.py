@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuralcodec.errors import BitstreamError, LimitError, TruncatedError
+from neuralcodec.errors import BitstreamError, LimitError, NeuralCodecError, TruncatedError
 from neuralcodec.motion import MotionParams
+from neuralcodec.runtime.engine import write_whole
 
 Array = NDArray[Any]
 
@@ -361,22 +362,26 @@ def convert(path: Path, pack_source: str | None, out: Path | None) -> dict[str, 
                         assert found.points is not None
                         error = found.points / (1 << POINT_BITS) - motion.keypoints(canonical)
                         worst = max(worst, float(np.abs(error[:, :2]).max()) * 128)
-    if out:
-        out.write_bytes(b"".join(messages))
     if not messages:
         raise BitstreamError(f"{path} holds no motion")
+    if out:
+        write_whole(out, b"".join(messages))
     stream, coefficients, keypoints = (float(np.mean(s)) for s in sizes)
     return {"frames": len(messages), "stream": stream, "coefficients": coefficients, "keypoints": keypoints,
             "worst_px": worst}  # fmt: skip
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A stream's motion as Generative Face Video SEI payloads and back.")
     parser.add_argument("stream", type=Path, metavar="FILE.ncv")
     parser.add_argument("--out", type=Path, metavar="FILE.sei", help="SEI messages of the coefficients form, joined")
     parser.add_argument("--pack")
-    options = parser.parse_args()
-    figures = convert(options.stream, options.pack, options.out)
+    options = parser.parse_args(arguments)
+    try:
+        figures = convert(options.stream, options.pack, options.out)
+    except (NeuralCodecError, OSError) as error:
+        print(f"export.gfv_sei: {error}", file=sys.stderr)
+        return 1
     print(f"{figures['frames']} frames, bytes a frame: motion packets {figures['stream']:.1f}, SEI coefficients "
           f"{figures['coefficients']:.1f} (exact), SEI keypoints {figures['keypoints']:.1f} "
           f"(within {figures['worst_px']:.2f} px of 256)")  # fmt: skip

@@ -10,8 +10,10 @@ Clips must be square head and shoulders at the network's size, as neuralcodec.tr
 from __future__ import annotations
 
 import argparse
+import io
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +21,12 @@ import av
 import numpy as np
 from rich.progress import track
 
+from neuralcodec.errors import MediaError, NeuralCodecError, PackError
 from neuralcodec.face import HEAD_SCALE, HEAD_Y
 from neuralcodec.inference import LOOKS, MotionEstimate, as_tensor
 from neuralcodec.motion import Array
+from neuralcodec.quantizer import SCENE_MAX
+from neuralcodec.runtime.engine import write_whole
 from neuralcodec.runtime.session import Session, open_session
 from neuralcodec.scene import Pyramid, register
 
@@ -62,26 +67,40 @@ def follow(session: Session, path: Path, nodes: int) -> dict[str, Array] | None:
     return {"flat": np.stack(rows), "fresh": np.array(fresh), "canonical": canonical}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="export.motion_tracks", description="Motion tracks of clips, for the tables.")
     parser.add_argument("clips", type=Path, help="folder of .mp4 clips")
     parser.add_argument("--onnx", type=Path, required=True, help="folder with motion.onnx")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scene", type=int, default=4, help="nodes a side of the scene's mesh; 0: the pack has none")
-    options = parser.parse_args()
-    session = open_session((options.onnx / "motion.onnx").read_bytes(), device="cpu", threads=1)
-    options.out.mkdir(parents=True, exist_ok=True)
-    paths = sorted(options.clips.glob("*.mp4"))
-    if not paths:
-        print(f"{options.clips} holds no .mp4 clip.", file=sys.stderr)
+    options = parser.parse_args(arguments)
+    try:
+        write_tracks(options.clips, options.onnx, options.out, options.scene)
+    except (NeuralCodecError, OSError) as error:
+        print(f"export.motion_tracks: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def write_tracks(clips: Path, graphs: Path, out: Path, nodes: int) -> None:
+    """Follow every .mp4 of a folder; each track appears whole or not at all."""
+    if nodes and not 2 <= nodes <= SCENE_MAX:
+        raise PackError(f"--scene is {nodes}; a mesh has 2 to {SCENE_MAX} nodes a side, 0 stands for none.")
+    paths = sorted(clips.glob("*.mp4"))
+    if not paths:
+        raise MediaError(f"{clips} holds no .mp4 clip.")
+    session = open_session(graphs / "motion.onnx", device="cpu", threads=1)
     for path in track(paths, "tracks"):
-        found = follow(session, path, options.scene)
+        try:
+            found = follow(session, path, nodes)
+        except (av.FFmpegError, IndexError) as error:  # IndexError: it has no video
+            raise MediaError(f"{path} is not a video that can be read: {error}.") from error
         if found is None:
             print(f"{path.name}: no face, left out", file=sys.stderr)
             continue
-        np.savez(options.out / f"{path.stem}.npz", allow_pickle=False, **found)
-    return 0
+        data = io.BytesIO()
+        np.savez(data, allow_pickle=False, **found)
+        write_whole(out / f"{path.stem}.npz", data.getvalue())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils.parametrizations import spectral_norm  # noqa: E402
 
-from export import build_pack, clip_loss, fit_tables, int8, to_onnx, verify  # noqa: E402
+from export import build_pack, clip_loss, int8, to_onnx, verify  # noqa: E402
 from export.clip_loss import ClipLoss  # noqa: E402
 from export.half import to_half  # noqa: E402
 from export.to_onnx import example_inputs, export_graphs, graph_modules, load_networks, store_half  # noqa: E402
@@ -488,10 +488,10 @@ def test_a_failed_build_leaves_the_old_pack_alone(exported: Path, tmp_path: Path
         with pytest.raises(PackError, match=f"a scene of {found} nodes and render.onnx takes 4 x 4; run export.mot"):
             build_pack.build_pack(**given, force=True)
     given["tables"].write_text(json.dumps({"keypoints": 30, "scene": 4}))  # fits, and nothing else is in it
-    with pytest.raises(PackError, match=r"tables\.json: not usable as motion tables"):
+    with pytest.raises(PackError, match=r"tables\.json is not a table file of export\.fit_tables: .*not usable as motion"):
         build_pack.build_pack(**given, force=True)
     other = {**given, "tables": load_pack().folder / "tables.json", "detector": exported / "motion.onnx"}
-    with pytest.raises(PackError, match=r"motion\.onnx takes image, box and gives .*; a detector takes image"):
+    with pytest.raises(PackError, match=r"motion\.onnx takes image, box and gives .*; a face detector takes image"):
         build_pack.build_pack(**other, force=True)
     assert load_pack(given["out"]).id == first.id
     assert [p.name for p in (tmp_path / "packs").iterdir()] == ["face"]
@@ -512,20 +512,6 @@ def test_graphs_that_are_no_pack_are_refused(
     assert build_pack.main(command) == 1
     assert "render.onnx cannot be found" in capsys.readouterr().err
     assert not given["out"].exists()
-
-
-def test_tracks_that_fit_nothing_are_named(tmp_path: Path) -> None:
-    vectors = Path(__file__).parent / "vectors"
-    tables = tmp_path / "tables.json"
-    other = tmp_path / "other.npz"
-    np.savez(other, flat=np.zeros((9, 13)), canonical=np.zeros((2, 3)))
-    (tmp_path / "cut.npz").write_bytes((vectors / "track_a.npz").read_bytes()[:2000])
-    np.savez(tmp_path / "label.npz", found=np.ones(9, bool))
-    for given, wrong in (("cut", "is not a motion track"), ("label", "is not a motion track"),
-                         ("none", "is not a motion track"), ("other", "is of other networks")):  # fmt: skip
-        with pytest.raises(SystemExit, match=rf"{given}\.npz {wrong}"):
-            fit_tables.main([str(vectors / "track_a.npz"), str(tmp_path / f"{given}.npz"), "--out", str(tables)])
-    assert not tables.exists()
 
 
 def test_a_pack_that_could_not_be_used_is_not_built(

@@ -17,6 +17,7 @@ from export.gfv_sei import (
     convert,
     from_motion,
     from_state,
+    main,
     sei_message,
     to_state,
 )
@@ -101,3 +102,19 @@ def test_a_stream_there_and_back(coded: Any, tmp_path: Path) -> None:
     assert figures["frames"] == coded[0].stats.frames and figures["worst_px"] <= 0.51 * 128 / 2**POINT_BITS
     assert (tmp_path / "a.sei").read_bytes()[0] == PAYLOAD_TYPE
     assert 0 < figures["stream"] < figures["coefficients"]
+
+
+@pytest.mark.parametrize("content", [None, b"no stream"])
+def test_what_is_no_stream_is_one_sentence(content: bytes | None, tmp_path: Path, capsys: Any) -> None:
+    if content is not None:
+        (tmp_path / "a.ncv").write_bytes(content)
+    assert main([str(tmp_path / "a.ncv"), "--out", str(tmp_path / "a.sei")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "a.sei").exists()
+
+
+def test_a_stream_without_motion_leaves_no_file(coded: Any, tmp_path: Path) -> None:
+    with open(tmp_path / "a.ncv", "wb") as file:
+        ContainerWriter(file, coded[1][0][0])
+    with pytest.raises(BitstreamError, match="holds no motion"):
+        convert(tmp_path / "a.ncv", None, tmp_path / "a.sei")
+    assert not (tmp_path / "a.sei").exists()
