@@ -388,7 +388,9 @@ def _turns(frame: av.VideoFrame) -> int:
 
 def _mirrored(frame: av.VideoFrame) -> bool:
     """Whether a frame is to be turned upside down before it is rotated: all that ``frame.rotation`` leaves out."""
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # 3 x 3, row by row
+    matrix: Any = None  # 3 x 3, row by row
+    with contextlib.suppress(ValueError):  # PyAV 18 reads none where one of them is of a kind it does not know, as Exif
+        matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return False
     (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).tolist()

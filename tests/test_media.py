@@ -331,6 +331,16 @@ def test_still_picture_is_a_film_of_one_frame(tmp_path: Path) -> None:
     assert pts == 0 and np.array_equal(image, picture(64, 48))
 
 
+def test_photographs_of_phones_are_turned_as_they_say(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    exif = image.Exif()
+    exif[0x0112] = 6  # orientation: to be turned clockwise
+    image.fromarray(picture(96, 64)).save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    ((_, found),) = read_frames(tmp_path / "phone.jpg")
+    wanted = np.rot90(picture(96, 64), -1)
+    assert found.shape == wanted.shape and np.abs(found.astype(int) - wanted).mean() < 6
+
+
 def test_a_cut_film_gives_the_frames_before_the_cut(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(20)]
