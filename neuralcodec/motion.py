@@ -48,9 +48,13 @@ class View:
             raise ValueError(f"View.absolute is {self.absolute!r}; expected True or False.")
         for name in (f.name for f in fields(self) if f.name != "absolute"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-                raise ValueError(f"View.{name} is {value!r}; expected a finite number.")
-            object.__setattr__(self, name, float(value))
+            try:
+                number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+            except OverflowError:
+                number = math.inf
+            if not math.isfinite(number):
+                raise ValueError(f"View.{name} is {value!r:.40}; expected a finite number.")
+            object.__setattr__(self, name, number)
 
     @property
     def rotation(self) -> Array:

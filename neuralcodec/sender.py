@@ -299,7 +299,8 @@ class PictureSender:
         updates = {key: sent for key, sent in missing.items() if sent.packets and sent.chain is self._chain}
         cost = sum(len(bytes(packet)) for sent in updates.values() for packet in sent.packets)
         absent = [key for key, sent in self.held.items() if key not in held and sent.chain is self._chain]
-        if absent and (absent[0] - 1) % 256 in held and cost < self.rate.key_bytes:
+        follows = bool(absent and self.held[absent[0]].packets)  # a key that is lost begins nothing
+        if follows and (absent[0] - 1) % 256 in held and cost < self.rate.key_bytes:
             for sent in updates.values():
                 self.again += sent.packets
                 sent.since, sent.at, sent.lost = self._sequence, self._now, True

@@ -75,7 +75,7 @@ def test_no_turn_changes_nothing_and_turns_add_up(angles: tuple[float, float, fl
 
 
 def test_a_view_is_finite_numbers() -> None:
-    for wrong in (float("nan"), float("inf"), "10", None, True, 1j, np.zeros(2)):
+    for wrong in (float("nan"), float("inf"), 10**400, "10", None, True, 1j, np.zeros(2)):
         for name in ("yaw", "pitch", "roll", "x", "y"):
             with pytest.raises(ValueError, match=f"View.{name} is .*finite number"):
                 View(**{name: wrong})  # type: ignore[arg-type]

@@ -65,6 +65,12 @@ def test_with_its_key_a_chain_is_lost_and_what_stands_before_it_is_used() -> Non
     assert pictures.rate.picture_bytes == pictures.rate.key_bytes > update  # the next one is a key
 
 
+def test_updates_of_a_lost_key_are_not_sent_again_after_the_last_picture_of_another_chain() -> None:
+    pictures = sender((3, picture(3, OLD, update=False)), (4, picture(4, NEW, update=False)), (5, picture(5, NEW)))
+    tell(pictures, 3)
+    assert not pictures.again and list(pictures.held) == [3] and pictures._chain is None
+
+
 def test_an_update_behind_one_that_never_came_does_not_help() -> None:
     pictures = sender((0, picture(0, NEW, update=False)), (2, picture(2, NEW)), (3, picture(3, NEW)))
     tell(pictures, 0)  # 1 has been forgotten at this end
