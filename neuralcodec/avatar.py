@@ -14,8 +14,9 @@ import numpy as np
 
 from .errors import NoFaceError
 from .face import Square, crop, frames_head, head_square
-from .gaze import POINTS
+from .gaze import EYES, POINTS
 from .inference import Inference, MotionEstimate
+from .lids import OPEN, UPPER, Usual, openings
 from .motion import Array, MotionParams, euler_angles, rotation_matrix
 
 Transfer = Literal["relative", "absolute"]
@@ -77,24 +78,27 @@ class AvatarDriver:
         self._transfer = avatar.transfer
         self._turns = networks.pack.view_range.limits[:3]
         self._start: tuple[MotionEstimate, Square] | None = None
+        self._usual = Usual()
 
     def recenter(self) -> None:
         """Take the next frame for the sender's calm face."""
         self._start = None
 
-    def driven(self, estimate: MotionEstimate, square: Square) -> MotionEstimate:
-        """The avatar's motion, in ``self.square``, for the sender's ``estimate`` made in ``square`` of the camera."""
+    def driven(self, estimate: MotionEstimate, square: Square, seconds: float) -> MotionEstimate:
+        """The avatar's motion, in ``self.square``, for the sender's ``estimate`` made in ``square`` of the camera at
+        ``seconds``."""
         if self._start is None:
             self._start = estimate, square
         start, there = self._start
         now = estimate.placed(square, there)  # the crop may have followed the face since
-        return replace(self._own, motion=self._carried(start, now), confidence=estimate.confidence)
+        return replace(self._own, motion=self._carried(start, now, seconds), confidence=estimate.confidence)
 
-    def _carried(self, start: MotionEstimate, now: MotionEstimate) -> MotionParams:
+    def _carried(self, start: MotionEstimate, now: MotionEstimate, seconds: float) -> MotionParams:
         own, first, latest = self._own.motion, start.motion, now.motion
         # of one identity, so that its error is not taken for expression
-        expression = now.relative_to(start.canonical).delta
-        moved = expression - first.delta
+        told = now.relative_to(start.canonical)
+        expression = told.delta
+        moved = expression - self._calm(start, self._usual.follow(openings(told, start.canonical), seconds))
         rotation = latest.rotation
         if self._transfer == "relative":
             expression = own.delta + moved
@@ -107,6 +111,17 @@ class AvatarDriver:
         way = (latest.translation - first.translation) * np.float32(own.scale / first.scale)
         driven = MotionParams.from_matrix(rotation, own.translation + way, own.scale * size, expression)
         return replace(driven, translation=driven.translation + self._back_inside(driven))
+
+    def _calm(self, start: MotionEstimate, usual: list[float]) -> Array:
+        """float32 (K, 3), expression of the first frame; its eyes open where it was a blink, or the avatar would stare
+        whenever they are. usual: openings of this sender's eyes; none where the layout is not known."""
+        face, delta = start.canonical + start.motion.delta, np.array(start.motion.delta)
+        found = openings(start.motion, start.canonical)
+        for (outer, inner, upper, lower, _), now, wide in zip(EYES[: len(found)], found, usual, strict=True):
+            way = max(0.0, OPEN * wide - now) * float(np.linalg.norm(face[outer] - face[inner]))
+            delta[upper, 1] -= UPPER * way
+            delta[lower, 1] += (1 - UPPER) * way
+        return delta
 
     def _back_inside(self, driven: MotionParams) -> Array:
         """float32 (3,): the way that brings the face back to where the picture shows all of it; mostly none."""

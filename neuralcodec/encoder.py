@@ -250,7 +250,7 @@ class Encoder:
         if estimate is not None:
             estimate = replace(estimate, motion=self._lids.closed(estimate.motion, estimate.canonical, seconds))
         if self._avatar is not None:  # from here on the camera's picture is out of play
-            found = estimate = self._avatar.driven(estimate, square) if estimate else None
+            found = estimate = self._avatar.driven(estimate, square, seconds) if estimate else None
             picture, tile, square = self._avatar.tile, self._avatar.tile, self._avatar.square
 
         if estimate is None:

@@ -12,7 +12,9 @@ import neuralcodec as nc
 from neuralcodec.avatar import AvatarDriver
 from neuralcodec.concealment import Concealment
 from neuralcodec.face import Square, resize
+from neuralcodec.gaze import EYES
 from neuralcodec.inference import Inference, MotionEstimate
+from neuralcodec.lids import openings
 from neuralcodec.motion import Array, MotionParams, rotation_matrix
 from neuralcodec.packet import Motion, ReferencePart, StreamHeader
 from neuralcodec.rate import RateControl
@@ -74,46 +76,63 @@ def test_a_picture_without_a_face_is_refused(networks: Inference) -> None:
 def test_relative_motion_starts_at_the_avatars_own(networks: Inference, portrait: Array) -> None:
     driver = AvatarDriver(nc.Avatar(portrait, CONSENT), networks)
     here = Square(0, 0, 256)
-    own = driver.driven(estimate(yaw=20, x=0.3, smile=0.2), here).motion
+    own = driver.driven(estimate(yaw=20, x=0.3, smile=0.2), here, 0.0).motion
     assert np.allclose(own.flat(), driver._own.motion.flat(), atol=1e-4)
-    after = driver.driven(estimate(yaw=30, x=0.4, smile=0.25, scale=0.55), here).motion
+    after = driver.driven(estimate(yaw=30, x=0.4, smile=0.25, scale=0.55), here, 0.0).motion
     turn = own.rotation.T @ after.rotation
     assert np.allclose(turn, rotation_matrix(10, 0, 0), atol=1e-4)
     assert np.allclose((after.delta - own.delta)[:16], 0.05, atol=1e-5)  # lips: see below
     assert np.isclose(after.scale / own.scale, 1.1, atol=1e-5)
     assert np.isclose((after.translation - own.translation)[0], 0.1 * own.scale / 0.5, atol=1e-5)
     driver.recenter()
-    assert np.allclose(driver.driven(estimate(yaw=30), here).motion.flat(), own.flat(), atol=1e-4)
+    assert np.allclose(driver.driven(estimate(yaw=30), here, 0.0).motion.flat(), own.flat(), atol=1e-4)
+
+
+def test_a_sender_who_begins_with_a_blink_does_not_make_the_avatar_stare(networks: Inference, portrait: Array) -> None:
+    driver = AvatarDriver(nc.Avatar(portrait, CONSENT), networks)
+    here, own = Square(0, 0, 256), driver._own
+    shut = replace(own, motion=replace(own.motion, delta=own.motion.delta.copy()))
+    face = own.canonical + own.motion.delta
+    for _, _, upper, lower, _ in EYES:
+        shut.motion.delta[upper, 1] += 0.9 * (face[lower, 1] - face[upper, 1])
+    before = openings(own.motion, own.canonical)
+    first = openings(driver.driven(shut, here, 0.0).motion, own.canonical)
+    assert np.allclose(first, before, atol=1e-4)  # nobody can know yet
+    for frame in range(1, 200):
+        later = openings(driver.driven(own, here, frame / 25).motion, own.canonical)
+    assert np.all(np.array(later) < 1.25 * np.array(before)), "1.9 times without"
+    blink = openings(driver.driven(shut, here, 8.0).motion, own.canonical)
+    assert np.all(np.array(blink) < 0.4 * np.array(before))
 
 
 def test_absolute_motion_is_the_senders(networks: Inference, portrait: Array) -> None:
     driver = AvatarDriver(nc.Avatar(portrait, CONSENT, "absolute"), networks)
     here = Square(0, 0, 256)
-    first = driver.driven(estimate(yaw=20, smile=0.1), here).motion
+    first = driver.driven(estimate(yaw=20, smile=0.1), here, 0.0).motion
     assert np.isclose(first.yaw, 20, atol=1e-3) and np.allclose(first.delta, 0.1, atol=1e-5)
     # what the motion network takes for another shape of the same face is expression
-    assert np.allclose(driver.driven(estimate(shape=0.02), here).motion.delta, 0.02, atol=1e-5)
+    assert np.allclose(driver.driven(estimate(shape=0.02), here, 0.0).motion.delta, 0.02, atol=1e-5)
 
 
 def test_a_crop_that_follows_the_camera_moves_nothing(networks: Inference, portrait: Array) -> None:
     driver = AvatarDriver(nc.Avatar(portrait, CONSENT), networks)
-    first = driver.driven(estimate(x=0.2), Square(0, 0, 200)).motion
-    moved = driver.driven(estimate(x=0.0), Square(20, 0, 200)).motion  # the same place in the camera's picture
+    first = driver.driven(estimate(x=0.2), Square(0, 0, 200), 0.0).motion
+    moved = driver.driven(estimate(x=0.0), Square(20, 0, 200), 0.0).motion  # the same place in the camera's picture
     assert np.allclose(first.translation, moved.translation, atol=1e-5)
 
 
 def test_the_avatar_stays_in_the_picture(networks: Inference, portrait: Array) -> None:
     driver = AvatarDriver(nc.Avatar(portrait, CONSENT), networks)
     here = Square(0, 0, 256)
-    driver.driven(estimate(), here)
+    driver.driven(estimate(), here, 0.0)
     own = driver._own
     for x, y in ((5.0, 5.0), (-5.0, -5.0)):
-        far = driver.driven(estimate(x=x, y=y), here).motion.keypoints(own.canonical)[:, :2]
+        far = driver.driven(estimate(x=x, y=y), here, 0.0).motion.keypoints(own.canonical)[:, :2]
         assert np.abs(far).max() <= max(0.95, np.abs(own.keypoints[:, :2]).max()) + 1e-5
         assert np.allclose(np.abs(far).max(0), 0.95, atol=1e-5)  # no nearer to the middle than it takes
     close = replace(own.motion, scale=1.3 * own.motion.scale)  # a picture with more of a face in it
     driver._own = replace(own, motion=close)
-    large = driver.driven(estimate(scale=3.0), here).motion
+    large = driver.driven(estimate(scale=3.0), here, 0.0).motion
     assert np.isclose(large.scale, 1.6 * close.scale)
     face = large.keypoints(own.canonical)[:, :2]
     assert np.ptp(face[:, 1]) > 1.9 and np.isclose(face[:, 1].min(), -face[:, 1].max(), atol=1e-5)
@@ -124,17 +143,17 @@ def test_relative_turns_end_where_the_pack_no_longer_shows_them_well(networks: I
     for transfer, turned in (("relative", limits.yaw), ("absolute", 60.0)):
         driver = AvatarDriver(nc.Avatar(portrait, CONSENT, transfer), networks)
         own = driver._own.motion.rotation if transfer == "relative" else np.eye(3)
-        driver.driven(estimate(), here)
+        driver.driven(estimate(), here, 0.0)
         for sign in (-1, 1):
-            turn = own.T @ driver.driven(estimate(yaw=60.0 * sign), here).motion.rotation
+            turn = own.T @ driver.driven(estimate(yaw=60.0 * sign), here, 0.0).motion.rotation
             assert np.allclose(turn, rotation_matrix(sign * turned, 0, 0), atol=1e-4)
 
 
 def test_lips_that_move_a_little_are_driven_further(networks: Inference, portrait: Array) -> None:
     driver = AvatarDriver(nc.Avatar(portrait, CONSENT), networks)
     here = Square(0, 0, 256)
-    start = driver.driven(estimate(), here).motion.delta
-    little, wide = (driver.driven(estimate(smile=by), here).motion.delta - start for by in (0.01, 0.1))
+    start = driver.driven(estimate(), here, 0.0).motion.delta
+    little, wide = (driver.driven(estimate(smile=by), here, 0.0).motion.delta - start for by in (0.01, 0.1))
     assert np.allclose(little[16:26], 0.0125, atol=1e-5) and np.allclose(little[:16], 0.01, atol=1e-5)
     assert np.allclose(wide, 0.1, atol=1e-5)  # sizes of 0.05 and 0.55 head units
 
