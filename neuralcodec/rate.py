@@ -101,8 +101,9 @@ HEADER_SECONDS = 1.0  # over which the headers of a transport are measured
 # Of SVT-AV1 from this rate on: many pictures a second must be coded faster, less so where nobody waits for them.
 # Chains of training clips, bits at equal MS-SSIM and time of a picture, with 4 for 1: 8 takes 1.29 and 0.45, 6 1.15
 # and 0.65, 2 0.95 and 1.7, 1 0.92 and 3, 0 0.91 and 8. As files seven clips are at a VMAF of 47.1 at 8 kbit/s with 6,
-# at 47.8 with 2 and at 49.2 with 1, and at 16 kbit/s at 53.9 with 8 and at 58.5 with 2.
-PRESETS = ((6.0, 6), (0.0, 4))
+# at 47.8 with 2 and at 49.2 with 1, and at 16 kbit/s at 53.9 with 8 and at 58.5 with 2. Calls of 16 clips at 8 kbit/s
+# are at 28.91 dB and 47.3 with 6, at 29.13 and 48.3 with 4.
+PRESETS = ((12.0, 6), (0.0, 4))
 PRESETS_AHEAD = ((12.0, 2), (0.0, 1))
 # By how many quantizer indices (of AV1's 255) updates are coarser than their key, from this rate on. 28 training clips
 # of six seconds at 4 kbit/s, motion not waiting: 44 gives 26.39 dB, MS-SSIM 0.901 and landmarks 1.52 px off, 36 fewer
