@@ -257,6 +257,9 @@ def test_rates_count_headers_first_pictures_and_shared_packets() -> None:
     assert found["kbps"] == pytest.approx(8.0) and found["net"] == pytest.approx(3.2)
     assert found["wire"] == pytest.approx(8 + 25 * 0.32)
     assert found["wire_shared"] == pytest.approx(8 + 5 * 0.32)  # five windows of 200 ms hold all of it
+    assert found["peak"] == 1.0  # shorter than two seconds
+    uneven = points.rates({**coded, "bytes": 1000, "sent": [[0]] * 30 + [[20]] * 50 + [[0]] * 20}, 4.0)
+    assert uneven["peak"] == pytest.approx(2.0)
     assert found["call_1"] == pytest.approx(4 + 4 / 60) and found["call_10"] == pytest.approx(4 + 4 / 600)
     assert points._split(2500) == [1200, 1200, 100] and points._split(1200) == [1200] and points._split(0) == []
 
