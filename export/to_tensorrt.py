@@ -3,13 +3,15 @@
     python -m export.to_tensorrt --onnx build/onnx --out build/engines --max-batch 32
 
 Optional: ``open_session(graph, device="tensorrt")`` builds and caches the same engines when it first needs them. Built
-here they can be shipped to machines with the same GPU and TensorRT. Not run on hardware by us: see runtime/trt.py.
+here they can be shipped to machines with the same GPU and TensorRT. motion.engine never multiplies in TF32: both ends
+of a stream must find the same keypoints. Not run on hardware by us: see runtime/trt.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from neuralcodec.errors import NeuralCodecError, PackError
@@ -24,8 +26,9 @@ def build_folder(graphs: Path, out: Path, options: EngineOptions) -> list[Path]:
     paths = []
     for path in found:
         graph = path.read_bytes()
-        tag = here(graph, options)
-        plan = build_engine(graph, options, timing=out / "kernels.timing")
+        suited = replace(options, tf32=False) if path.stem == "motion" else options
+        tag = here(graph, suited)
+        plan = build_engine(graph, suited, timing=out / "kernels.timing")
         paths.append(out / f"{path.stem}.engine")
         write_whole(paths[-1], pack_engine(tag, plan))
     return paths

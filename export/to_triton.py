@@ -56,7 +56,7 @@ class Options:
     queue_us: int = 2000
     kind: str = "auto"
     instances: int = 1
-    tensorrt: bool = False  # through ONNX Runtime's TensorRT provider
+    tensorrt: bool = False  # through ONNX Runtime's TensorRT provider, all but motion
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -84,7 +84,8 @@ def write_repository(pack: Pack, out: Path, options: Options, *, force: bool = F
             (model / "1").mkdir(parents=True)
             graph = pack.graph(name) if options.kind == "cpu" else float_graph(pack.graph(name))
             (model / "1" / "model.onnx").write_bytes(graph)
-            (model / "config.pbtxt").write_text(model_config(model.name, inputs, outputs, options), "utf-8")
+            config = model_config(model.name, inputs, outputs, options, exact=name == "motion")
+            (model / "config.pbtxt").write_text(config, "utf-8")
         show = folder / f"{pack.name}_show"
         (show / "1").mkdir(parents=True)  # an ensemble has a version folder and nothing in it
         (show / "1" / ".keep").write_text("", "utf-8")
@@ -110,14 +111,20 @@ def ports_of(graph: bytes, name: str) -> tuple[list[Tensor], list[Tensor]]:
     return [tensor(v) for v in model.graph.input], [tensor(v) for v in model.graph.output]
 
 
-def model_config(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], options: Options) -> str:
-    """config.pbtxt of one ONNX model with dynamic batching and a warm-up."""
+def model_config(
+    name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], options: Options, *, exact: bool = False
+) -> str:
+    """config.pbtxt of one ONNX model with dynamic batching and a warm-up. exact: in float32, not in TF32."""
     parts = [f'name: "{name}"', 'backend: "onnxruntime"', f"max_batch_size: {options.max_batch}"]
     parts += [_tensor("input", t) for t in inputs] + [_tensor("output", t) for t in outputs]
     parts.append(f"instance_group [ {{ kind: KIND_{options.kind.upper()} count: {options.instances} }} ]")
     parts.append(f"dynamic_batching {{ max_queue_delay_microseconds: {options.queue_us} }}")
-    if options.tensorrt:
-        parts.append('optimization { execution_accelerators { gpu_execution_accelerator [ { name: "tensorrt" } ] } }')
+    accelerator = 'name: "tensorrt"' if options.tensorrt else ""
+    if exact and options.kind != "cpu":  # the CUDA provider can be told not to multiply in TF32, TensorRT's cannot
+        accelerator = 'name: "cuda" parameters { key: "use_tf32" value: "0" }'
+    if accelerator:
+        accelerators = f"gpu_execution_accelerator [ {{ {accelerator} }} ]"
+        parts.append(f"optimization {{ execution_accelerators {{ {accelerators} }} }}")
     zeros = "\n".join(
         f'    inputs {{ key: "{t.name}" value {{ data_type: {t.type} {_dims(t)} zero_data: true }} }}' for t in inputs
     )

@@ -101,7 +101,7 @@ def _pack() -> Iterator[Line]:
         lacking = "" if find_spec("onnx") else ", which needs the package onnx: pip install onnx"
         yield GOOD, f"the pack renders in 8 bits on a CPU, and in float32 on a GPU{lacking}"
     try:
-        session = open_session(pack.graph("motion"), device="auto")
+        session = open_session(pack.graph("motion"), device="auto", exact=True)
         yield GOOD, f"the pack's motion network opened on {session.provider}"
     except NeuralCodecError as error:
         yield BAD, f"the pack's networks cannot be opened: {error}"

@@ -114,7 +114,8 @@ class Inference:
         self._together: tuple[tuple[ReferenceFeatures, ...], Any] = ((), None)  # of the last batch
 
     def _open(self, name: str) -> Session:
-        return open_session(self.pack.graph(name), device=self._device, threads=self._threads)
+        exact = name == "motion"  # both ends estimate the motion of a reference, whatever they run on
+        return open_session(self.pack.graph(name), device=self._device, threads=self._threads, exact=exact)
 
     @cached_property
     def _motion(self) -> Session:

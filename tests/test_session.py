@@ -10,7 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import neuralcodec.runtime.ort as ort_backend
+import neuralcodec.runtime.trt as trt_backend
+from neuralcodec import inference
 from neuralcodec.errors import BackendUnavailableError, InferenceError, PackError
+from neuralcodec.pack import load_pack
 from neuralcodec.runtime.ort import (
     PLANS_KEPT,
     PROVIDERS,
@@ -165,6 +169,38 @@ def test_providers_come_with_their_fallbacks_in_order() -> None:
     assert dict(providers("cuda", cuda_graphs=True))["CUDAExecutionProvider"]["enable_cuda_graph"] == "1"
     assert providers("cpu") == [("CPUExecutionProvider", {})]
     assert set(PROVIDERS) == set(DEVICES) - {"auto", "tensorrt"}
+
+
+@pytest.mark.parametrize(("exact", "tf32"), [(True, "0"), (False, "1")])
+def test_an_exact_network_does_not_multiply_in_tf32(exact: bool, tf32: str) -> None:
+    assert dict(providers("cuda", exact=exact))["CUDAExecutionProvider"]["use_tf32"] == tf32
+    assert open_session(GRAPH, exact=exact).provider in PROVIDERS.values()  # a CPU knows no TF32 and runs both
+
+
+def test_onnx_runtimes_tensorrt_leaves_exact_networks_to_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[str, bool]] = []
+    monkeypatch.setattr(ort_backend, "OrtSession", lambda graph, *, device, exact, **_: opened.append((device, exact)))
+    for exact in (True, False):
+        open_session(GRAPH, device="ort-tensorrt", exact=exact)
+    assert opened == [("cuda", True), ("ort-tensorrt", False)]
+    with pytest.raises(ValueError, match="no switch for TF32"):
+        OrtSession(GRAPH, device="ort-tensorrt", exact=True)
+
+
+def test_tensorrt_builds_exact_networks_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[bool] = []
+    monkeypatch.setattr(trt_backend, "TensorRTSession", lambda graph, *, options, **_: built.append(options.tf32))
+    for exact in (True, False):
+        open_session(GRAPH, device="tensorrt", exact=exact)
+    assert built == [False, True]
+
+
+def test_of_a_packs_networks_motion_alone_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(inference, "open_session", lambda graph, *, exact, **_: asked.append(exact))
+    networks = inference.Inference(load_pack())
+    assert (networks._motion, networks._reference, networks._render) == (None, None, None)
+    assert asked == [True, False, False]
 
 
 def test_inputs_bound_on_a_device_run_through_io_binding() -> None:

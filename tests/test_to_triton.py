@@ -55,7 +55,9 @@ def test_the_repository_is_what_the_schema_and_the_pack_say(schema: Any, tmp_pat
             assert {t.data_type for t in declared} == {schema.TYPE_FP32}
         assert config.dynamic_batching.max_queue_delay_microseconds == 500
         assert [(g.kind, g.count) for g in config.instance_group] == [(schema.ModelInstanceGroup.KIND_GPU, 2)]
-        assert config.optimization.execution_accelerators.gpu_execution_accelerator[0].name == "tensorrt"
+        (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        wanted = ("cuda", {"use_tf32": "0"}) if name == "motion" else ("tensorrt", {})
+        assert (accelerator.name, dict(accelerator.parameters)) == wanted
         warm = config.model_warmup[0]
         assert set(warm.inputs) == {t.name for t in config.input} and all(v.zero_data for v in warm.inputs.values())
     show = configs["show"]
@@ -87,6 +89,14 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path, capsys: pytest.Cap
     assert [p.name for p in tmp_path.iterdir()] == ["models"]
     assert main(["--out", str(tmp_path / "other"), "--max-batch", "0"]) == 1
     assert "must be at least 1" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_motion_alone_is_kept_from_tf32(tmp_path: Path) -> None:
+    for kind, switched in (("gpu", True), ("auto", True), ("cpu", False)):
+        write_repository(load_pack(), tmp_path / kind, Options(kind=kind))
+        texts = {n: (tmp_path / kind / f"portrait_{n}" / "config.pbtxt").read_text() for n in ("motion", "render")}
+        assert ('key: "use_tf32" value: "0"' in texts["motion"]) == switched
+        assert "tf32" not in texts["render"]
 
 
 def test_a_graph_that_cannot_be_batched_is_refused() -> None:

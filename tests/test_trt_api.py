@@ -16,11 +16,13 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from export import to_tensorrt
 from neuralcodec.errors import BackendUnavailableError, PackError
 from neuralcodec.runtime.engine import (
     EngineOptions,
@@ -284,6 +286,24 @@ def test_an_engine_runs_only_where_it_was_built_for(
     built = EngineTag("ab" * 32, **here, options=EngineOptions(**options))
     found = built.unfit(EngineTag("", **{**here, **machine}, options=EngineOptions()))
     assert found == reason if reason is None else found is not None and reason in found
+
+
+def test_an_engine_in_tf32_does_not_run_a_network_that_must_be_exact() -> None:
+    fast, exact = (EngineTag("", TAG.gpu, TAG.capability, TAG.tensorrt, EngineOptions(tf32=tf32)) for tf32 in (1, 0))
+    assert "TF32" in (fast.unfit(exact) or "")
+    assert exact.unfit(exact) is exact.unfit(fast) is fast.unfit(fast) is None
+
+
+def test_the_motion_engine_is_built_without_tf32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With stand-ins for what needs a GPU: which options each graph is built with."""
+    built: dict[bytes, EngineOptions] = {}
+    monkeypatch.setattr(to_tensorrt, "here", lambda graph, options: replace(TAG, options=options))
+    monkeypatch.setattr(to_tensorrt, "build_engine", lambda graph, o, timing: built.update({graph: o}) or b"")
+    for name in ("motion", "render"):
+        (tmp_path / f"{name}.onnx").write_bytes(name.encode())
+    for path in to_tensorrt.build_folder(tmp_path, tmp_path / "out", EngineOptions(max_batch=32)):
+        assert unpack_engine(path.read_bytes())[0].options == built[path.stem.encode()]
+    assert built == {b"motion": EngineOptions(max_batch=32, tf32=False), b"render": EngineOptions(max_batch=32)}
 
 
 def test_the_cache_name_depends_on_everything_in_the_tag() -> None:

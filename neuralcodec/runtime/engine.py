@@ -61,7 +61,10 @@ class EngineTag:
         return f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.engine"
 
     def unfit(self, here: EngineTag) -> str | None:
-        """Why an engine with this tag must not run ``here`` (``here.graph`` and options are not looked at)."""
+        """Why an engine with this tag must not run ``here`` (of ``here.options`` only ``tf32`` is looked at, and not
+        ``here.graph``)."""
+        if self.options.tf32 and not here.options.tf32:
+            return "it multiplies in TF32 and this network must not"
         same_release = self.tensorrt == here.tensorrt
         if not same_release and not (self.options.version_compatible and _later_release(self.tensorrt, here.tensorrt)):
             return f"it was built by TensorRT {self.tensorrt} and this is {here.tensorrt}"

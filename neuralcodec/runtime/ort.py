@@ -1,8 +1,8 @@
 """Networks in ONNX Runtime, on the CPU or an NVIDIA GPU. Knows no network by name and never falls back in silence.
 
-The CUDA provider has run on an H100 (ONNX Runtime 1.31.1 for CUDA 13). NOT RUN BY US: the TensorRT provider, driven as
-its documentation says. What the CPU wheel has of both (binding, device values, copies between them, where each node
-runs) is tested on the CPU.
+The CUDA provider has run on an H100 (ONNX Runtime 1.31.1 for CUDA 13), before there was ``exact``. NOT RUN BY US: that
+option and the TensorRT provider, driven as their documentation says. What the CPU wheel has of both (binding, device
+values, copies between them, where each node runs) is tested on the CPU.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class OrtSession:
 
     cuda_graphs: on a GPU, record the kernels of each set of input shapes once and replay them: same outputs to the bit,
     and a renderer's frame four times sooner on an H100.
+    exact: float32 products with full mantissas, see :func:`neuralcodec.runtime.session.open_session`.
     """
 
     def __init__(
@@ -57,7 +58,10 @@ class OrtSession:
         threads: int | None = None,
         check_finite: bool = False,
         cuda_graphs: bool = True,
+        exact: bool = False,
     ) -> None:
+        if exact and device == "ort-tensorrt":
+            raise ValueError("exact networks cannot run on device 'ort-tensorrt', which has no switch for TF32.")
         ort = _onnxruntime()
         wanted = PROVIDERS[device]
         if wanted not in ort.get_available_providers():
@@ -75,7 +79,7 @@ class OrtSession:
         self._lock = threading.Lock()
         self._plans: dict[tuple[tuple[int, ...], ...], _Bound] = {}
         self._captured = 0
-        self._session = _load(ort, graph, device, threads, cuda_graphs=self._graphs)
+        self._session = _load(ort, graph, device, threads, cuda_graphs=self._graphs, exact=exact)
         found = self._session.get_providers()
         if found[:1] != [wanted]:
             raise BackendUnavailableError(
@@ -281,7 +285,9 @@ def _preload_cuda(ort: Any) -> None:
         preload()
 
 
-def _load(ort: Any, graph: bytes | Path, device: str, threads: int | None, *, cuda_graphs: bool = False) -> Any:
+def _load(
+    ort: Any, graph: bytes | Path, device: str, threads: int | None, *, cuda_graphs: bool = False, exact: bool = False
+) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or 0
@@ -300,16 +306,27 @@ def _load(ort: Any, graph: bytes | Path, device: str, threads: int | None, *, cu
     if device != "cpu":
         source = float_graph(graph.read_bytes() if isinstance(graph, Path) else graph)
     try:
-        return ort.InferenceSession(source, options, providers=providers(device, cuda_graphs=cuda_graphs))
+        return ort.InferenceSession(source, options, providers=providers(device, cuda_graphs=cuda_graphs, exact=exact))
     except Exception as error:
         what = str(graph) if isinstance(graph, Path) else f"The network ({len(graph)} bytes)"
         raise PackError(f"{what} cannot be loaded by ONNX Runtime {ort.__version__}: {_first_line(error)}") from error
 
 
-def providers(device: str, *, cuda_graphs: bool = False) -> list[tuple[str, dict[str, str]]]:
+def providers(device: str, *, cuda_graphs: bool = False, exact: bool = False) -> list[tuple[str, dict[str, str]]]:
     """Execution providers for a device, the wanted one first, with their options."""
-    graphs = "1" if cuda_graphs else "0"
-    cuda = (PROVIDERS["cuda"], {"enable_cuda_graph": graphs, "cudnn_conv_algo_search": "EXHAUSTIVE"})
+    cpu: tuple[str, dict[str, str]] = (PROVIDERS["cpu"], {})
+    if device == "cpu":
+        return [cpu]
+    cuda = (
+        PROVIDERS["cuda"],
+        {
+            "enable_cuda_graph": "1" if cuda_graphs else "0",
+            "cudnn_conv_algo_search": "EXHAUSTIVE",
+            "use_tf32": "0" if exact else "1",  # known since ONNX Runtime 1.18; 1 is the default
+        },
+    )
+    if device == "cuda":
+        return [cuda, cpu]
     engines = cache_folder() / "onnxruntime"
     trt = (
         PROVIDERS["ort-tensorrt"],
@@ -318,11 +335,10 @@ def providers(device: str, *, cuda_graphs: bool = False) -> list[tuple[str, dict
             "trt_engine_cache_path": str(engines),
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(engines),
-            "trt_cuda_graph_enable": graphs,
+            "trt_cuda_graph_enable": "1" if cuda_graphs else "0",
         },
     )
-    cpu: tuple[str, dict[str, str]] = (PROVIDERS["cpu"], {})
-    return {"cpu": [cpu], "cuda": [cuda, cpu], "ort-tensorrt": [trt, cuda, cpu]}[device]
+    return [trt, cuda, cpu]
 
 
 def _port(value: Any) -> Port:

@@ -53,7 +53,12 @@ class Port:
 
 
 def open_session(
-    graph: bytes | Path, *, device: str = "cpu", threads: int | None = None, check_finite: bool = False
+    graph: bytes | Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    check_finite: bool = False,
+    exact: bool = False,
 ) -> Session:
     """Load an ONNX graph onto a device.
 
@@ -63,20 +68,26 @@ def open_session(
     CPU, raises :class:`BackendUnavailableError`; nothing falls back in silence.
     threads: CPU threads of this session, None for one per physical core. Ignored on a GPU.
     check_finite: raise :class:`InferenceError` when an output holds NaN or infinity. Costs a pass over the outputs.
+    exact: multiply float32 numbers in full. GPUs since Ampere otherwise round them to 10-bit mantissas (TF32), which is
+    faster and may do for pictures, not for what both ends of a stream compute from the same pixels. ONNX Runtime's
+    TensorRT provider has no such switch, so "ort-tensorrt" leaves an exact network to the CUDA provider.
     """
     if device not in DEVICES:
         raise BackendUnavailableError(f"device {device!r} is unknown; it is one of {', '.join(DEVICES)}.")
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; it must be at least 1, or None.")
     if device == "tensorrt":
+        from neuralcodec.runtime.engine import EngineOptions
         from neuralcodec.runtime.trt import TensorRTSession
 
-        return TensorRTSession(graph, check_finite=check_finite)
+        return TensorRTSession(graph, options=EngineOptions(tf32=not exact), check_finite=check_finite)
     from neuralcodec.runtime.ort import OrtSession, cuda_usable
 
     if device == "auto":
         device = "cuda" if cuda_usable() else "cpu"
-    return OrtSession(graph, device=device, threads=threads, check_finite=check_finite)
+    if device == "ort-tensorrt" and exact:
+        device = "cuda"
+    return OrtSession(graph, device=device, threads=threads, check_finite=check_finite, exact=exact)
 
 
 def cores() -> int:

@@ -63,7 +63,7 @@ class TensorRTSession:
         data = graph.read_bytes() if isinstance(graph, Path) else graph
         if data.startswith(MAGIC):
             tag, plan = unpack_engine(data)
-            reason = tag.unfit(here(b"", tag.options))
+            reason = tag.unfit(here(b"", options))
             if reason is not None:
                 raise PackError(
                     f"{graph if isinstance(graph, Path) else 'The engine'} cannot run: {reason}; build it again."
