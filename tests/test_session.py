@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from neuralcodec.pack import load_pack
 from neuralcodec.runtime.ort import (
     PLANS_KEPT,
     PROVIDERS,
+    RECORDED,
+    UNRECORDED,
     OrtSession,
     check_placement,
     cuda_usable,
@@ -128,9 +131,32 @@ def test_bound_inputs_may_change_from_run_to_run(fixed: bool) -> None:
         for name in wanted:
             np.testing.assert_allclose(out[name], wanted[name], rtol=1e-5)
     assert len(session._plans) == 2
-    for size in range(6, 20):
+    for size in range(6, 6 + 2 * PLANS_KEPT):
         f = feeds(batch=size)
         session.run({"image": f["image"], **session._to_device({"gain": f["gain"]})})
+    assert len(session._plans) == PLANS_KEPT
+
+
+def test_recordings_are_bounded_and_stay_with_their_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime keeps each gpu_graph_id's recording for the life of a session, and it reads from fixed addresses."""
+    made: list[tuple[int, str]] = []
+
+    class Noted(ort_backend._Bound):
+        def __init__(self, ort: Any, session: Any, device: str, inputs: Any, outputs: Any, graph_id: str) -> None:
+            super().__init__(ort, session, device, inputs, outputs, graph_id)
+            made.append((inputs["image"][1][0], graph_id))
+
+    monkeypatch.setattr(ort_backend, "_Bound", Noted)
+    session = OrtSession(GRAPH)
+    session._graphs = True
+    for _ in range(2):
+        for batch in range(1, RECORDED + 4):
+            f = feeds(batch=batch)
+            out = session.run({"image": f["image"], **session._to_device({"gain": f["gain"]})})
+            np.testing.assert_allclose(out["total"], expected(f)["total"], rtol=1e-5)
+    recorded = [(batch, graph_id) for batch, graph_id in made if graph_id != UNRECORDED]
+    assert recorded == [(batch, str(batch)) for batch in range(1, RECORDED + 1)]  # each once, under an id of its own
+    assert [batch for batch, graph_id in made if graph_id == UNRECORDED] == [RECORDED + n for n in (1, 2, 3, 1, 2, 3)]
     assert len(session._plans) == PLANS_KEPT
 
 
@@ -167,6 +193,8 @@ def test_providers_come_with_their_fallbacks_in_order() -> None:
         "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider",
     ]  # fmt: skip
     assert dict(providers("cuda", cuda_graphs=True))["CUDAExecutionProvider"]["enable_cuda_graph"] == "1"
+    recorded = dict(providers("ort-tensorrt", cuda_graphs=True))  # it would replay one shape's recording for all others
+    assert recorded["TensorrtExecutionProvider"]["trt_cuda_graph_enable"] == "0"
     assert providers("cpu") == [("CPUExecutionProvider", {})]
     assert set(PROVIDERS) == set(DEVICES) - {"auto", "tensorrt"}
 

@@ -1,8 +1,8 @@
 """Networks in ONNX Runtime, on the CPU or an NVIDIA GPU. Knows no network by name and never falls back in silence.
 
-The CUDA provider has run on an H100 (ONNX Runtime 1.31.1 for CUDA 13), before there was ``exact``. NOT RUN BY US: that
-option and the TensorRT provider, driven as their documentation says. What the CPU wheel has of both (binding, device
-values, copies between them, where each node runs) is tested on the CPU.
+The CUDA provider has run on an H100 (ONNX Runtime 1.31.1 for CUDA 13), before there were ``exact`` and RECORDED. NOT
+RUN BY US: those and the TensorRT provider, driven as their documentation says. What the CPU wheel has of both (binding,
+device values, copies between them, where each node runs) is tested on the CPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ PROVIDERS = {
     "ort-tensorrt": "TensorrtExecutionProvider",  # engines inside ONNX Runtime; runtime/trt.py is TensorRT without it
 }
 HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "GridSample"}  # on a GPU, one of these on the CPU spoils everything
-PLANS_KEPT = 8  # sets of input shapes a GPU session keeps buffers (and a CUDA graph) for
+PLANS_KEPT = 16  # sets of input shapes a GPU session keeps buffers for
+# Of those, the sets it records a CUDA graph for: the first ones, for good. ONNX Runtime releases a recording with the
+# session only, and a recording needs the buffers that it was made with.
+RECORDED = PLANS_KEPT - 1
+UNRECORDED = "-1"  # the gpu_graph_id that turns recording off for one run
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -45,7 +49,7 @@ ERRORS_ONLY = 3  # ONNX Runtime's log severity; its warnings about providers are
 class OrtSession:
     """A :class:`neuralcodec.runtime.session.Session` in ONNX Runtime.
 
-    cuda_graphs: on a GPU, record the kernels of each set of input shapes once and replay them: same outputs to the bit,
+    cuda_graphs: on CUDA, record the kernels of each set of input shapes once and replay them: same outputs to the bit,
     and a renderer's frame four times sooner on an H100.
     exact: float32 products with full mantissas, see :func:`neuralcodec.runtime.session.open_session`.
     """
@@ -75,10 +79,10 @@ class OrtSession:
         self._ort = ort
         self._device = "cpu" if device == "cpu" else "cuda"  # where its memory is
         self._check_finite = check_finite
-        self._graphs = cuda_graphs and device != "cpu"
+        # The TensorRT provider does not know gpu_graph_id: it would replay the first shape's recording for all others.
+        self._graphs = cuda_graphs and device == "cuda"
         self._lock = threading.Lock()
         self._plans: dict[tuple[tuple[int, ...], ...], _Bound] = {}
-        self._captured = 0
         self._session = _load(ort, graph, device, threads, cuda_graphs=self._graphs, exact=exact)
         found = self._session.get_providers()
         if found[:1] != [wanted]:
@@ -126,9 +130,11 @@ class OrtSession:
         key = tuple(shapes.values())
         if key not in self._plans:
             if len(self._plans) == PLANS_KEPT:
-                del self._plans[next(iter(self._plans))]
+                del self._plans[next(key for key, plan in self._plans.items() if not plan.recorded)]
+            graph_id = None
+            if self._graphs:
+                graph_id = str(len(self._plans) + 1) if len(self._plans) < RECORDED else UNRECORDED
             sizes = {n: v for name, port in self._ports.items() for n, v in zip(port.shape, shapes[name], strict=True)}
-            self._captured += 1
             self._plans[key] = _Bound(
                 self._ort,
                 self._session,
@@ -138,7 +144,7 @@ class OrtSession:
                     name: (port.dtype, tuple(n if isinstance(n, int) else sizes.get(n) for n in port.shape))
                     for name, port in self._results.items()
                 },
-                str(self._captured) if self._graphs else None,
+                graph_id,
             )
         return self._plans[key]
 
@@ -182,7 +188,7 @@ class _Bound:
             else:
                 self._binding.bind_ortvalue_output(name, make(list(shape), dtype, device, 0))
         self._held: dict[str, Placed] = {}
-        self._fixed = graph_id is not None
+        self.recorded = graph_id not in (None, UNRECORDED)
         self._options = ort.RunOptions()
         if graph_id is not None:
             self._options.add_run_config_entry("gpu_graph_id", graph_id)
@@ -191,13 +197,13 @@ class _Bound:
         for name, buffer in self._inputs.items():
             value, held = feeds[name], self._held.get(name)
             if isinstance(value, Placed):
-                if held is not value and self._fixed:
+                if held is not value and self.recorded:
                     buffer.update_inplace(value.array)
                 elif held is not value:
                     self._binding.bind_ortvalue_input(name, value.value)
                 self._held[name] = value
                 continue
-            if held is not None and not self._fixed:
+            if held is not None and not self.recorded:
                 self._binding.bind_ortvalue_input(name, buffer)
             self._held.pop(name, None)
             buffer.update_inplace(np.ascontiguousarray(value))
@@ -335,7 +341,7 @@ def providers(device: str, *, cuda_graphs: bool = False, exact: bool = False) ->
             "trt_engine_cache_path": str(engines),
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(engines),
-            "trt_cuda_graph_enable": "1" if cuda_graphs else "0",
+            "trt_cuda_graph_enable": "0",
         },
     )
     return [trt, cuda, cpu]
