@@ -9,6 +9,7 @@ trees. Needs no GPU, and says nothing about what an engine would compute on one.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import json
 import os
@@ -18,18 +19,24 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from export import to_tensorrt
 from neuralcodec.errors import BackendUnavailableError, PackError
+from neuralcodec.pack import load_pack
+from neuralcodec.runtime import engine
+from neuralcodec.runtime import ort as ort_backend
+from neuralcodec.runtime import trt as trt_backend
 from neuralcodec.runtime.engine import (
     EngineOptions,
     EngineTag,
     load_cuda,
     load_tensorrt,
     pack_engine,
+    prepare_cache,
     unpack_engine,
     unreadable,
     write_whole,
@@ -315,6 +322,60 @@ def test_the_cache_name_depends_on_everything_in_the_tag() -> None:
         EngineTag(TAG.graph, TAG.gpu, TAG.capability, TAG.tensorrt, EngineOptions(max_batch=32, tf32=False)),
     ]
     assert len({tag.file_name for tag in [TAG, *others]}) == 6
+
+
+class Cuda:
+    """What ``here`` asks of cuda-python, for the GPU of TAG."""
+
+    class cudaError_t:
+        cudaSuccess = 0
+
+    def cudaGetDevice(self) -> tuple[int, int]:
+        return 0, 0
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[int, Any]:
+        return 0, SimpleNamespace(name=TAG.gpu.encode(), major=9, minor=0)
+
+
+def test_an_engine_is_named_after_the_float_graph_that_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine of a float graph that dequantize.py made otherwise must not be taken from the cache."""
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(engine, "load_tensorrt", lambda: SimpleNamespace(__version__=TAG.tensorrt))
+    monkeypatch.setattr(engine, "load_cuda", Cuda)
+    stored = load_pack().graph("reference")
+    floats = engine.float_graph(stored)
+    assert floats != stored
+    tags = [engine.here(graph, TAG.options) for graph in (stored, floats)]
+    assert tags[0] == tags[1] == replace(TAG, graph=hashlib.sha256(floats).hexdigest())
+    monkeypatch.setattr(engine, "float_graph", lambda graph: floats + b"mended")
+    assert engine.here(stored, TAG.options).file_name != tags[0].file_name
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence_before_anything_is_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr(trt_backend, "here", lambda graph, options: TAG)
+    monkeypatch.setattr(trt_backend, "build_engine", lambda *_: pytest.fail("built before the folder was tried"))
+    session = object.__new__(trt_backend.TensorRTSession)
+    with pytest.raises(BackendUnavailableError, match=r"Engines are kept in .*cannot be written \(Not a directory\)"):
+        session._from_cache(b"", TAG.options, tmp_path / "file" / "engines")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(BackendUnavailableError, match="Engines are kept in"):
+        ort_backend._load(pytest.importorskip("onnxruntime"), b"", "ort-tensorrt", None)
+    prepare_cache(tmp_path / "new" / "engines")
+    assert list((tmp_path / "new" / "engines").iterdir()) == []
+
+
+def test_a_user_without_a_home_is_told_so_and_needs_none_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    with pytest.raises(BackendUnavailableError, match="set XDG_CACHE_HOME"):
+        ort_backend.providers("ort-tensorrt")
+    assert ort_backend.providers("cpu") == [("CPUExecutionProvider", {})]
 
 
 def test_bad_options_are_refused() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class EngineOptions:
 class EngineTag:
     """What an engine was built from and for; written in front of its plan."""
 
-    graph: str  # sha256 of the ONNX file
+    graph: str  # sha256 of the ONNX graph that was built, which is a float one
     gpu: str
     capability: str  # "9.0"
     tensorrt: str
@@ -145,17 +146,36 @@ def unreadable(version: str, problems: str) -> str:
 
 def here(graph: bytes, options: EngineOptions) -> EngineTag:
     """The tag of an engine built now, from ``graph``, on this machine."""
+    built = float_graph(graph)  # not the 8-bit graph: a float one made of it differently is another engine
     trt, cuda = load_tensorrt(), load_cuda()
     (device,) = done(cuda, cuda.cudaGetDevice())
     (properties,) = done(cuda, cuda.cudaGetDeviceProperties(device))
     name = properties.name.decode(errors="replace").rstrip("\0")
     capability = f"{properties.major}.{properties.minor}"
-    return EngineTag(hashlib.sha256(graph).hexdigest(), name, capability, trt.__version__, options)
+    return EngineTag(hashlib.sha256(built).hexdigest(), name, capability, trt.__version__, options)
 
 
 def cache_folder() -> Path:
     """Where engines are kept: $XDG_CACHE_HOME/neuralcodec/engines, usually under ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuralcodec" / "engines"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuralcodec" / "engines"
+    except RuntimeError as error:  # a user without a home, as in containers
+        raise BackendUnavailableError(
+            "There is no home folder to keep engines in: set XDG_CACHE_HOME to a folder that can be written."
+        ) from error
+
+
+def prepare_cache(folder: Path) -> None:
+    """Raise :class:`BackendUnavailableError` unless ``folder`` takes files, before minutes go into building one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BackendUnavailableError(
+            f"Engines are kept in {folder}, which cannot be written ({error.strerror}): make it writable, or set "
+            "XDG_CACHE_HOME to another folder."
+        ) from error
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from neuralcodec.errors import BackendUnavailableError, InferenceError, PackError
 from neuralcodec.motion import Array
 from neuralcodec.runtime.dequantize import float_graph
-from neuralcodec.runtime.engine import cache_folder
+from neuralcodec.runtime.engine import cache_folder, prepare_cache
 from neuralcodec.runtime.session import Port, check_feeds, check_outputs
 
 PROVIDERS = {
@@ -305,7 +305,9 @@ def _load(
     if device != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if device == "ort-tensorrt":
-        (cache_folder() / "onnxruntime").mkdir(parents=True, exist_ok=True)
+        engines = cache_folder() / "onnxruntime"
+        if not engines.is_dir():  # one that is there may be finished and read-only
+            prepare_cache(engines)
     source: Any = graph if isinstance(graph, bytes) else str(graph)
     if isinstance(graph, Path) and not graph.is_file():
         raise PackError(f"{graph} is not there; a model pack holds its networks as .onnx files.")

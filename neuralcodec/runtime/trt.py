@@ -32,6 +32,7 @@ from neuralcodec.runtime.engine import (
     load_tensorrt,
     make_logger,
     pack_engine,
+    prepare_cache,
     unpack_engine,
     write_whole,
 )
@@ -107,6 +108,7 @@ class TensorRTSession:
                 engine = None
             if engine is not None:
                 return engine
+        prepare_cache(folder)
         timing = folder / f"{hashlib.sha256(f'{tag.gpu} {tag.tensorrt}'.encode()).hexdigest()[:24]}.timing"
         plan = build_engine(graph, options, timing)
         write_whole(path, pack_engine(tag, plan))
