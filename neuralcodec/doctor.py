@@ -27,10 +27,21 @@ def examine(say: Callable[[str], object]) -> bool:
     """Say one line for each thing looked at; True when encoding and decoding can run."""
     fine = True
     for look in (_packages, _codecs, _backends, _pack, _tensorrt):
-        for mark, text in look():
+        for mark, text in _to_the_end(look()):
             say(f"{mark}  {text}")
             fine &= mark != BAD
     return fine
+
+
+def _to_the_end(lines: Iterator[Line]) -> Iterator[Line]:
+    """The lines of one look, and one for whatever broke it: half an installation fails in ways that nobody foresees,
+    and is what people call the doctor for."""
+    try:
+        yield from lines
+    except NeuralCodecError as error:
+        yield BAD, str(error)
+    except Exception as error:
+        yield BAD, f"{type(error).__name__}: {(str(error).splitlines() or ['without a reason'])[0]}"
 
 
 def _packages() -> Iterator[Line]:
@@ -48,8 +59,11 @@ def _packages() -> Iterator[Line]:
 
 
 def _codecs() -> Iterator[Line]:
-    import av
-
+    try:
+        import av
+    except (ImportError, OSError) as error:  # OSError: a wheel whose libraries are cut short
+        yield BAD, f"PyAV cannot be loaded, so no picture can be coded ({error}): pip install --force-reinstall av"
+        return
     for name, mode in CODECS:
         direction = "encoder" if mode == "w" else "decoder"
         try:
@@ -73,12 +87,21 @@ def _backends() -> Iterator[Line]:
         return
     from .runtime.ort import PROVIDERS, cuda_usable, provider_names, tensorrt_usable
 
-    built = provider_names()
+    try:
+        built = provider_names()
+    except Exception as error:  # it is there and broken: by a library that is missing, or one build over another
+        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        yield BAD, (
+            f"onnxruntime is installed and cannot be used ({reason}): pip uninstall onnxruntime onnxruntime-gpu, then "
+            'pip install "neuralcodec[cpu]" or "neuralcodec[gpu]"'
+        )
+        return
     yield GOOD, f"ONNX Runtime runs on the CPU; it was built with {', '.join(built)}"
     if cuda_usable():
         yield GOOD, "ONNX Runtime runs on CUDA"
         if tensorrt_usable():
             yield GOOD, f"ONNX Runtime has its own TensorRT provider (--device ort-tensorrt); {UNTRIED}"
+            yield from _engines()
     elif PROVIDERS["cuda"] in built:
         yield ABSENT, "ONNX Runtime has its CUDA provider, but no GPU answers: check the driver with nvidia-smi"
     else:
@@ -112,3 +135,15 @@ def _tensorrt() -> Iterator[Line]:
         yield ABSENT, f"TensorRT is not installed; {UNTRIED}"
     else:
         yield GOOD, f"TensorRT is installed; {UNTRIED}, so compare its pictures with --device cuda"
+        yield from _engines()
+
+
+def _engines() -> Iterator[Line]:
+    from .runtime.engine import cache_folder, prepare_cache
+
+    try:
+        folder = cache_folder()
+        prepare_cache(folder)
+        yield GOOD, f"engines are kept in {folder}"
+    except NeuralCodecError as error:  # encoding and decoding run without, on other devices
+        yield ABSENT, str(error)

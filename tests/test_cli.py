@@ -238,6 +238,31 @@ def test_doctor_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert load_pack().id.hex() in out
 
 
+@pytest.mark.parametrize(
+    ("broken", "line"),
+    [
+        ("sys.modules['av'] = None", "!!  PyAV cannot be loaded"),
+        ("sys.modules['onnxruntime'] = None", "!!  the pack's networks cannot be opened: onnxruntime is not installed"),
+        ("Empty.__spec__ = ModuleSpec('onnxruntime', None); sys.modules['onnxruntime'] = Empty",
+         "!!  onnxruntime is installed and cannot be used"),
+        ("import neuralcodec.doctor as d; d.CODECS = None", "!!  TypeError: 'NoneType'"),
+        ("os.environ['XDG_CACHE_HOME'] = os.devnull; Empty.__spec__ = ModuleSpec('tensorrt', None); "
+         "sys.modules['tensorrt'] = Empty", "--  Engines are kept in"),
+    ],
+)  # fmt: skip
+def test_doctor_finishes_its_list_on_a_broken_installation(broken: str, line: str) -> None:
+    code = (
+        "import os, sys\nfrom importlib.machinery import ModuleSpec\nfrom types import ModuleType\n"
+        f"Empty = ModuleType('empty')\n{broken}\nfrom neuralcodec.cli import main\nsys.exit(main(['doctor']))"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    lines = done.stdout.splitlines()
+    assert any(said.startswith(line) for said in lines), done.stdout + done.stderr
+    assert all(said[:4] in ("ok  ", "--  ", "!!  ") for said in lines) and "TensorRT is" in done.stdout
+    assert "Unexpected" not in done.stderr and done.returncode == (1 if line.startswith("!!") else 0), done.stderr
+
+
 def test_packs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pack", "list"]) == 0
     assert load_pack().id.hex() in capsys.readouterr().out

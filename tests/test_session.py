@@ -325,6 +325,17 @@ def test_without_onnxruntime_the_error_names_the_command() -> None:
     ), done.stderr
 
 
+def test_an_onnxruntime_that_is_there_and_broken_is_told_from_a_missing_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    with pytest.raises(BackendUnavailableError, match=r"cannot be loaded \(libcudart.so.13: cannot open"):
+        open_session(GRAPH)
+    assert not cuda_usable()
+
+
 def test_one_session_serves_several_threads() -> None:
     session = open_session(GRAPH, threads=1)
     cases = [feeds(batch=1 + seed % 3, seed=seed) for seed in range(24)]

@@ -278,6 +278,10 @@ def _onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
+        if error.name != "onnxruntime":  # something in it, or below it
+            raise BackendUnavailableError(
+                f"onnxruntime is installed and cannot be loaded ({_first_line(error)}): install it again."
+            ) from error
         raise BackendUnavailableError(
             "onnxruntime is not installed: pip install 'neuralcodec[cpu]', or 'neuralcodec[gpu]' for NVIDIA GPUs."
         ) from error
