@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .errors import NeuralCodecError
+from .errors import BackendUnavailableError, NeuralCodecError
 
 if TYPE_CHECKING:
     from .avatar import Avatar
@@ -267,12 +267,18 @@ def _pack_list(options: argparse.Namespace) -> int:
 
 
 def _pack_verify(options: argparse.Namespace) -> int:
-    from .pack import bundled_packs, load_pack
+    from .pack import bundled_packs, check_graphs, load_pack
 
     for source in options.packs or list(bundled_packs()):
         pack = load_pack(source)
         pack.tables  # noqa: B018  # parses them
-        print(f"{source}: {pack.name} {pack.version}, id {pack.id.hex()}, {len(pack.files)} files match the manifest")
+        opened = ""
+        try:
+            check_graphs(pack)
+        except BackendUnavailableError:
+            opened = " (graphs not opened: onnxruntime cannot be used)"
+        match = f"{len(pack.files)} files match the manifest{opened}"
+        print(f"{source}: {pack.name} {pack.version}, id {pack.id.hex()}, {match}")
     return 0
 
 

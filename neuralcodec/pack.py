@@ -1,4 +1,5 @@
-"""A model pack: the folder of graphs, tables and manifest that both ends must share. Safe files only; opens no network.
+"""A model pack: the folder of graphs, tables and manifest that both ends must share. Safe files only; opens no network
+but to check that the manifest fits.
 
 The manifest names every file with its SHA-256; the pack's id, the first 8 bytes of a hash over those hashes, travels
 in the stream header, so a stream can never be shown by the wrong networks.
@@ -78,6 +79,31 @@ def load_pack(source: str | Path | None = None) -> Pack:
         folder, str(manifest["name"]), str(manifest["version"]), int(manifest["size"]), int(manifest["keypoints"]),
         pack_id(files), files, view_range,
     )  # fmt: skip
+
+
+def check_graphs(pack: Pack) -> None:
+    """Open a pack's graphs on the CPU, which :func:`load_pack` only hashes; PackError where the manifest or the tables
+    say another size or number of keypoints. Both are no part of the hashes."""
+    from .runtime.session import open_session
+
+    said = {"size": pack.size, "keypoints": pack.keypoints}
+    for graph, tensor, axis, key in (
+        ("motion", "image", 3, "size"),
+        ("reference", "image", 3, "size"),
+        ("render", "source_keypoints", 1, "keypoints"),
+    ):
+        shape = open_session(pack.graph(graph), threads=1).input_shapes.get(tensor, ())
+        found = shape[axis] if len(shape) > axis else "nothing of the kind"
+        if found != said[key]:
+            raise PackError(
+                f"The manifest of {pack.folder} says {key} {said[key]}, {graph}.onnx takes {found}: install the pack "
+                "again, or build it with export.build_pack."
+            )
+    if pack.tables.keypoints != pack.keypoints:
+        raise PackError(
+            f"The manifest of {pack.folder} says keypoints {pack.keypoints}, {TABLES} was fitted to "
+            f"{pack.tables.keypoints}: install the pack again, or build it with export.build_pack."
+        )
 
 
 def bundled_packs() -> Iterator[str]:

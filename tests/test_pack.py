@@ -1,11 +1,13 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from neuralcodec.cli import main
 from neuralcodec.errors import PackError
-from neuralcodec.pack import BUNDLED, GRAPHS, TABLES, bundled_packs, load_pack, pack_id, write_manifest
+from neuralcodec.pack import BUNDLED, GRAPHS, TABLES, bundled_packs, check_graphs, load_pack, pack_id, write_manifest
 from neuralcodec.view import ViewRange
 
 MANIFEST = "manifest.json"
@@ -80,6 +82,33 @@ def test_a_bad_manifest_is_one_sentence(copy: Path, change: dict[str, object], w
     (copy / MANIFEST).write_text(json.dumps({**manifest, **change}), "utf-8")
     with pytest.raises(PackError, match=words):
         load_pack(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"size": 512}, "says size 512, motion.onnx takes 256"),
+        ({"keypoints": 20}, "says keypoints 20, render.onnx takes 30"),
+    ],
+)
+def test_a_manifest_that_its_graphs_do_not_fit_is_no_verified_pack(
+    copy: Path, change: dict[str, int], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pack", "verify", str(copy)]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("files match the manifest")
+    manifest = json.loads((copy / MANIFEST).read_text("utf-8"))
+    (copy / MANIFEST).write_text(json.dumps({**manifest, **change}), "utf-8")
+    assert main(["pack", "verify", str(copy)]) == 1
+    assert sentence in capsys.readouterr().err
+    with pytest.raises(PackError, match=sentence):
+        check_graphs(load_pack(copy))
+
+
+def test_tables_of_other_keypoints_are_no_verified_pack(copy: Path) -> None:
+    pack = load_pack(copy)
+    pack.__dict__["tables"] = SimpleNamespace(keypoints=20)  # the property's cache
+    with pytest.raises(PackError, match="says keypoints 30, tables.json was fitted to 20"):
+        check_graphs(pack)
 
 
 def test_files_cannot_be_named_outside_the_pack(copy: Path) -> None:
