@@ -20,6 +20,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from export.files import reason
 from export.to_onnx import SCENE, strip_traces
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.pack import Pack, load_pack, write_manifest
@@ -195,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
             view=o.view,
         )  # fmt: skip
     except (NeuralCodecError, OSError) as error:
-        print(f"export.build_pack: {error}", file=sys.stderr)
+        print(f"export.build_pack: {reason(error)}", file=sys.stderr)
         return 1
     total = sum(path.stat().st_size for path in pack.folder.iterdir())
     print(f"{pack.folder}  id {pack.id.hex()}  {total:,} bytes")

@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.progress import track
 
+from export.files import reason
 from neuralcodec.chain import CODED_HEADERS
 from neuralcodec.container import ContainerReader
 from neuralcodec.errors import MediaError, NeuralCodecError
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{name}: updates of {size:.1f} bytes, {saved:.2f} of them saved")
         write_whole(options.out, (json.dumps(table, separators=(",", ":")) + "\n").encode())
     except (NeuralCodecError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {reason(error)}", file=sys.stderr)
         return 1
     return 0
 

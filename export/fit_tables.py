@@ -21,6 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from export.files import reason
 from neuralcodec.entropy import ALPHABET, NEAR, NEAR_CAP, SMALL, STARTS, EntropyCoder
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.motion import POSE_SIZE, MotionParams
@@ -411,7 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables = fit_tables(tracks)
         write_whole(options.out, (json.dumps(tables, separators=(",", ":")) + "\n").encode())
     except (NeuralCodecError, OSError) as error:
-        print(f"export.fit_tables: {error}", file=sys.stderr)
+        print(f"export.fit_tables: {reason(error)}", file=sys.stderr)
         return 1
     print(f"{options.out}: {options.out.stat().st_size} bytes, {len(tables['bank'])} rows", file=sys.stderr)
     if held_out:

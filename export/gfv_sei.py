@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.files import reason
 from neuralcodec.errors import BitstreamError, LimitError, NeuralCodecError, TruncatedError
 from neuralcodec.motion import MotionParams
 from neuralcodec.runtime.engine import write_whole
@@ -380,7 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         figures = convert(options.stream, options.pack, options.out)
     except (NeuralCodecError, OSError) as error:
-        print(f"export.gfv_sei: {error}", file=sys.stderr)
+        print(f"export.gfv_sei: {reason(error)}", file=sys.stderr)
         return 1
     print(f"{figures['frames']} frames, bytes a frame: motion packets {figures['stream']:.1f}, SEI coefficients "
           f"{figures['coefficients']:.1f} (exact), SEI keypoints {figures['keypoints']:.1f} "

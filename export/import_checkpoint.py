@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from export.build_pack import build_pack, check_out
 from export.checkpoints import read_checkpoints
 from export.families import FAMILIES, configure, detect, rename
+from export.files import reason
 from export.fit_tables import Track, fit_tables
 from export.to_onnx import export_graphs
 from neuralcodec.errors import MediaError, NeuralCodecError, PackError
@@ -306,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fp16_storage=o.fp16_storage, force=o.force,
         )  # fmt: skip
     except (NeuralCodecError, OSError) as error:
-        print(f"export.import_checkpoint: {error}", file=sys.stderr)
+        print(f"export.import_checkpoint: {reason(error)}", file=sys.stderr)
         return 1
     total = sum(path.stat().st_size for path in pack.folder.iterdir())
     print(f"{pack.folder}  id {pack.id.hex()}  {total:,} bytes; what it is: {pack.folder / 'MODEL_CARD.md'}")

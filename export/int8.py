@@ -33,6 +33,7 @@ from onnx import numpy_helper
 from rich.console import Console
 from rich.progress import track
 
+from export.files import reason, together
 from neuralcodec.errors import MediaError, NeuralCodecError, PackError
 from neuralcodec.motion import Array
 from neuralcodec.runtime.session import Session, open_session
@@ -298,13 +299,14 @@ def quantize_folder(
         raise PackError(f"{graphs / 'motion.onnx'} is not there; export.to_onnx writes all three graphs.")
     counts = {}
     before, after = [], []
-    for name in QUANTIZED:
-        path = graphs / f"{name}.onnx"
-        before.append(open_session(path))
-        kept, _ = split(load_inputs(inputs, list(before[-1].input_shapes)))
-        counts[name] = quantize(path, kept, out / path.name, keep_float=keep_float, method=method, signed=signed)
-        after.append(open_session(out / path.name))
-    shutil.copyfile(graphs / "motion.onnx", out / "motion.onnx")
+    with together(out) as new:  # each takes minutes; 8-bit graphs of two exports would make one pack
+        for name in QUANTIZED:
+            path = graphs / f"{name}.onnx"
+            before.append(open_session(path))
+            kept, _ = split(load_inputs(inputs, list(before[-1].input_shapes)))
+            counts[name] = quantize(path, kept, new / path.name, keep_float=keep_float, method=method, signed=signed)
+            after.append(open_session(new / path.name))
+        shutil.copyfile(graphs / "motion.onnx", new / "motion.onnx")
     _, held = split(load_inputs(inputs, list(before[-1].input_shapes)))
     return counts, compare((before[0], before[1]), (after[0], after[1]), held)
 
@@ -359,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         o.run(o)
     except (NeuralCodecError, OSError) as error:
-        print(f"export.int8: {error}", file=sys.stderr)
+        print(f"export.int8: {reason(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -21,6 +21,7 @@ import av
 import numpy as np
 from rich.progress import track
 
+from export.files import reason
 from neuralcodec.errors import MediaError, NeuralCodecError, PackError
 from neuralcodec.face import HEAD_SCALE, HEAD_Y
 from neuralcodec.inference import LOOKS, MotionEstimate, as_tensor
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         write_tracks(options.clips, options.onnx, options.out, options.scene)
     except (NeuralCodecError, OSError) as error:
-        print(f"export.motion_tracks: {error}", file=sys.stderr)
+        print(f"export.motion_tracks: {reason(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Mapping
@@ -31,6 +30,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from export.files import reason, together
 from export.half import to_half
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.models import ModelConfig, Networks, build
@@ -156,27 +156,25 @@ def export_graphs(
     fp16: bool = False,
     opset: int = OPSET,
 ) -> dict[str, Path]:
-    """Write the graphs into ``out`` and return their paths by name. Each file appears whole or not at all."""
+    """Write the graphs into ``out`` and return their paths by name. All of them appear or none does."""
     networks = copy.deepcopy(networks).eval()
     _fold_parametrizations(networks)
     inputs = example_inputs(networks)
     features = sum(name in FEATURES for name in inputs["render"])
-    out.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for name, module in graph_modules(networks).items():
-        if name not in graphs:
-            continue
-        model = _to_model(module, inputs[name], output_names(name, features), opset, volumetric)
-        model.graph.name = name
-        if fp16 and name != "motion":
-            model = to_half(model)
-        elif fp16_storage:
-            store_half(model)
-        _check(name, model)
-        paths[name] = out / f"{name}.onnx"
-        partial = paths[name].with_suffix(".onnx.part")
-        partial.write_bytes(model.SerializeToString())
-        os.replace(partial, paths[name])
+    with together(out) as new:
+        for name, module in graph_modules(networks).items():
+            if name not in graphs:
+                continue
+            model = _to_model(module, inputs[name], output_names(name, features), opset, volumetric)
+            model.graph.name = name
+            if fp16 and name != "motion":
+                model = to_half(model)
+            elif fp16_storage:
+                store_half(model)
+            _check(name, model)
+            paths[name] = out / f"{name}.onnx"
+            (new / paths[name].name).write_bytes(model.SerializeToString())
     return paths
 
 
@@ -330,7 +328,7 @@ def main(arguments: list[str] | None = None) -> int:
             fp16_storage=o.fp16_storage, fp16=o.fp16, opset=o.opset,
         )  # fmt: skip
     except (NeuralCodecError, OSError) as error:
-        print(f"export.to_onnx: {error}", file=sys.stderr)
+        print(f"export.to_onnx: {reason(error)}", file=sys.stderr)
         return 1
     for path in paths.values():
         print(f"{path}  {path.stat().st_size:,} bytes")

@@ -14,6 +14,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from export.files import reason
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.runtime.engine import HARDWARE, EngineOptions, build_engine, here, pack_engine, write_whole
 
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         paths = build_folder(o.onnx, o.out, options)
     except (NeuralCodecError, OSError) as error:
-        print(f"export.to_tensorrt: {error}", file=sys.stderr)
+        print(f"export.to_tensorrt: {reason(error)}", file=sys.stderr)
         return 1
     for path in paths:
         print(f"{path}  {path.stat().st_size:,} bytes")

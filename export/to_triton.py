@@ -24,6 +24,7 @@ from pathlib import Path
 import onnx
 
 from export.build_pack import move_into_place
+from export.files import reason
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.pack import Pack, load_pack
 from neuralcodec.runtime.dequantize import float_graph
@@ -180,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = Options(o.max_batch, o.queue_us, o.kind, o.instances, o.tensorrt)
         folders = write_repository(load_pack(o.pack), o.out, options, force=o.force)
     except (NeuralCodecError, OSError, ValueError) as error:
-        print(f"export.to_triton: {error}", file=sys.stderr)
+        print(f"export.to_triton: {reason(error)}", file=sys.stderr)
         return 1
     for folder in folders:
         print(folder)

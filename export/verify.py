@@ -26,6 +26,7 @@ import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from export.clip_loss import ClipLoss, clip_losses
+from export.files import reason
 from export.to_onnx import (
     FEATURES,
     SCENE,
@@ -204,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
                 variants = [(variant_kind(folder), folder) for folder in o.variant]
                 losses += clip_losses(o.onnx, variants, o.clips, bounds=bounds["clips"], device=device, frames=o.frames)
     except (NeuralCodecError, OSError, ValueError, KeyError) as error:
-        what = f"{o.bounds} lacks {error}" if isinstance(error, KeyError) else str(error)
+        what = f"{o.bounds} lacks {error}" if isinstance(error, KeyError) else reason(error)
         print(f"export.verify: {what}", file=sys.stderr)
         return 1
     for f in findings:

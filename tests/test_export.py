@@ -407,6 +407,72 @@ def test_int8_pairs_are_smaller_and_leave_motion_alone(exported: Path, eight_bit
         int8.quantize_folder(exported, exported, exported)
 
 
+def test_a_quantization_that_is_stopped_leaves_the_folder_as_it_was(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8-bit graphs of two exports side by side would make one pack."""
+    out = tmp_path / "out"
+    written: list[Path] = []
+
+    def quantize(graph: Path, feeds: Any, out: Path, **_: Any) -> int:
+        if stop and written:
+            raise KeyboardInterrupt
+        shutil.copyfile(graph, out)
+        written.append(out)
+        return 1
+
+    monkeypatch.setattr(int8, "quantize", quantize)
+    monkeypatch.setattr(int8, "load_inputs", lambda *_: [{}, {}])
+    monkeypatch.setattr(int8, "compare", lambda *_: None)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        int8.quantize_folder(exported, tmp_path, out)
+    assert not out.exists()
+    out.mkdir()
+    for name in ("reference.onnx", "notes.txt"):
+        (out / name).write_text("before")
+    written.clear()
+    with pytest.raises(KeyboardInterrupt):
+        int8.quantize_folder(exported, tmp_path, out)
+    assert {p.name: p.read_text() for p in out.iterdir()} == {"reference.onnx": "before", "notes.txt": "before"}
+    stop = False
+    int8.quantize_folder(exported, tmp_path, out)
+    assert {p.name for p in out.iterdir()} == {"motion.onnx", "reference.onnx", "render.onnx", "notes.txt"}
+    assert (out / "reference.onnx").read_bytes() == (exported / "reference.onnx").read_bytes()
+
+
+def test_an_export_that_is_stopped_leaves_the_folder_as_it_was(
+    networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def to_model(module: Any, inputs: Any, outputs: tuple[str, ...], *_: Any) -> onnx.ModelProto:
+        made.append(outputs[0])
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return onnx.ModelProto(graph=onnx.GraphProto())
+
+    monkeypatch.setattr(to_onnx, "_to_model", to_model)
+    monkeypatch.setattr(to_onnx, "_check", lambda *_: None)
+    (tmp_path / "motion.onnx").write_text("before")
+    with pytest.raises(KeyboardInterrupt):
+        export_graphs(networks, tmp_path)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("motion.onnx", "before")]
+
+
+@pytest.mark.parametrize("command", [to_onnx, int8])
+def test_what_the_system_refuses_is_a_sentence(
+    command: Any, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("a file")
+    arguments = ["--out", str(tmp_path / "out")]
+    if command is int8:
+        arguments = ["quantize", "--onnx", str(exported), "--inputs", str(tmp_path), *arguments]
+    assert command.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error == f"{command.__name__}: {tmp_path / 'out'} cannot be used (File exists).\n"
+
+
 def test_int8_joins_large_inputs_of_convolutions_in_8_bits(exported: Path, eight_bits: Path) -> None:
     plain = onnx.shape_inference.infer_shapes(onnx.load(exported / "render.onnx"), data_prop=True)
     joins = int8.large_joins(plain)
