@@ -24,6 +24,7 @@ def build_folder(graphs: Path, out: Path, options: EngineOptions) -> list[Path]:
     found = sorted(graphs.glob("*.onnx"))
     if not found:
         raise PackError(f"{graphs} holds no .onnx file: write them with python -m export.to_onnx --out {graphs}.")
+    out.mkdir(parents=True, exist_ok=True)  # before minutes go into an engine that cannot be written
     paths = []
     for path in found:
         graph = path.read_bytes()

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from export import to_tensorrt
-from neuralcodec.errors import BackendUnavailableError, PackError
+from neuralcodec.errors import BackendUnavailableError, InferenceError, PackError
 from neuralcodec.pack import load_pack
 from neuralcodec.runtime import engine
 from neuralcodec.runtime import ort as ort_backend
@@ -311,6 +311,10 @@ def test_the_motion_engine_is_built_without_tf32(monkeypatch: pytest.MonkeyPatch
     for path in to_tensorrt.build_folder(tmp_path, tmp_path / "out", EngineOptions(max_batch=32)):
         assert unpack_engine(path.read_bytes())[0].options == built[path.stem.encode()]
     assert built == {b"motion": EngineOptions(max_batch=32, tf32=False), b"render": EngineOptions(max_batch=32)}
+    built.clear()
+    with pytest.raises(OSError):
+        to_tensorrt.build_folder(tmp_path, tmp_path / "motion.onnx", EngineOptions())
+    assert not built  # for a folder that cannot be there
 
 
 def test_the_cache_name_depends_on_everything_in_the_tag() -> None:
@@ -365,6 +369,12 @@ def test_a_cache_that_cannot_be_written_is_one_sentence_before_anything_is_built
         ort_backend._load(pytest.importorskip("onnxruntime"), b"", "ort-tensorrt", None)
     prepare_cache(tmp_path / "new" / "engines")
     assert list((tmp_path / "new" / "engines").iterdir()) == []
+
+
+def test_an_engine_that_has_no_memory_to_run_in_is_one_sentence() -> None:
+    engine = SimpleNamespace(create_execution_context=lambda: None)
+    with pytest.raises(InferenceError, match="no memory for another set of input shapes"):
+        trt_backend._Plan(None, engine, {}, {}, {})  # type: ignore[arg-type]
 
 
 def test_a_user_without_a_home_is_told_so_and_needs_none_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

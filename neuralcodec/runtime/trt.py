@@ -104,7 +104,7 @@ class TensorRTSession:
             try:
                 stored, plan = unpack_engine(path.read_bytes())
                 engine = self._deserialize(plan, options) if stored == tag else None
-            except PackError:
+            except (PackError, OSError):  # perhaps somebody else's file
                 engine = None
             if engine is not None:
                 return engine
@@ -158,6 +158,8 @@ class _Plan:
     ) -> None:
         self._gpu = gpu
         self._context = context = engine.create_execution_context()
+        if context is None:  # how the binding passes on that there is no memory for it
+            raise InferenceError("TensorRT has no memory for another set of input shapes; nvidia-smi shows who has it.")
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise InferenceError(f"The engine does not take {name!r} as {shape}; build it with a larger max_batch.")
