@@ -332,8 +332,9 @@ class Decoder:
         if packet.reference is not None:
             self._name(packet.reference, packet.sequence)
         if packet.intra:
-            if steps:
-                self._ahead.clear()
+            # what is older continues nothing any more, but would seem to when its number comes again
+            later = {n: p for n, p in self._ahead.items() if 0 < (n - end) % 256 < 128}
+            self._ahead = {} if steps else later
             known = start_state(self.pack.tables), first
         if known is None:
             self._ahead[packet.sequence] = packet

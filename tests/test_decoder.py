@@ -601,3 +601,14 @@ def test_concealment_begins_anew_behind_a_frame_that_came(scene_call: SceneCall)
     receiver.decode(scene_call.frame())
     assert states[-1] is Concealment.RESTING and receiver.conceal(30).state is Concealment.COASTING
     assert receiver.feedback(1.0).lost == 255  # of 256
+
+
+def test_what_an_intra_frame_made_useless_does_not_wait_until_its_number_comes_again(scene_call: SceneCall) -> None:
+    call, packets = scene_call, []
+    for number in range(8):
+        if number == 5:
+            call.quantizer.reset()
+        packets.append(call.frame(0 if number in (0, 5) else None))
+    for number in (0, 2, 3, 4, 6, 7, 5):  # the intra frame comes late
+        call.receiver.decode(packets[number])
+    assert call.receiver._followed == 7 and not call.receiver._ahead

@@ -29,6 +29,7 @@ from neuralcodec.rate import (
     SIZES,
     START_BYTES,
     START_MOTION,
+    USUAL,
     WINDOW_SECONDS,
     RateControl,
     distance,
@@ -190,7 +191,7 @@ def test_rate_that_finds_no_use_is_a_reason_for_a_finer_chain(unused: float, fin
     rate = RateControl(32)
     rate.advance(0.0)
     rate.sent_key(1000)
-    for frame in range(1, 100):
+    for frame in range(1, 250):  # so long that the smaller share alone comes to more than IDLE_SECONDS
         rate.advance(frame / 25)
         rate.affords_picture(FAR)
         size = round((1 - unused) * rate.bytes_per_second / 25)
@@ -569,3 +570,43 @@ def test_time_since_a_picture_counts_from_the_last_one() -> None:
         sent(500)
         rate.advance(at + 0.5)
         assert rate.since_picture == 0.5
+
+
+def test_rate_is_kept_while_a_picture_waits_for_its_window() -> None:
+    rate = RateControl(4)
+    rate.advance(0.0)
+    rate.sent_key(1000)
+    rate.affords_picture(FAR)
+    rate.spend(int((1 + rate.excess) * WINDOW_SECONDS * 500 - 0.5 * rate.next_bytes))
+    rate._purse = full = rate._full
+    rate.advance(1.0)
+    assert rate.purse == pytest.approx(full + 500)
+    rate.advance(WINDOW_SECONDS)
+    assert rate.purse == pytest.approx(full)  # there is room: what pictures did not take is lost
+
+
+def test_rate_is_kept_while_a_part_of_a_finer_key_waits_for_its_window() -> None:
+    kept = []
+    for waiting in (False, True):
+        rate = RateControl(4)
+        rate.advance(0.0)
+        rate.sent_key(300)
+        for _ in range(30):
+            rate.affords_picture(FAR, waiting=waiting)
+            rate.sent_update(60)
+        rate.spend(int(rate.room) - 120)  # an update fits, a part does not
+        rate._purse = rate._full
+        rate.advance(0.2)
+        kept.append(rate.purse > rate._full)
+    assert kept == [False, True]
+
+
+def test_only_a_full_window_makes_motion_coarser_than_usual() -> None:
+    rate = RateControl(4)
+    for frame in range(25 * 5):
+        rate.advance(frame / 25)
+        rate.spend_motion(12, 0, rate.quality)  # too large a share of the rate, whatever its quality
+    assert rate.quality == QUALITIES[USUAL - 1]
+    rate.spend(int(WINDOW_SECONDS * rate.bytes_per_second))
+    rate.begin_with_motion(500.0)
+    assert rate.quality == QUALITIES[-1]
