@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,9 +120,68 @@ def test_start_codes_sei_and_delimiters_are_not_counted() -> None:
     assert stream_size("libvvenc", b"\0\0\1" + vvc_sei + b"\0\0\1" + vvc_picture) == len(vvc_picture)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "unwanted", "wanted"),
+    [("libx264", (6, 9, 12), (1, 5, 7, 8)), ("libx265", (35, 38, 39, 40), (1, 19, 32, 33, 34)),
+     ("libvvenc", (20, 23, 24, 25), (0, 8, 14, 15, 16, 17))],
+)  # fmt: skip
+def test_units_that_no_decoder_needs_are_all_that_is_not_counted(
+    encoder: str, unwanted: tuple[int, ...], wanted: tuple[int, ...]
+) -> None:
+    for kind in (*unwanted, *wanted):
+        head = {"libx264": [0x60 | kind, 1], "libx265": [kind << 1, 1], "libvvenc": [0x40, kind << 3 | 1]}[encoder]
+        assert stream_size(encoder, b"\0\0\0\1" + bytes(head) + b"data") == (6 if kind in wanted else 0)
+
+
+def test_pictures_that_are_coded_have_even_sides_of_at_least_64() -> None:
+    assert codecs.coded_size((256, 192), 0.375) == (96, 72)
+    assert codecs.coded_size((250, 256), 0.5) == (124, 128)
+    assert codecs.coded_size((256, 100), 0.25) == (64, 64)
+
+
+def test_an_encoder_is_told_how_many_frames_a_second_it_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, plain = [], codecs._encode_pyav
+    monkeypatch.setattr(codecs, "_encode_pyav", lambda *given: (told.append(given[-1]), plain(*given))[1])
+    for hold in (1, 2):
+        code(CODECS["x264-call"], FRAMES[:4], 46, hold=hold)
+    assert told == [25, 12.5]
+
+
+def test_delay_is_none_where_an_encoder_wants_every_frame_first() -> None:
+    delays = {name: code(CODECS[name], FRAMES, 50).delay for name in RUNNABLE if name[:4] in ("x264", "vp9-")}
+    wanted = {"x264-call": 0, "x264-best": None, "vp9-best": None, "vp9-call": 0}
+    assert delays == {name: wanted[name] for name in delays}
+
+
+needs_ffmpeg = pytest.mark.skipif("vp9-best" not in RUNNABLE, reason="no ffmpeg program with libvpx-vp9")
+
+
+@needs_ffmpeg
+def test_two_passes_are_two_passes_and_a_failure_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands, plain = [], codecs.subprocess.run
+    monkeypatch.setattr(codecs.subprocess, "run", lambda c, **rest: (commands.append(c), plain(c, **rest))[1])
+    code(CODECS["vp9-best"], FRAMES, 50)
+    assert [command[command.index("-pass") + 1] for command in commands if "-i" in command] == ["1", "2"]
+    wrong = replace(CODECS["vp9-best"], options={"deadline": "whenever"})
+    with pytest.raises(RuntimeError, match="ffmpeg could not run vp9-best"):
+        codecs._encode_binary(wrong, iter(codecs.planes(FRAMES[:1])), (128, 96), wrong.options, codecs.Fraction(25))
+
+
+def test_codecs_of_the_ffmpeg_program_run_where_it_is_installed() -> None:
+    binary = [name for name, codec in CODECS.items() if codec.binary]
+    assert any(name in RUNNABLE for name in binary) == bool(codecs.ffmpeg())
+    reason = unavailable(replace(CODECS["vp9-best"], encoder="libnothing"))
+    assert "an ffmpeg program with libnothing: pip install" in reason
+
+
+def test_small_pictures_come_back_smooth_and_an_encoder_tells_its_own_version() -> None:
+    coded = code(CODECS["x264-call"], FRAMES, 10, scale=0.5)
+    assert mean_psnr(coded) > 37 and coded.library.startswith("x264 - core ")
+
+
 def test_av1_temporal_delimiters_are_not_counted_and_vp9_counts_whole() -> None:
     assert stream_size("libsvtav1", b"\x12\x00\x0a\x0bsequence") == 10
-    assert stream_size("libaom-av1", b"\x32\x04data") == 6
+    assert stream_size("libaom-av1", b"\x32\x04data") == 6 and stream_size("libaom-av1", b"\x12\x04data") == 6
     assert stream_size("libvpx-vp9", b"\x12\x00frame") == 7
 
 
@@ -179,7 +239,5 @@ def test_svt_av1_leaves_no_thread_in_real_time(name: str, monkeypatch: pytest.Mo
 
 
 def test_a_missing_encoder_is_one_sentence() -> None:
-    from dataclasses import replace
-
     reason = unavailable(replace(CODECS["x264-call"], encoder="libnothing"))
     assert "libnothing" in reason and reason.endswith("lacks.")

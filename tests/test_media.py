@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 
 from neuralcodec.encoder import as_picture
 from neuralcodec.errors import MediaError
-from neuralcodec.media import VideoReader, VideoWriter, output_path, read_frames
+from neuralcodec.media import VideoReader, VideoWriter, output_path, read_frames, reason
 from neuralcodec.motion import Array
 
 
@@ -30,11 +31,11 @@ def picture(width: int, height: int, index: int = 0) -> Array:
 
 def write_film(
     path: Path, images: list[Array], stamps: list[int], time_base: Fraction, *, codec: str = "libx264",
-    pixels: str = "yuv420p", turn: Callable[[av.VideoStream], None] | None = None,
+    pixels: str = "yuv420p", turn: Callable[[av.VideoStream], None] | None = None, rate: int = 25,
 ) -> None:  # fmt: skip
     """A film from any encoder and pixel format, independent of VideoWriter."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
+        stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt, stream.time_base = pixels, time_base
         stream.codec_context.time_base = time_base
@@ -47,7 +48,7 @@ def write_film(
         container.mux(stream.encode(None))
 
 
-@pytest.mark.parametrize("size", [(64, 64), (65, 47), (128, 96), (33, 64)])
+@pytest.mark.parametrize("size", [(64, 64), (65, 47), (128, 96), (33, 64), (64, 47)])
 def test_what_is_written_is_read_again(tmp_path: Path, size: tuple[int, int]) -> None:
     images = [picture(*size, index) for index in range(5)]
     with VideoWriter(tmp_path / "a.mp4", *size, Fraction(1, 25)) as writer:
@@ -98,6 +99,15 @@ def test_variable_rate_source(tmp_path: Path) -> None:
     assert [pts for pts, _ in reader] == stamps
 
 
+@pytest.mark.parametrize(("stamps", "usual"), [([0, 13, 30, 70, 110, 150, 900, 940], 40), ([0], 100)])
+def test_the_usual_step_is_the_most_common_one_or_what_the_rate_says(
+    stamps: list[int], usual: int, tmp_path: Path
+) -> None:
+    write_film(tmp_path / "a.mp4", [picture(64, 48)] * len(stamps), stamps, Fraction(1, 1000), rate=10)
+    reader = VideoReader(tmp_path / "a.mp4")
+    assert reader.frame_duration * reader.time_base * 1000 == usual
+
+
 def film_of(stamps: list[int | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Times at which a film at 25 fps is read whose decoder gives these stamps, in ms."""
     write_film(tmp_path / "a.mkv", [picture(64, 48)] * 4, [0, 40, 80, 120], Fraction(1, 1000))
@@ -122,6 +132,7 @@ def film_of(stamps: list[int | None], tmp_path: Path, monkeypatch: pytest.Monkey
         ([0, 40, None, 80, 120], [0, 40, 80, 81, 120]),
         ([0, 40, 40, 40, 80, 120], [0, 40, 41, 42, 80, 120]),  # doubles
         ([0, 40, 39, 80], [0, 40, 41, 80]),  # a little out of place
+        ([0, 40, 80, 50, 20, 60], [0, 40, 80, 81, 121, 161]),
         ([None, None, None], [0, 40, 80]),
     ],
 )
@@ -149,6 +160,7 @@ def test_two_transport_streams_in_one_file_follow_each_other(tmp_path: Path) -> 
         ("libx264", "yuv444p", ".mkv"),
         ("mjpeg", "yuvj420p", ".avi"),
         ("ffv1", "rgb24", ".mkv"),
+        ("ffv1", "gray", ".mkv"),
         ("libvpx-vp9", "yuv420p", ".webm"),
     ],
 )
@@ -156,7 +168,9 @@ def test_pixel_formats(tmp_path: Path, codec: str, pixels: str, suffix: str) -> 
     pixels = "bgr0" if pixels == "rgb24" else pixels
     image = picture(96, 64)
     write_film(tmp_path / f"a{suffix}", [image] * 3, [0, 1, 2], Fraction(1, 25), codec=codec, pixels=pixels)
-    found = [frame for _, frame in read_frames(tmp_path / f"a{suffix}")]
+    with VideoReader(tmp_path / f"a{suffix}") as reader:
+        found = [frame for _, frame in reader]
+    assert reader.gray is ((codec, pixels) == ("ffv1", "gray"))  # H.264 is shown as colour, whatever it is
     assert len(found) == 3 and found[0].dtype == np.uint8 and found[0].shape == (64, 96, 3)
     wanted = image
     if pixels == "gray":
@@ -214,6 +228,7 @@ def test_mirror_metadata_is_honoured(
         (Fraction(64, 45), 136),
         (Fraction(12, 11), 104),  # 104.7: even
         (Fraction(1, 2), 48),
+        (Fraction(2), 192),
         (Fraction(1000, 999), 96),
         (Fraction(50), 96),  # nobody means that
     ],
@@ -242,14 +257,14 @@ def test_pixels_are_made_square_before_the_picture_is_turned(tmp_path: Path) -> 
 
 
 def test_untagged_hd_is_bt709_and_small_is_bt601(tmp_path: Path) -> None:
-    for size, matrix in (((1280, 720), "ITU709"), ((320, 240), "ITU601")):
-        path = tmp_path / f"{size[1]}.mkv"
+    for size, matrix, said in (((1280, 720), "ITU709", 2), ((320, 240), "ITU601", 2), ((1280, 720), "ITU601", 6)):
+        path = tmp_path / f"{size[1]}-{said}.mkv"
         with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=25)
             stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
             frame = av.VideoFrame.from_ndarray(picture(*size), format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace=matrix)
-            frame.colorspace = 2  # say nothing about it
+            stream.codec_context.colorspace = frame.colorspace = said  # 2: nothing
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         _, image = next(read_frames(path))
@@ -279,6 +294,18 @@ def test_interlaced_frames_are_made_whole(tmp_path: Path, interlaced: bool) -> N
         off = np.abs(rows - wanted).mean((1, 2))
         lines = np.median(off[::2]), np.median(off[1::2])
         assert min(lines) < 6 and (interlaced or max(lines) < 6)
+
+
+def test_a_film_that_changes_its_size_keeps_every_frame_and_the_size_of_the_first(tmp_path: Path) -> None:
+    def turn(stream: av.VideoStream) -> None:
+        stream.codec_context.options = {"x264-params": "tff=1"}  # interlaced: frames wait for the next
+
+    for name, size in (("a", (96, 64)), ("b", (128, 96))):
+        write_film(tmp_path / f"{name}.ts", [picture(*size)] * 6, list(range(6)), Fraction(1, 25), turn=turn)
+    (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    found = [image for _, image in read_frames(tmp_path / "c.ts")]
+    assert len(found) == 12
+    assert all(image.shape == (64, 96, 3) and np.abs(image.astype(int) - picture(96, 64)).mean() < 8 for image in found)
 
 
 BT2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])  # from BT.709
@@ -363,6 +390,59 @@ def test_a_film_that_ends_before_its_announced_end_says_by_how_much(tmp_path: Pa
     assert reader.missing_s == pytest.approx(2 - len(found) / 25, abs=0.05)
 
 
+@pytest.mark.parametrize(("further", "missing"), [(0.3, 0.0), (0.53, 0.0), (0.55, 0.55)])
+def test_a_film_may_end_half_a_second_and_a_frame_before_its_announced_end(
+    further: float, missing: float, tmp_path: Path
+) -> None:
+    write_film(tmp_path / "a.mkv", [picture(64, 48)] * 4, [0, 40, 80, 120], Fraction(1, 1000))
+    reader = VideoReader(tmp_path / "a.mkv")
+    reader._announced = Fraction(16, 100) + Fraction(further)
+    assert len(list(reader)) == 4 and reader.missing_s == pytest.approx(missing)
+    reader._start, reader._end = reader._start - 2000, reader._end - 2000  # counted from the first frame
+    assert reader.missing_s == pytest.approx(missing)
+
+
+def test_a_last_frame_that_stays_long_is_no_missing_film(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", 64, 48, Fraction(1, 1000), frame_duration=3000) as writer:
+        for pts in (0, 40, 80, 120):
+            writer.write(picture(64, 48), pts)
+    reader = VideoReader(tmp_path / "a.mp4")
+    assert len(list(reader)) == 4 and reader._announced > 3 and reader.missing_s == 0
+
+
+def test_matroska_says_its_length_in_hours_minutes_and_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_film(tmp_path / "a.mkv", [picture(64, 48)], [0], Fraction(1, 1000))
+    with VideoReader(tmp_path / "a.mkv") as reader:
+        monkeypatch.setattr(reader, "_container", SimpleNamespace(duration=None, close=reader._container.close))
+        said = {"DURATION-eng": "01:02:03.500000000", "title": "00:00:01.0"}
+        monkeypatch.setattr(reader, "_stream", SimpleNamespace(duration=None, metadata=said))
+        assert reader._length() == Fraction("3723.5")
+
+
+@pytest.mark.parametrize("where", ["demuxer", "decoder", "frame", "nowhere"])
+def test_every_piece_that_is_not_whole_is_counted(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_film(tmp_path / "a.mkv", [picture(64, 48)], [0], Fraction(1, 1000))
+    problem = av.error.InvalidDataError(1, "of no use")
+
+    def packets(_: object) -> Iterator[object]:
+        yield SimpleNamespace(is_corrupt=False, size=5, pts=0, dts=0)
+        if where == "demuxer":
+            raise problem
+
+    def decode(packet: object) -> list[object]:
+        if where == "decoder" and packet is not None:
+            raise problem
+        return [SimpleNamespace(is_corrupt=where == "frame")] if packet is not None else []
+
+    with VideoReader(tmp_path / "a.mkv") as reader:
+        monkeypatch.setattr(reader, "_container", SimpleNamespace(demux=packets, close=reader._container.close))
+        monkeypatch.setattr(reader, "_stream", SimpleNamespace(decode=decode))
+        assert len(list(reader._raw_frames())) == (where != "decoder")
+        assert reader.damaged == (where != "nowhere")
+
+
 def test_sound_that_goes_on_is_no_missing_film(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
         stream, sound = container.add_stream("libx264", rate=25), container.add_stream("pcm_s16le", rate=8000)
@@ -397,6 +477,20 @@ def test_a_damaged_transport_stream_is_counted(tmp_path: Path) -> None:
     (tmp_path / "a.ts").write_bytes(data[: 188 * 100] + data[188 * 105 :])  # five packets never came
     reader = VideoReader(tmp_path / "a.ts")
     assert len(list(reader)) > 10 and reader.damaged > 0
+
+
+def test_a_title_of_bytes_that_are_no_text_is_no_obstacle(tmp_path: Path) -> None:
+    def name(stream: av.VideoStream) -> None:
+        stream.container.metadata["title"] = "ZZZZ"
+
+    write_film(tmp_path / "a.mkv", [picture(64, 48)], [0], Fraction(1, 1000), turn=name)
+    (tmp_path / "a.mkv").write_bytes((tmp_path / "a.mkv").read_bytes().replace(b"ZZZZ", b"\xff\xfe\xff\xfe"))
+    assert len(list(read_frames(tmp_path / "a.mkv"))) == 1
+
+
+def test_a_reason_is_one_line_without_its_full_stop() -> None:
+    errors = OSError(28, "No space."), RuntimeError("two.\nlines"), RuntimeError()
+    assert [reason(error) for error in errors] == ["No space", "two", "RuntimeError"]
 
 
 def test_no_film_is_one_clear_sentence(tmp_path: Path) -> None:
@@ -447,6 +541,16 @@ def test_unusable_targets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="time base"):
         VideoWriter(tmp_path / "a.mp4", 64, 64, Fraction(1, 1 << 40))
     assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]
+
+
+def test_a_writer_takes_its_own_size_and_times_that_a_film_can_have(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "A.MP4", 64, 48, Fraction(1, 25)) as writer:
+        with pytest.raises(ValueError, match="64 x 48 was expected"):
+            writer.write(picture(48, 64), 0)
+        with pytest.raises(MediaError, match="no film has a frame at"):
+            writer.write(picture(64, 48), 1 << 70)
+        writer.write(picture(64, 48), 0)
+    assert len(list(read_frames(tmp_path / "A.MP4"))) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names with colons, pipes")
