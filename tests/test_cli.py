@@ -10,6 +10,7 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ import pytest
 from neuralcodec import __version__
 from neuralcodec.cli import main, make_parser
 from neuralcodec.container import ContainerWriter
+from neuralcodec.errors import MediaError
 from neuralcodec.media import VideoReader, VideoWriter
+from neuralcodec.motion import View
 from neuralcodec.pack import load_pack
 from neuralcodec.packet import End, Motion, StreamHeader
+from neuralcodec.video import FileStats
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,6 +107,7 @@ def test_info_lists_a_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "frames           5" in out and "640" in out and "coding=intra pts=100" in out
     assert out.count("coding=predicted") == 4 and "End" in out
+    assert main(["info", str(path), "--json"]) == 0 and "packets" not in json.loads(capsys.readouterr().out)
     assert main(["info", str(path), "--json", "--packets"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [packet["pts"] for packet in found["packets"] if packet["kind"] == "Motion"] == [100, 101, 102, 103, 104]
@@ -171,6 +176,10 @@ def test_no_face_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ["decode", "a.ncv", "a.mp4", "--x", "2"],
         ["encode", "a.mp4", "a.ncv", "--transfer", "magic"],
         ["decode", "a.ncv", "a.mp4", "--threads", "0"],
+        ["decode", "a.ncv", "a.mp4", "--loss", "1"],
+        ["decode", "a.ncv", "a.mp4", "--loss", "100%"],
+        ["decode", "a.ncv", "a.mp4", "--burst", "0.5"],
+        ["encode", "a.mp4", "a.ncv", "--kbps", "0.4"],
         ["pack"],
         ["demo", "--seconds", "-1"],
     ],
@@ -217,6 +226,74 @@ def test_an_avatar_without_consent_is_refused(
         Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert main(["encode", "in.mp4", str(tmp_path / "out.ncv"), *flags]) == 1
     assert "consent" in capsys.readouterr().err and not (tmp_path / "out.ncv").exists()
+
+
+def told(monkeypatch: pytest.MonkeyPatch, function: str, arguments: list[str], **stats: Any) -> dict[str, Any]:
+    """What a command hands to this function of the library, which then says that it did six frames."""
+    given: dict[str, Any] = {}
+
+    def note(src: str, dst: str, **options: Any) -> FileStats:
+        given.update(options, src=src, dst=dst)
+        del given["progress"]
+        return FileStats(6, 0.24, 100, 50, 20, 30, **stats)
+
+    monkeypatch.setattr(f"neuralcodec.video.{function}", note)
+    assert main(arguments) == 0
+    return given
+
+
+def test_every_flag_of_encode_reaches_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plain = {
+        "src": "in", "dst": "out", "target_kbps": 4.0, "pack": None, "device": "auto", "crop": "auto", "avatar": None,
+        "full_frame": False, "threads": None, "signing_key": None, "overwrite": False,
+    }  # fmt: skip
+    assert told(monkeypatch, "encode_file", ["encode", "in", "out"]) == plain
+    flags = "--kbps 6 --pack p --device cpu --crop 1,2,300 --full-frame --threads 2 --sign key -f"
+    assert told(monkeypatch, "encode_file", ["encode", "in", "out", *flags.split()]) == {
+        "src": "in", "dst": "out", "target_kbps": 6.0, "pack": "p", "device": "cpu", "crop": "1,2,300", "avatar": None,
+        "full_frame": True, "threads": 2, "signing_key": "key", "overwrite": True,
+    }  # fmt: skip
+    with VideoWriter(tmp_path / "a.mp4", 64, 48, Fraction(1, 25)) as writer:
+        writer.write(np.full((48, 64, 3), 90, np.uint8), 0)
+    flags = ["--avatar", str(tmp_path / "a.mp4"), "--consent", "she said yes"]
+    for further, transfer in (([], "relative"), (["--transfer", "absolute"], "absolute")):
+        avatar = told(monkeypatch, "encode_file", ["encode", "in", "out", *flags, *further])["avatar"]
+        assert (avatar.picture.shape, avatar.consent, avatar.transfer) == ((48, 64, 3), "she said yes", transfer)
+    assert main(["encode", "in", "out", *flags, "--full-frame"]) == 1
+
+
+def test_every_flag_of_decode_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {
+        "src": "in", "dst": "out", "pack": None, "device": "auto", "view": View(), "eye_contact": False,
+        "smooth": False, "full_frame": None, "loss": 0.0, "burst": 1.0, "seed": 0, "threads": None,
+        "trusted_sender": None, "overwrite": False,
+    }  # fmt: skip
+    assert told(monkeypatch, "decode_file", ["decode", "in", "out"]) == plain
+    flags = "--yaw 1 --pitch 2 --roll 3 --x 0.4 --y 0.5 --frontal --loss 5% --burst 3 --seed 9 --trusted-sender key -f"
+    assert told(monkeypatch, "decode_file", ["decode", "in", "out", *flags.split(), "--full-frame"]) == plain | {
+        "view": View(1, 2, 3, 0.4, 0.5, True), "full_frame": True, "loss": 0.05, "burst": 3, "seed": 9,
+        "trusted_sender": "key", "overwrite": True,
+    }  # fmt: skip
+    for flag, name in (("--eye-contact", "eye_contact"), ("--smooth", "smooth")):
+        assert told(monkeypatch, "decode_file", ["decode", "in", "out", flag]) == plain | {name: True}
+
+
+def test_what_is_missing_from_a_film_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(monkeypatch, "encode_file", ["encode", "in", "out"], face_lost=2, damaged=3, missing_s=1.5)
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1 and err.splitlines() == [
+        "No face in 2 of 6 frames; they repeat the last one seen.",
+        "3 pieces of in are damaged: shown as far as they can be, or left out.",
+        "in ends 1.50 s before the end that it announces: it may be cut.",
+    ]
+    told(monkeypatch, "decode_file", ["decode", "in", "out"], concealed=4, clamped=5, unshown=7)
+    out, err = capsys.readouterr()
+    assert out.endswith(", 4 concealed\n") and err.splitlines() == [
+        "7 more frames come before the first picture in in and could not be shown.",
+        "The view was clamped to the pack's range in 5 of 6 frames.",
+    ]
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,6 +365,45 @@ def test_unexpected_errors_are_one_sentence_too(
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "neuralcodec", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.parametrize("problem", [MediaError("half read"), ImportError("half loaded")])
+def test_what_a_signal_broke_is_called_an_interruption(
+    problem: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def swallow(path: str) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise problem from None
+
+    monkeypatch.setattr("neuralcodec.video.probe", swallow)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["info", "a.ncv"]) == 1
+    assert failed_with_one_sentence(capsys, "Interrupted: nothing was written.")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_closed_terminal_that_is_to_be_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("neuralcodec.video.probe", lambda _: seen.append(signal.getsignal(signal.SIGHUP)))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        main(["info", "a.ncv"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert seen == [signal.SIG_IGN]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "neuralcodec", "info", str(stream(tmp_path / "a.ncv"))]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_as_a_program(tmp_path: Path) -> None:
