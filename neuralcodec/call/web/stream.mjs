@@ -89,7 +89,8 @@ export class MotionStream {
       if (ago <= this.namedAgo || this.reference === null) [this.reference, this.namedAgo] = [packet.reference, ago];
     }
     if (packet.intra) {
-      if (steps) this.ahead.clear();
+      // what is older continues nothing any more, but would seem to when its number comes again
+      for (const number of [...this.ahead.keys()]) if (steps || round(number - end - 1) >= 127) this.ahead.delete(number);
       known = { state: null, pts: first };
     }
     if (!known) {
