@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from neuralcodec.avatar import Avatar
 from neuralcodec.cli import main
 from neuralcodec.container import ContainerReader, ContainerWriter
 from neuralcodec.errors import (
@@ -325,6 +328,8 @@ def test_no_face_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     film(tmp_path / "in.mp4", [np.full((128, 160, 3), 90, np.uint8)] * 3, STAMPS[:3])
     with pytest.raises(NoFaceError, match="any of the 3 frames"):
         encode_file(tmp_path / "in.mp4", tmp_path / "x.ncv", device="cpu")
+    with pytest.raises(NoFaceError, match="in the square 0,0,128 in any"):
+        encode_file(tmp_path / "in.mp4", tmp_path / "x.ncv", device="cpu", crop=(0, 0, 128))
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
@@ -417,3 +422,96 @@ def test_progress_counts_to_the_end(stream: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     decode_file(stream, tmp_path / "out.mp4", device="cpu", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(index + 1, len(STAMPS)) for index in range(len(STAMPS))]
+
+
+class Stop(Exception):
+    """Nothing has to be coded to see with which options it would be."""
+
+
+def options_of(monkeypatch: pytest.MonkeyPatch, facade: str, act: Callable[[], object]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+
+    def note(*rate: object, **options: Any) -> None:
+        given.update(options, rate=rate)
+        raise Stop
+
+    monkeypatch.setattr(f"neuralcodec.video.{facade}", note)
+    with pytest.raises(Stop):
+        act()
+    return given
+
+
+def test_every_option_reaches_the_encoder(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portrait: list[Array]
+) -> None:
+    target = tmp_path / "x.NCV"
+    plain = options_of(monkeypatch, "Encoder", lambda: encode_file(source, target))
+    assert (plain["rate"], plain["frames_per_packet"], plain["lookahead"]) == ((4.0,), 8, 12)
+    assert plain["frame_duration"] * plain["time_base"] == Fraction(1, 25)
+    assert (plain["gray"], plain["repeat_header"], plain["signing_key"]) == (False, False, None)
+    further = {"frames_per_packet": 1, "lookahead": 0, "signing_key": "key", "crop": "none", "full_frame": True}
+    further |= {"pack": "p", "device": "cpu", "threads": 2}
+    given = options_of(monkeypatch, "Encoder", lambda: encode_file(source, target, target_kbps=6, **further))
+    assert given["rate"] == (6,) and {name: given[name] for name in further} == further
+    monkeypatch.setattr(VideoReader, "__init__", gray_reader(VideoReader.__init__))
+    for avatar in (None, Avatar(portrait[0], "she said yes")):
+        given = options_of(monkeypatch, "Encoder", lambda: encode_file(source, target, avatar=avatar))  # noqa: B023
+        assert given["gray"] is (avatar is None) and given["avatar"] is avatar
+    assert list(tmp_path.iterdir()) == []
+
+
+def gray_reader(plain: Callable[..., None]) -> Callable[..., None]:
+    def init(reader: VideoReader, path: Path) -> None:
+        plain(reader, path)
+        reader.gray, reader.damaged = True, 3
+
+    return init
+
+
+def test_every_option_reaches_the_decoder(stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    further = {"eye_contact": True, "smooth": False, "view": View(yaw=5), "trusted_sender": "key", "threads": 2}
+    for options in (further, further | {"eye_contact": False, "smooth": True}):
+        given = options_of(monkeypatch, "Decoder", lambda: decode_file(stream, tmp_path / "x.mp4", **options))  # noqa: B023
+        assert {name: given[name] for name in options} == options
+        assert given["max_pixels"] >= 8192**2 and given["full_frame"] is None
+
+
+def test_what_was_missing_from_a_film_is_counted(
+    portrait: list[Array], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blank = np.full_like(portrait[0], 90)
+    source = film(tmp_path / "in.mp4", [*portrait[:2], blank, blank], STAMPS[:4])
+    monkeypatch.setattr(VideoReader, "__init__", gray_reader(VideoReader.__init__))
+    monkeypatch.setattr(VideoReader, "missing_s", 1.5)
+    seen: list[tuple[int, int]] = []
+    stats = encode_file(
+        source, tmp_path / "x.ncv", device="cpu", lookahead=0, progress=lambda done, total: seen.append((done, total))
+    )
+    assert (stats.frames, stats.face_lost, stats.damaged, stats.missing_s) == (4, 2, 3, 1.5)
+    assert stats.references == 1 and seen == [(done, 4) for done in (1, 2, 3, 4)]
+
+
+def test_a_film_that_no_stream_can_carry_is_refused_and_so_is_its_other_name(
+    source: Path, stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = stream.read_bytes()
+    with pytest.raises(MediaError, match="input itself"):
+        decode_file(stream, stream, overwrite=True)
+    os.link(source, tmp_path / "again.ncv")
+    with pytest.raises(MediaError, match="input itself"):
+        encode_file(source, tmp_path / "again.ncv", overwrite=True)
+    assert stream.read_bytes() == before
+    monkeypatch.setattr("neuralcodec.video.DIMENSION_MAX", 255)
+    with pytest.raises(MediaError, match="256 x 256 pixels; a stream carries at most 255 on a side"):
+        encode_file(source, tmp_path / "x.ncv")
+
+
+def test_a_seed_says_which_packets_are_lost() -> None:
+    fates = []
+    for seed in (0, 1, 1):
+        channel = _Channel(0.3, 1, seed)
+        fates.append([channel.delivers(Motion(0, 0, 0, b"")) for _ in range(64)])
+    assert fates[0] != fates[1] == fates[2]
+    for loss, burst in ((1.0, 1.0), (-0.1, 1.0), (0.5, 0.5)):
+        with pytest.raises(ValueError, match="expected 0 <= loss < 1 and burst >= 1"):
+            _Channel(loss, burst, 0)
