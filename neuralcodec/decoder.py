@@ -57,7 +57,8 @@ class DecodedFrame:
 class _Plan:
     """A frame of which all is decided, and nothing drawn yet. picture: a reference as it is, or the empty picture of a
     frame that nobody will see; None where the renderer is to draw. calm: before the view, shown: after it. eyes: the
-    picture that they come from, where that is another."""
+    picture that they come from, where that is another. contact: whether they are brought onto the lens, as it was
+    wished when the rest was decided: another thread may change that before the frame is drawn."""
 
     pts: int
     state: Concealment
@@ -67,6 +68,7 @@ class _Plan:
     shown: MotionParams
     picture: Array | None = None
     eyes: ReferenceFeatures | None = None
+    contact: bool = False
 
 
 class Decoder:
@@ -475,23 +477,23 @@ class Decoder:
             self._drawn = self._still if self._as_is else calm.scene
         if self._wanted is not None and not self._wanted(pts):
             return _Plan(pts, state, motion, held, calm, calm, np.zeros((0, 0, 3), np.uint8))
-        features, view = held.features, self._view
+        features, view, contact = held.features, self._view, self._eye_contact
         straight = view == View() and self._turning.idle  # else it is still on its way there
         if self._as_is:
-            if not straight or self._eye_contact:  # the face is where it is in the picture itself
+            if not straight or contact:  # the face is where it is in the picture itself
                 with self._timed("reference"):
                     calm = self._face_in(held)
             if straight:  # seen so: from here the way to a next view begins
                 self._turning.apply(view, calm, calm, seconds)
             if straight or features.estimate.confidence < SURE:  # there is nobody to be turned
-                return _Plan(pts, state, motion, held, calm, calm, features.picture)
+                return _Plan(pts, state, motion, held, calm, calm, features.picture, contact=contact)
         with self._timed("reference"):
             features.feeds  # noqa: B018  computed when first asked for
         with self._timed("view"):
             turned = self._turning.apply(view, calm, features.estimate.motion, seconds)
             self.stats.clamped_frames += turned.clamped
         eyes = self._closed_eyes.needed(held, calm, seconds)
-        return _Plan(pts, state, motion, held, calm, turned.motion, eyes=eyes)
+        return _Plan(pts, state, motion, held, calm, turned.motion, eyes=eyes, contact=contact)
 
     def _drawn_each(self, plans: list[_Plan]) -> list[DecodedFrame]:
         """Planned frames as they are shown, in order: the renderer draws them together."""
@@ -524,7 +526,7 @@ class Decoder:
             with self._timed("steady"):
                 picture = self._steady.smooth(picture)
         features, follows = plan.held.features, self.pack.view_range.gaze
-        if self._eye_contact and features.estimate.confidence >= SURE:
+        if plan.contact and features.estimate.confidence >= SURE:
             with self._timed("view"):
                 here = features.estimate.motion
                 picture = eye_contact(picture, plan.shown, plan.calm, here, features.canonical, follows)

@@ -246,6 +246,23 @@ def test_eye_contact_changes_eyes_and_nothing_else(coded: Coded) -> None:
     assert 0 < changed.mean() < 0.05 and np.array_equal(a.shown.flat(), b.shown.flat())
 
 
+def test_eye_contact_that_is_switched_while_frames_are_drawn_is_for_the_next_ones(
+    coded: Coded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may do so; of a picture shown as it is, nobody has then said where its face is."""
+    plain, looking = decoder(), decoder()
+    draw = looking._networks.render_each
+
+    def switched(wanted: Any) -> Any:
+        looking.eye_contact = True
+        return draw(wanted)
+
+    monkeypatch.setattr(looking._networks, "render_each", switched)
+    a, b = ([f for d in stream(coded)[:4] for f in r.decode(d)] for r in (plain, looking))
+    assert np.array_equal(a[0].image, b[0].image) and len(a) > 1
+    assert not np.array_equal(a[1].image, b[1].image)
+
+
 def test_smoothing_is_off_unless_asked_for_and_costs_no_frame(coded: Coded) -> None:
     calm, plain = nc.Decoder(device="cpu", threads=1, smooth=True), decoder()
     for data in stream(coded):
