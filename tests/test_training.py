@@ -364,11 +364,17 @@ def test_a_run_that_is_stopped_saves_first(data: Path, tmp_path: Path, number: s
     command = [sys.executable, "-m", "neuralcodec.training.train", str(data), "--phase", "motion", "--batch", "2",
                "--out", str(tmp_path), "--cache", str(tmp_path / "c"), "--sample-every", "1"]  # fmt: skip
     around = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=around, start_new_session=True) as run:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=around, start_new_session=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a test run in the background ignores Ctrl-C
+    ) as run:  # fmt: skip
         while run.poll() is None and not list(tmp_path.glob("motion-*.png")):
             time.sleep(0.1)
         os.killpg(run.pid, number)
-        _, said = run.communicate(timeout=60)
+        try:
+            _, said = run.communicate(timeout=60)
+        finally:
+            run.kill()
     assert run.returncode == 1 and "Stopped and saved at step" in said and "Traceback" not in said, said
     saved = int(load_file(tmp_path / "motion.safetensors")["step"])
     assert f"at step {saved}; the same command goes on from there." in said and saved > 0
