@@ -387,7 +387,7 @@ def test_a_run_saves_by_the_clock(data: Path, tmp_path: Path, monkeypatch: pytes
     saved: list[int] = []
     monkeypatch.setattr(Run, "save", lambda run: saved.append(run.step))
     train(Options(data, tmp_path, phase="motion", minutes=0.04, batch=2, cache=tmp_path / "c", workers=0))
-    assert saved[:2] == [1, 2]
+    assert len(saved) > 1 and saved[0] == 1, "only at the end without"
 
 
 class Stub(torch.nn.Module):
