@@ -16,7 +16,7 @@ from .errors import NoFaceError
 from .face import Square, crop, frames_head, head_square
 from .gaze import EYES, POINTS
 from .inference import Inference, MotionEstimate
-from .lids import OPEN, UPPER, Usual, openings
+from .lids import OPEN, Usual, close, openings
 from .motion import Array, MotionParams, euler_angles, rotation_matrix
 
 Transfer = Literal["relative", "absolute"]
@@ -117,10 +117,8 @@ class AvatarDriver:
         whenever they are. usual: openings of this sender's eyes; none where the layout is not known."""
         face, delta = start.canonical + start.motion.delta, np.array(start.motion.delta)
         found = openings(start.motion, start.canonical)
-        for (outer, inner, upper, lower, _), now, wide in zip(EYES[: len(found)], found, usual, strict=True):
-            way = max(0.0, OPEN * wide - now) * float(np.linalg.norm(face[outer] - face[inner]))
-            delta[upper, 1] -= UPPER * way
-            delta[lower, 1] += (1 - UPPER) * way
+        for eye, now, wide in zip(EYES[: len(found)], found, usual, strict=True):
+            close(delta, face, eye, -max(0.0, OPEN * wide - now))
         return delta
 
     def _back_inside(self, driven: MotionParams) -> Array:

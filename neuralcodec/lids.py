@@ -40,6 +40,14 @@ def openings(motion: MotionParams, canonical: Array) -> list[float]:
     ]
 
 
+def close(delta: Array, face: Array, eye: tuple[int, int, int, int, int], by: float) -> None:
+    """Bring the lids of an eye of ``face`` (K, 3) nearer to each other by so many eye widths, in ``delta`` (K, 3)."""
+    outer, inner, upper, lower, _ = eye
+    way = by * float(np.linalg.norm(face[outer] - face[inner]))
+    delta[upper, 1] += UPPER * way
+    delta[lower, 1] -= (1 - UPPER) * way
+
+
 class Usual:
     """How far one person's eyes usually stand open, frame after frame."""
 
@@ -71,11 +79,9 @@ class Lids:
             return motion
         usually = self._usual.follow(found, seconds)
         face, delta = canonical + motion.delta, np.array(motion.delta)
-        for (outer, inner, upper, lower, _), now, usual in zip(EYES, found, usually, strict=True):
+        for eye, now, usual in zip(EYES, found, usually, strict=True):
             left = now / usual
             sent = usual * float(np.interp(left, [SHUT - DEEP, SHUT, OPEN], [-BEYOND, 0.0, OPEN]))
             if left < OPEN and sent < now:
-                way = (now - sent) * float(np.linalg.norm(face[outer] - face[inner]))
-                delta[upper, 1] += UPPER * way
-                delta[lower, 1] -= (1 - UPPER) * way
+                close(delta, face, eye, now - sent)
         return replace(motion, delta=delta)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from neuralcodec.errors import NeuralCodecError
+from neuralcodec.runtime.engine import write_whole
 from neuralcodec.training.feature_networks import read_weights
 
 
@@ -41,10 +42,7 @@ def main() -> None:
         p.error(f"--share is {o.share}; expected 0 to 1")
     try:
         blended = blend(read_weights(o.weights), read_weights(o.other), o.share, o.part)
-        partial = o.out.with_suffix(".part")
-        o.out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(blended, partial)
-        partial.replace(o.out)
+        write_whole(o.out, save(blended))
     except (NeuralCodecError, OSError, ValueError) as error:
         p.error(str(error))
 

@@ -87,7 +87,7 @@ def load_clips(
         label = np.load(path)
         film = data / split / "256" / f"{path.stem}.mp4"
         stored = cached(film, cache / split, size)
-        if not stored.exists() or stored.stat().st_mtime_ns != film.stat().st_mtime_ns:
+        if not made_of(stored, film):
             partial = stored.with_suffix(f".{os.getpid()}.npy")  # several GPUs start on the same clips
             np.save(partial, squares(film, size))
             os.utime(partial, ns=(film.stat().st_atime_ns, film.stat().st_mtime_ns))
@@ -147,6 +147,11 @@ def _check_received(folder: Path | None) -> None:
 def cached(film: Path, cache: Path, size: int = 256) -> Path:
     """Where the decoded frames of a clip are kept: a file with the clip's own time, or it is of another clip."""
     return cache / f"{film.stem}.{size}.npy"
+
+
+def made_of(stored: Path, film: Path) -> bool:
+    """Whether ``stored`` is there and holds the frames of this clip, as it is now."""
+    return stored.exists() and stored.stat().st_mtime_ns == film.stat().st_mtime_ns
 
 
 def _labelled(name: str, frames: Any, label: Any, good: Any, pick: list[int], received: Any) -> Clip:

@@ -25,14 +25,15 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.face import THRESHOLD, Square, crop, decode_faces
 from neuralcodec.models.detector import SIZE, STRIDE, Detector, export_onnx
 from neuralcodec.motion import Array
-from neuralcodec.training.data import cached
+from neuralcodec.runtime.engine import write_whole
+from neuralcodec.training.data import cached, made_of
 from neuralcodec.training.feature_networks import read_weights
 
 FACELESS = ["brick", "chelsea", "chessboard_GRAY", "clock_motion", "coffee", "coins", "color", "grass", "gravel",
@@ -81,7 +82,7 @@ def load_faces(data: Path, split: str, per_clip: int, cache: Path | None = None)
 def clip_frames(clip: Path, wanted: list[int], cache: Path | None) -> Iterator[tuple[int, Array]]:
     """(number, picture) of the wanted frames of a clip."""
     decoded = cached(clip, cache) if cache else None
-    if decoded and decoded.exists() and decoded.stat().st_mtime_ns == clip.stat().st_mtime_ns:
+    if decoded and made_of(decoded, clip):
         frames = np.load(decoded, mmap_mode="r")
         yield from ((number, np.asarray(frames[number])) for number in wanted if number < len(frames))
         return
@@ -527,9 +528,7 @@ def mirrored(picture: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 def save(model: Detector, path: Path) -> None:
     """Write the weights whole or not at all."""
-    partial = path.with_suffix(".part")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial)
-    partial.replace(path)
+    write_whole(path, to_bytes({name: value.contiguous() for name, value in model.state_dict().items()}))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -26,12 +26,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.models import ModelConfig, build
 from neuralcodec.quantizer import MotionTables
+from neuralcodec.runtime.engine import write_whole
 from neuralcodec.training.data import Clip, gather, load_clips, load_stills, mean_shape, scenes
 from neuralcodec.training.feature_networks import read_weights
 from neuralcodec.training.losses import FaceFeatureLoss, IdentityLoss, PerceptualLoss
@@ -241,9 +242,7 @@ class Run:
             contents[self.critic_file] = self.phase.critic.state_dict()
             memory |= optimizer_tensors(self.judge, self.judged)
         for path, content in contents.items():
-            partial = path.with_suffix(".part")
-            save_file({k: v.contiguous() for k, v in content.items()}, partial)
-            partial.replace(path)
+            write_whole(path, to_bytes({k: v.contiguous() for k, v in content.items()}))
 
     def log(self, record: dict[str, Any]) -> None:
         if self.rank == 0:
