@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-FILE = {"frames_per_packet": 8, "lookahead": 12}  # as neuralcodec.encode_file makes them
+# As neuralcodec.encode_file makes them.
+STEADY: dict[str, Any] = {"frames_per_packet": 8, "lookahead": 12}  # with constant_rate
+FILE: dict[str, Any] = {**STEADY, "film": True}
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,11 @@ class Sent:
 
 def send(
     clip: Clip, *, kbps: float, pack: str | None, device: str, threads: int | None = None,
-    every: int = 1, **options: Any
+    every: int = 1, film: bool = False, **options: Any
 ) -> Sent:
     """Encode every frame, write the file, decode the file packet by packet. options: further ones of the Encoder.
 
+    film: the encoder may look at all frames before it begins, and keeps the rate on average over them.
     every: show every so many frames only (and repeat them), where speed and the frames between do not matter.
     """
     import neuralcodec
@@ -82,7 +85,7 @@ def send(
 
     encoder = neuralcodec.Encoder(
         kbps, pack=pack, device=device, crop="none", time_base=Fraction(1, FPS), threads=threads, repeat_header=False,
-        **options,
+        film=neuralcodec.Film(enumerate(clip.frames), clip.seconds) if film else None, **options,
     )  # fmt: skip
     made: list[Packet] = []
     made_at: list[int] = []

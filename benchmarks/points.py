@@ -143,7 +143,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Ours:
-    """neuralcodec at one target rate, kbit/s. frames_per_packet, lookahead: as in a call, or as ours.FILE."""
+    """neuralcodec at one target rate, kbit/s. The other settings: as in a call, or as ours.FILE."""
 
     footage: Footage
     kbps: float
@@ -152,14 +152,16 @@ class Ours:
     codec: str = "neuralcodec"
     frames_per_packet: int = 1
     lookahead: int = 0
+    film: bool = False
 
     @property
     def name(self) -> str:
         return f"{self.kbps:g} kbit/s"
 
     @property
-    def way(self) -> dict[str, int]:
-        return {"frames_per_packet": self.frames_per_packet, "lookahead": self.lookahead}
+    def way(self) -> dict[str, Any]:
+        way = {"frames_per_packet": self.frames_per_packet, "lookahead": self.lookahead}
+        return {**way, "film": True} if self.film else way
 
     def what(self) -> dict[str, Any]:
         return {

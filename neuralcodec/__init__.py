@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .decoder import DecodedFrame as DecodedFrame
     from .decoder import Decoder as Decoder
     from .encoder import Encoder as Encoder
+    from .film import Film as Film
     from .motion import MotionParams as MotionParams
     from .motion import View as View
     from .pack import Pack as Pack
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Avatar": "avatar",
     "Encoder": "encoder",
+    "Film": "film",
     "Decoder": "decoder",
     "DecodedFrame": "decoder",
     "MotionParams": "motion",

@@ -77,6 +77,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("output", metavar="OUT.ncv")
     command.add_argument("--kbps", type=_kbps, default=4.0, help="target rate, everything counted (default: 4)")
     command.add_argument(
+        "--constant-rate", action="store_true", help="keep it in any two seconds, not on average over the film"
+    )
+    command.add_argument(
         "--crop", type=_crop, default="auto", metavar="auto|none|x,y,side",
         help="follow the face (default), code the whole frame, or a fixed square in pixels",
     )  # fmt: skip
@@ -165,7 +168,7 @@ def _encode(options: argparse.Namespace) -> int:
         stats = encode_file(
             options.input, options.output, target_kbps=options.kbps, pack=options.pack, device=options.device,
             crop=options.crop, full_frame=options.full_frame, avatar=avatar, threads=options.threads,
-            signing_key=options.sign,
+            signing_key=options.sign, constant_rate=options.constant_rate,
             overwrite=options.force, progress=progress,
         )  # fmt: skip
     print(_summary(options.output, stats))

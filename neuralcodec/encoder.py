@@ -11,22 +11,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
 from .avatar import Avatar, AvatarDriver
 from .entropy import EntropyCoder
 from .errors import BitstreamError
-from .face import CropFollower, Face, Square, crop
+from .face import CropFollower, Square, crop
 from .fields import varint
-from .inference import SURE, Inference, MotionEstimate, ReferenceFeatures
+from .film import Film
+from .film_rate import FilmRate
+from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .lids import Lids, openings
-from .media import upright
+from .media import as_picture
 from .motion import Array, MotionParams
 from .pack import Pack, load_pack
 from .packet import (
     DATAGRAM_BYTES,
-    DIMENSION_MAX,
     PTS_MAX,
     TIME_MAX,
     Bundle,
@@ -47,6 +47,7 @@ from .rate import QUALITIES, MotionQuality, RateControl, distance
 from .sender import OFTEN_SECONDS, OVERDUE, Held, PictureSender, Shot, squared_error
 from .signing import private_key
 from .stats import EncoderStats, timed
+from .watcher import Watcher
 
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
 LOOKAHEAD_MAX = 16  # frames
@@ -79,6 +80,8 @@ class Encoder:
 
     target_kbps: everything counted, headers and references too; what a quiet head leaves over goes into finer pictures.
         No two seconds take much more (see README for how much), so that the average is a few percent less.
+    film: all the frames that are going to be encoded, where they are at hand: the target is then kept on average over
+        them, and moments take of it what they need. Not with an avatar, and not without updates.
     pack: folder or name of a model pack, None for the bundled one. device: "auto", "cpu", "cuda" or "tensorrt".
     crop: "auto" follows the face, "none" codes the whole frame, or (x, y, side) in pixels.
     time_base: seconds per pts unit. frame_duration: the usual pts step.
@@ -128,6 +131,7 @@ class Encoder:
         updates: bool = True,
         preset: int | None = None,
         focus: bool = True,
+        film: Film | None = None,
     ) -> None:
         if not isinstance(loss, int | float | np.number) or not 0 <= loss < 1:
             raise ValueError(f"loss is {loss!r}; expected a share of packets, 0 <= loss < 1.")
@@ -153,21 +157,27 @@ class Encoder:
         if avatar is not None and (full_frame or not isinstance(avatar, Avatar)):
             raise ValueError("avatar must be an Avatar, and goes without full_frame: no surroundings are sent with it.")
         self._avatar = AvatarDriver(avatar, self._networks) if avatar is not None else None
-        self._follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", fixed)
+        if film is not None and (avatar is not None or not updates):
+            raise ValueError("film goes without an avatar, whose picture does not age, and with updates.")
+        follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", fixed)
+        self._watcher = Watcher(self._networks, follower, self.pack.size, self._timed)
+        self._film = film
+        if film is not None:
+            film.watch_with(self._watcher, self.time_base)
         frame_seconds = frame_duration * float(self.time_base)
         packets_per_second = 1 / (frames_per_packet * frame_seconds)
         self._packet_overhead = packet_overhead
         headers = packet_overhead * packets_per_second / 125
         self._lookahead = 0 if avatar is not None else lookahead
         lag = (self._lookahead + (frames_per_packet - 1) / 2) * frame_seconds
-        self._rate = RateControl(
-            target_kbps,
-            headers,
-            preset,
-            ageless=avatar is not None,
-            ahead=self._lookahead > 0,
-            lag=lag,
-            motion_every=frames_per_packet * frame_seconds,
+        every = frames_per_packet * frame_seconds
+        ahead = self._lookahead > 0
+        self._rate = (
+            RateControl(
+                target_kbps, headers, preset, ageless=avatar is not None, ahead=ahead, lag=lag, motion_every=every
+            )
+            if film is None
+            else FilmRate(film, target_kbps, headers, preset, ahead=ahead, lag=lag, motion_every=every)
         )
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._pictures = PictureSender(
@@ -178,9 +188,9 @@ class Encoder:
         self._lids = Lids()
         self._before: Shot | None = None  # the frame before this one
         self._jumped = False  # much has changed since a face was last seen
-        self._face: Face | None = None  # where it was last seen, source pixels
         self._size: tuple[int, int] | None = None  # as the header says
         self._camera: tuple[int, int] | None = None
+        self._moved = False  # the square has just come to rest elsewhere
         self._expected_loss = self._loss = loss
         self._aggregator = Aggregator(self._coder, frames_per_packet)
         self._quality = self._rate.quality  # of the packet that frames are waiting for
@@ -223,7 +233,7 @@ class Encoder:
         packets, self._pictures.again = self._pictures.again, []
         camera = (picture.shape[1], picture.shape[0])
         if camera != self._camera:
-            self._camera, self._face = camera, None
+            self._camera = camera
             if self._avatar is not None:  # places in the picture before mean nothing in this one
                 self._avatar.recenter()
         size = self._avatar.size if self._avatar else camera
@@ -233,19 +243,12 @@ class Encoder:
             packets = [self._pictures.header]
         self._count(packets)
 
-        with self._timed("face"):
-            face = self._face or self._find(picture)
-            square = self._follower.update(camera, face, seconds)
-            tile = crop(picture, square, self.pack.size)
-        with self._timed("motion"):
-            estimate = self._look(tile, square, face)
-        if estimate is None and self._face is not None:  # lost where it was: look over the whole picture once
-            self._face = None
-            with self._timed("face"):
-                face = self._find(picture)
-            with self._timed("motion"):
-                estimate = self._look(tile, square, face)
-        self._face = Face.from_box(square, estimate.box) if estimate else None
+        if self._film is None:
+            sight, tile = self._watcher.see(picture, seconds)
+        else:
+            sight = self._film.sight(pts)
+            tile = crop(picture, sight.square, self.pack.size)
+        square, estimate, self._moved = sight.square, sight.estimate, sight.moved
         found = estimate  # by which pictures are chosen: what they show is not driven
         if estimate is not None:
             estimate = replace(estimate, motion=self._lids.closed(estimate.motion, estimate.canonical, seconds))
@@ -265,7 +268,7 @@ class Encoder:
         if self._avatar is None and self._cuts_to(shot):
             self._pictures.cut(seconds)
             self._lids = Lids()
-        around = self.full_frame and self._follower.moved  # new surroundings would be put around frames that wait
+        around = self.full_frame and self._moved  # new surroundings would be put around frames that wait
         while self._taken and ((around and self.stats.references) or self._own_gives_way()):
             packets += self._shown(self._taken.popleft())
         if self.stats.references or not self._lookahead:
@@ -351,17 +354,6 @@ class Encoder:
             self.pack.id, *self._size, base, self.frame_duration, self.pack.size, self.full_frame, self.gray
         )
 
-    def _find(self, picture: Array) -> Face | None:
-        # a fixed square is about the person in it, whoever else is in the picture
-        faces = self._networks.detector.detect(picture, near=self._follower.fixed)
-        return faces[0] if faces else None
-
-    def _look(self, tile: Array, square: Square, face: Face | None) -> MotionEstimate | None:
-        if face is None:
-            return None
-        estimate = self._networks.motion(tile, face.box_in(square))
-        return estimate if estimate.confidence >= SURE else None
-
     def _cuts_to(self, shot: Shot) -> bool:
         """Whether another shot begins with this frame, or began while no face was seen: much has changed at once, and
         not as heads move."""
@@ -369,7 +361,7 @@ class Encoder:
         if before is None or not self._pictures.held:
             return False
         changed = squared_error(shot.half_in(before.square), before.half)
-        self._jumped |= shot.estimate is None or self._follower.moved or changed >= JUMP**2
+        self._jumped |= shot.estimate is None or self._moved or changed >= JUMP**2
         if shot.estimate is None or not self._jumped:
             return False
         self._jumped, key = False, self._pictures.nearest(shot)
@@ -411,7 +403,7 @@ class Encoder:
             packets = self._pictures.refine(shot, self._now, self._sequence)
         else:
             packets = self._pictures.refresh(
-                shot, self._now, self._sequence, as_is=self._as_is, moved=self._follower.moved
+                shot, self._now, self._sequence, as_is=self._as_is, moved=self._moved
             )
         self._wants_intra |= self._pictures.began
         if packets and self._named not in self._pictures.held:  # by frames that wait for others to share a packet
@@ -585,16 +577,3 @@ def _whole(name: str, value: Any, least: int, most: int) -> int:
     if not isinstance(value, int | np.integer) or not least <= value <= most:
         raise ValueError(f"{name} is {value!r}; expected a whole number from {least} to {most}.")
     return int(value)
-
-
-def as_picture(image: Any) -> Array:
-    """uint8 RGB (H, W, 3) from an array, or from an av.VideoFrame, which says how it is to be turned and mirrored."""
-    framed = isinstance(image, av.VideoFrame)
-    picture = upright(image, image.to_ndarray(format="rgb24")) if framed else np.asarray(image)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-        raise ValueError(
-            f"A frame is a uint8 RGB (H, W, 3) array or an av.VideoFrame; found {picture.dtype} {picture.shape}."
-        )
-    if max(picture.shape) > DIMENSION_MAX:
-        raise ValueError(f"A frame is at most {DIMENSION_MAX} pixels wide and high; found {picture.shape[:2]}.")
-    return picture

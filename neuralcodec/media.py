@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 
 from .errors import MediaError
 from .motion import Array
-from .packet import TIME_MAX
+from .packet import DIMENSION_MAX, TIME_MAX
 
 WRITABLE = (".mp4", ".m4v", ".mov")  # containers that keep any time base exactly
 SHORT = 50  # characters of a file's name that its temporary name keeps
@@ -97,8 +97,8 @@ class VideoReader:
     BT.709. Every picture has the size of the first. pts rise strictly: where a file's own begin anew, they go on a
     frame after the last.
     ``time_base`` is seconds per pts unit, ``frame_duration`` the most common step between frames in those units,
-    ``frames`` the count the file announces or 0, ``gray`` whether it has no colour, ``damaged`` how many pieces are not
-    whole: shown as far as they can be, or left out.
+    ``frames`` the count the file announces or 0, ``announced_s`` its seconds or 0, ``gray`` whether it has no colour,
+    ``damaged`` how many pieces are not whole: shown as far as they can be, or left out.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -143,6 +143,10 @@ class VideoReader:
         while self._ahead:
             yield self._ahead.pop()
             self._ahead.extend(next_ for next_ in [next(self._frames, None)] if next_ is not None)
+
+    @property
+    def announced_s(self) -> float:
+        return float(self._announced)
 
     @property
     def missing_s(self) -> float:
@@ -374,6 +378,19 @@ def _filtered(graph: av.filter.Graph, frame: av.VideoFrame | None) -> Iterator[a
             if whole.pts is not None:
                 whole.pts //= 2  # the filter counts half as long ticks
             yield whole
+
+
+def as_picture(image: Any) -> Array:
+    """uint8 RGB (H, W, 3) from an array, or from an av.VideoFrame, which says how it is to be turned and mirrored."""
+    framed = isinstance(image, av.VideoFrame)
+    picture = upright(image, image.to_ndarray(format="rgb24")) if framed else np.asarray(image)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+        raise ValueError(
+            f"A frame is a uint8 RGB (H, W, 3) array or an av.VideoFrame; found {picture.dtype} {picture.shape}."
+        )
+    if max(picture.shape) > DIMENSION_MAX:
+        raise ValueError(f"A frame is at most {DIMENSION_MAX} pixels wide and high; found {picture.shape[:2]}.")
+    return picture
 
 
 def upright(frame: av.VideoFrame, image: Array) -> Array:

@@ -21,6 +21,7 @@ from .decoder import DecodedFrame, Decoder
 from .encoder import Encoder
 from .errors import BitstreamError, MediaError, MissingReferenceError, NoFaceError, SigningError, TruncatedError
 from .face import resize
+from .film import Film
 from .media import VideoReader, VideoWriter, check_input, check_output, output_path, reason
 from .motion import View
 from .pack import Pack
@@ -94,24 +95,32 @@ def encode_file(
     signing_key: Any = None,
     frames_per_packet: int = FRAMES_PER_PACKET,
     lookahead: int = LOOKAHEAD,
+    constant_rate: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FileStats:
-    """Code the film ``src`` as the .ncv file ``dst``; see :class:`Encoder` for the options."""
+    """Code the film ``src`` as the .ncv file ``dst``; see :class:`Encoder` for the options.
+
+    The target is kept on average over the film; constant_rate: in any two seconds, as in a call and for an avatar.
+    """
     started = perf_counter()
     check_output(dst, overwrite=overwrite)
-    with VideoReader(src) as reader:
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(VideoReader(src))
         _refuse_same_file(src, dst)
         if Path(dst).suffix.lower() != ".ncv":
             raise MediaError(f"{dst} does not end in .ncv, as a stream's name must: no player opens it as a film.")
         if max(reader.width, reader.height) > DIMENSION_MAX:
             found = f"{reader.width} x {reader.height}"
             raise MediaError(f"{src} is {found} pixels; a stream carries at most {DIMENSION_MAX} on a side.")
+        film: Film | None = None
+        if not constant_rate and avatar is None:
+            film = Film(stack.enter_context(VideoReader(src)), reader.announced_s)
         encoder = Encoder(
             target_kbps, pack=pack, device=device, crop=crop, time_base=reader.time_base,
             frame_duration=reader.frame_duration, full_frame=full_frame, gray=reader.gray and avatar is None,
             avatar=avatar, threads=threads, repeat_header=False, signing_key=signing_key,
-            frames_per_packet=frames_per_packet, lookahead=lookahead,
+            frames_per_packet=frames_per_packet, lookahead=lookahead, film=film,
         )  # fmt: skip
         with output_path(dst, overwrite=overwrite) as temporary:
             with open(temporary, "wb") as file:

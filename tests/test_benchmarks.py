@@ -265,7 +265,8 @@ def test_rates_count_headers_first_pictures_and_shared_packets() -> None:
 
 
 def test_files_are_measured_as_files_are_made() -> None:
-    assert ours.FILE == {"frames_per_packet": FRAMES_PER_PACKET, "lookahead": LOOKAHEAD}
+    assert ours.STEADY == {"frames_per_packet": FRAMES_PER_PACKET, "lookahead": LOOKAHEAD}
+    assert ours.FILE == {**ours.STEADY, "film": True}
 
 
 def test_on_the_wire_every_packet_has_headers_and_bounds_are_marked() -> None:
@@ -646,7 +647,7 @@ def test_each_face_figure_has_its_bar(changes: dict[str, Any], figure: str) -> N
 
 @pytest.mark.parametrize(("flags", "waits"), [([], ours.FILE), (["--call"], {})])
 def test_calls_are_measured_without_waiting(
-    flags: list[str], waits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    flags: list[str], waits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
 
@@ -659,7 +660,7 @@ def test_calls_are_measured_without_waiting(
     monkeypatch.setattr(report, "pin", lambda _: None)
     assert validation.main(["--kbps", "3", *flags]) == 1
     (options,) = asked
-    assert {k: v for k, v in options.items() if k in ("frames_per_packet", "lookahead")} == waits
+    assert {k: v for k, v in options.items() if k in ("frames_per_packet", "lookahead", "film")} == waits
     assert options["kbps"] == 3
 
 

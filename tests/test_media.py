@@ -14,9 +14,8 @@ import av
 import numpy as np
 import pytest
 
-from neuralcodec.encoder import as_picture
 from neuralcodec.errors import MediaError
-from neuralcodec.media import VideoReader, VideoWriter, output_path, read_frames, reason
+from neuralcodec.media import VideoReader, VideoWriter, as_picture, output_path, read_frames, reason
 from neuralcodec.motion import Array
 
 
@@ -599,7 +598,7 @@ FULL_DISK = """
 import resource, signal, sys
 from fractions import Fraction
 import numpy as np
-from neuralcodec.encoder import as_picture
+from neuralcodec.media import as_picture
 from neuralcodec.errors import MediaError
 from neuralcodec.media import VideoWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -23,9 +23,10 @@ from neuralcodec.call.h264 import SameBytes
 from neuralcodec.call.link import HEADERS, Link
 from neuralcodec.call.settings import Settings
 from neuralcodec.decoder import Decoder
-from neuralcodec.encoder import Encoder, as_picture
+from neuralcodec.encoder import Encoder
 from neuralcodec.errors import BitstreamError, NeuralCodecError
 from neuralcodec.face import Square, crop, resize
+from neuralcodec.media import as_picture
 from neuralcodec.motion import Array, View
 from neuralcodec.pack import Pack
 from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, Update, bundled, parse_packet

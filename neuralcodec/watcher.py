@@ -1,0 +1,67 @@
+"""Where the face is in each frame of the camera or of a film, and how it stands. Knows no rate, no packets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from .face import CropFollower, Face, Square, crop
+from .inference import SURE, Inference, MotionEstimate
+from .motion import Array
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is seen in a frame. square: what is coded of it. moved: the square has come to rest elsewhere. estimate: the
+    face in it, or None."""
+
+    square: Square
+    moved: bool
+    estimate: MotionEstimate | None
+
+
+class Watcher:
+    """Looks at frame after frame. size: of the coded picture, pixels a side. timed: how long a stage takes."""
+
+    def __init__(
+        self,
+        networks: Inference,
+        follower: CropFollower,
+        size: int,
+        timed: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        self._networks, self._follower, self._size, self._timed = networks, follower, size, timed
+        self._camera: tuple[int, int] | None = None
+        self._face: Face | None = None  # where it was last seen, source pixels
+
+    def see(self, picture: Array, seconds: float) -> tuple[Sight, Array]:
+        """Of uint8 RGB (H, W, 3), any size; and the square's pixels, uint8 (size, size, 3)."""
+        camera = (picture.shape[1], picture.shape[0])
+        if camera != self._camera:
+            self._camera, self._face = camera, None
+        with self._timed("face"):
+            face = self._face or self._find(picture)
+            square = self._follower.update(camera, face, seconds)
+            tile = crop(picture, square, self._size)
+        with self._timed("motion"):
+            estimate = self._look(tile, square, face)
+        if estimate is None and self._face is not None:  # lost where it was: look over the whole picture once
+            self._face = None
+            with self._timed("face"):
+                face = self._find(picture)
+            with self._timed("motion"):
+                estimate = self._look(tile, square, face)
+        self._face = Face.from_box(square, estimate.box) if estimate else None
+        return Sight(square, self._follower.moved, estimate), tile
+
+    def _find(self, picture: Array) -> Face | None:
+        # a fixed square is about the person in it, whoever else is in the picture
+        faces = self._networks.detector.detect(picture, near=self._follower.fixed)
+        return faces[0] if faces else None
+
+    def _look(self, tile: Array, square: Square, face: Face | None) -> MotionEstimate | None:
+        if face is None:
+            return None
+        estimate = self._networks.motion(tile, face.box_in(square))
+        return estimate if estimate.confidence >= SURE else None
