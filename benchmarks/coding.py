@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks import clips, metrics, ours, report
 
-TARGETS = (1.5, 2.0, 4.0, 4.5, 8.0, 16.0, 32.0)
+TARGETS = (1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
 WINDOW_TARGETS = TARGETS[1:]
 MOTION_TARGET = 4.0  # at which the coder's own figures are taken
 MOTION_TARGETS = (MOTION_TARGET, 4.5)  # bytes of motion against its error, at the usual rate and a little more

@@ -37,7 +37,7 @@ PRICES = (4e-5, 2.4)  # pixel seconds a byte, between which the price is looked 
 TRIES = 9  # halvings of that, in the logarithm
 # At this price a key of so many bytes is as fine as it should be, at a higher one it is too fine. The price of a film
 # rises with its key, which leaves less for updates.
-KEY_BYTES, KEY_PRICE, KEY_POWER = 1100, 0.014, 2.5
+KEY_BYTES, KEY_PRICE, KEY_POWER = 1100, 0.014, 3.5
 MOTION_PRIOR = 2.0  # seconds that the expectation of motion is worth
 BLOCK = 64  # frames
 
