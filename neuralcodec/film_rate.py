@@ -25,6 +25,7 @@ from .rate import (
     FINER,
     REFERENCE_BYTES,
     UPDATE_SHARE,
+    WINDOW_SECONDS,
     MotionQuality,
     RateControl,
 )
@@ -170,9 +171,10 @@ class FilmRate(RateControl):
         left = ahead = future.seconds
         if not self._film.ended:
             left = max(self._film.duration - past, 2 * HORIZON)
-        whole = AIM * (self._earned + self.bytes_per_second * left) - self._spent - key
+        lacking = max(0.0, WINDOW_SECONDS - past - left)  # shorter films take what two seconds may take
+        whole = AIM * (self._earned + self.bytes_per_second * (left + lacking)) - self._spent - key
         motion = (self._motion_spent + MOTION_PRIOR * self._start_motion) / (past + MOTION_PRIOR)
-        return whole * ahead / left - motion * ahead
+        return whole * (ahead / left if left else 1.0) - motion * ahead
 
 
 class _Future:
@@ -182,7 +184,8 @@ class _Future:
     """
 
     def __init__(self, times: Array, points: Array, held: Sequence[Array] | deque[Array]) -> None:
-        self._steps = np.minimum(np.diff(times, append=2 * times[-1:] - times[-2:-1]), 1.0)
+        last = 2 * times[-1] - times[-2] if len(times) > 1 else times[-1]
+        self._steps = np.minimum(np.diff(times, append=last), 1.0)
         self._points = points
         self._rows: dict[int, Array] = {}
         self._far = [self._away(picture) for picture in held]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +23,7 @@ from .errors import BitstreamError, MediaError, MissingReferenceError, NoFaceErr
 from .face import resize
 from .film import Film
 from .media import VideoReader, VideoWriter, check_input, check_output, output_path, reason
-from .motion import View
+from .motion import Array, View
 from .pack import Pack
 from .packet import (
     DIMENSION_MAX,
@@ -114,8 +114,9 @@ def encode_file(
             found = f"{reader.width} x {reader.height}"
             raise MediaError(f"{src} is {found} pixels; a stream carries at most {DIMENSION_MAX} on a side.")
         film: Film | None = None
+        passed = _Passes(progress, reader.frames, 1 if constant_rate or avatar else 2)
         if not constant_rate and avatar is None:
-            film = Film(stack.enter_context(VideoReader(src)), reader.announced_s)
+            film = Film(passed.over(stack.enter_context(VideoReader(src))), reader.announced_s)
         encoder = Encoder(
             target_kbps, pack=pack, device=device, crop=crop, time_base=reader.time_base,
             frame_duration=reader.frame_duration, full_frame=full_frame, gray=reader.gray and avatar is None,
@@ -124,7 +125,7 @@ def encode_file(
         )  # fmt: skip
         with output_path(dst, overwrite=overwrite) as temporary:
             with open(temporary, "wb") as file:
-                packets = _encoded(encoder, reader, progress)
+                packets = _encoded(encoder, passed.over(reader))
                 header = next(packets)
                 assert isinstance(header, StreamHeader)  # an encoder speaks of itself first
                 writer = ContainerWriter(file, header)
@@ -141,12 +142,25 @@ def encode_file(
         )  # fmt: skip
 
 
-def _encoded(encoder: Encoder, reader: VideoReader, progress: Progress | None) -> Iterator[Packet]:
-    for pts, image in reader:
+def _encoded(encoder: Encoder, frames: Iterable[tuple[int, Array]]) -> Iterator[Packet]:
+    for pts, image in frames:
         yield from encoder.encode(image, pts)
-        if progress:
-            progress(encoder.stats.frames, reader.frames)
     yield from encoder.flush()
+
+
+class _Passes:
+    """Progress of passes over the same frames that go on side by side, as of one."""
+
+    def __init__(self, progress: Progress | None, frames: int, passes: int) -> None:
+        self._progress, self._frames, self._passes = progress, frames, passes
+        self._done = 0
+
+    def over(self, frames: Iterable[tuple[int, Array]]) -> Iterator[tuple[int, Array]]:
+        for frame in frames:
+            yield frame
+            self._done += 1
+            if self._progress:
+                self._progress(self._done // self._passes, self._frames)
 
 
 # --- stream to film --------------------------------------------------------------------------------------------------
