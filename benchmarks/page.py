@@ -36,7 +36,8 @@ def sentence(result: Result) -> str:
 def files(result: Result) -> str:
     """The same for ours as a file; empty when that was not measured."""
     parts = _ratios(result["headline_files"])
-    start = f"As a file, whose packets hold {FILE['frames_per_packet']} frames and wait for {FILE['lookahead']} more"
+    waits = f"whose packets hold {FILE['frames_per_packet']} frames and wait for {FILE['lookahead']} more"
+    start = f"As a file, {waits}, and which is looked at half a minute ahead"
     return f"{start}: {'; '.join(parts)}." if parts else ""
 
 
