@@ -192,7 +192,10 @@ class _Future:
         self.seconds = float(self._steps.sum())
 
     def _away(self, picture: Array) -> Array:
-        """(N,): how far the face in each frame is from there, pixels; 0 where none is seen."""
+        """(N,): how far the face in each frame is from there, pixels; 0 where none is seen. Of a picture without a face:
+        infinite, as in sender.py, where none of those with a face is drawn from it."""
+        if np.isnan(picture).any():
+            return np.where(np.isnan(self._points).any((1, 2)), 0.0, np.inf)
         return np.nan_to_num(np.sqrt(((self._points - picture) ** 2).sum(2).mean(1)))
 
     def updates(self, price: float, root: float, extra: float, cost: float) -> float:
