@@ -59,6 +59,7 @@ class FilmRate(RateControl):
     ) -> None:
         self._film = film
         self._began: float | None = None  # seconds, of the first frame
+        self._moves_since: float | None = None  # seconds, of the first face: until then there is no motion to send
         self._earned = 0.0  # bytes that the target has brought
         self._spent = self._motion_spent = 0  # bytes
         self._step = 0.0  # seconds since the frame before
@@ -101,6 +102,8 @@ class FilmRate(RateControl):
         self._cost = 0.0
 
     def begin_at_once(self) -> None:
+        if self._moves_since is None:  # the first picture comes after frames with a face have waited
+            self._moves_since = max(self._now - self._lag, self._began or 0.0)
         self.key_bytes = self._best_key()
 
     def wants_finer(self) -> bool:
@@ -173,7 +176,8 @@ class FilmRate(RateControl):
             left = max(self._film.duration - past, 2 * HORIZON)
         lacking = max(0.0, WINDOW_SECONDS - past - left)  # shorter films take what two seconds may take
         whole = AIM * (self._earned + self.bytes_per_second * (left + lacking)) - self._spent - key
-        motion = (self._motion_spent + MOTION_PRIOR * self._start_motion) / (past + MOTION_PRIOR)
+        moved = self._now - (self._moves_since or 0.0)
+        motion = (self._motion_spent + MOTION_PRIOR * self._start_motion) / (moved + MOTION_PRIOR)
         return whole * (ahead / left if left else 1.0) - motion * ahead
 
 
@@ -192,8 +196,8 @@ class _Future:
         self.seconds = float(self._steps.sum())
 
     def _away(self, picture: Array) -> Array:
-        """(N,): how far the face in each frame is from there, pixels; 0 where none is seen. Of a picture without a face:
-        infinite, as in sender.py, where none of those with a face is drawn from it."""
+        """(N,): how far the face in each frame is from there, pixels; 0 where none is seen. Infinitely far from a
+        picture without a face, from which none is drawn (see sender.py)."""
         if np.isnan(picture).any():
             return np.where(np.isnan(self._points).any((1, 2)), 0.0, np.inf)
         return np.nan_to_num(np.sqrt(((self._points - picture) ** 2).sum(2).mean(1)))
