@@ -196,7 +196,7 @@ def test_an_update_says_where_it_was_cut(portrait_clip: list[np.ndarray]) -> Non
     encoder, decoder = nc.Encoder(200, device="cpu", threads=1, crop="none"), nc.Decoder(device="cpu", threads=1)
     for pts, image in enumerate(portrait_clip[:6]):
         if pts == 3:
-            encoder._follower = CropFollower("fixed", Square(16, 8, 224))
+            encoder._watcher._follower = CropFollower("fixed", Square(16, 8, 224))
         for packet in encoder.encode(image, pts):
             decoder.decode(bytes(packet), wanted=lambda _: False)
     crops = {key: picture.crop for key, picture in encoder._pictures.held.items()}
@@ -847,8 +847,9 @@ def test_nobodys_motion_drives_the_face_of_another_shot(
     monkeypatch.setattr(RateControl, "room", 150.0)  # so that the update with that picture comes in parts
     encoder = nc.Encoder(8, device="cpu", threads=1, lookahead=lookahead, preset=13)
     decoder, cuts, begins = nc.Decoder(device="cpu", threads=1), cuts_of(encoder, monkeypatch), 8 + between
-    look, here, there = encoder._look, portrait_clip[7], somebody_else(portrait_clip[8])
-    monkeypatch.setattr(encoder, "_look", lambda *a: None if 8 <= (encoder._given or 0) < begins else look(*a))
+    watcher, here, there = encoder._watcher, portrait_clip[7], somebody_else(portrait_clip[8])
+    look = watcher._look
+    monkeypatch.setattr(watcher, "_look", lambda *a: None if 8 <= (encoder._given or 0) < begins else look(*a))
     mixed = [np.uint8(here + (there - here.astype(float)) * n / (between + 1)) for n in range(1, between + 1)]
     film = [*portrait_clip[:8], *mixed, *map(somebody_else, portrait_clip[8:])]
     taken: dict[int, int] = {}

@@ -25,6 +25,7 @@ from neuralcodec.errors import (
     PackMismatchError,
     TruncatedError,
 )
+from neuralcodec.film import Film
 from neuralcodec.media import VideoReader, VideoWriter, read_frames
 from neuralcodec.motion import Array, View
 from neuralcodec.pack import load_pack
@@ -457,6 +458,10 @@ def test_every_option_reaches_the_encoder(
     for avatar in (None, Avatar(portrait[0], "she said yes")):
         given = options_of(monkeypatch, "Encoder", lambda: encode_file(source, target, avatar=avatar))  # noqa: B023
         assert given["gray"] is (avatar is None) and given["avatar"] is avatar
+        assert (given["film"] is None) is (avatar is not None)
+    given = options_of(monkeypatch, "Encoder", lambda: encode_file(source, target, constant_rate=True))
+    assert given["film"] is None
+    assert isinstance(plain["film"], Film) and plain["film"].duration == pytest.approx(LENGTH)
     assert list(tmp_path.iterdir()) == []
 
 
