@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from fractions import Fraction
@@ -23,6 +24,8 @@ class Film:
     """
 
     def __init__(self, frames: Iterable[tuple[int, Any]], duration: float = 0.0) -> None:
+        if not 0 <= duration < math.inf:
+            raise ValueError(f"duration is {duration!r}; expected the film's seconds, or 0 where they are not known.")
         self.duration = duration
         self._frames = iter(frames)
         self._watcher: Watcher | None = None

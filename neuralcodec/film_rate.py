@@ -34,6 +34,7 @@ HORIZON = 30.0  # seconds that are looked ahead
 AGAIN = 1.0  # seconds after which the price is found anew
 AIM = 0.96  # of the target: updates of heads that move much take more than was expected of them
 COST_MOST = 16.0  # pixels of drift that are counted at most
+STEP_MOST = 1.0  # seconds that a frame counts for at most
 PRICES = (4e-5, 2.4)  # pixel seconds a byte, between which the price is looked for
 TRIES = 9  # halvings of that, in the logarithm
 # At this price a key of so many bytes is as fine as it should be, at a higher one it is too fine. The price of a film
@@ -71,7 +72,7 @@ class FilmRate(RateControl):
 
     def advance(self, seconds: float) -> None:
         self._began = seconds if self._began is None else self._began
-        self._step = min(max(0.0, seconds - self._now), 1.0) if self._seconds is not None else 0.0
+        self._step = max(0.0, seconds - self._now) if self._seconds is not None else 0.0
         super().advance(seconds)
         self._earned += self._step * self.bytes_per_second
         if self._root_bytes is not None and seconds - self._priced >= AGAIN:
@@ -120,7 +121,7 @@ class FilmRate(RateControl):
 
     def affords_picture(self, drift: float, *, waiting: bool = False) -> bool:
         self._drift = drift
-        self._cost += min(drift, COST_MOST) * self._step
+        self._cost += min(drift, COST_MOST) * min(self._step, STEP_MOST)
         return drift >= CLOSE and self._cost >= self._price * self.picture_bytes
 
     # --- no moment is held to the rate ---
@@ -189,11 +190,11 @@ class _Future:
 
     def __init__(self, times: Array, points: Array, held: Sequence[Array] | deque[Array]) -> None:
         last = 2 * times[-1] - times[-2] if len(times) > 1 else times[-1]
-        self._steps = np.minimum(np.diff(times, append=last), 1.0)
+        self._steps = np.minimum(np.diff(times, append=last), STEP_MOST)
         self._points = points
         self._rows: dict[int, Array] = {}
         self._far = [self._away(picture) for picture in held]
-        self.seconds = float(self._steps.sum())
+        self.seconds = float(last - times[0])
 
     def _away(self, picture: Array) -> Array:
         """(N,): how far the face in each frame is from there, pixels; 0 where none is seen. Infinitely far from a
