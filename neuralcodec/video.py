@@ -159,7 +159,7 @@ class _Passes:
         for frame in frames:
             yield frame
             self._done += 1
-            if self._progress:
+            if self._progress and not self._done % self._passes:
                 self._progress(self._done // self._passes, self._frames)
 
 
