@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -147,27 +147,17 @@ class FilmRate(RateControl):
     def _best_key(self) -> int:
         """Bytes of a key for the present frame."""
         future = _Future(*self._film.ahead(HORIZON), [self._film.present])
-        low, high = map(math.log, REFERENCE_BYTES)
-        for _ in range(TRIES):
-            size = math.exp((low + high) / 2)
+
+        def too_coarse(size: float) -> bool:
             price = self._found(future, UPDATE_SHARE * size, 0.0, size)
-            if price < KEY_PRICE * (KEY_BYTES / size) ** KEY_POWER:
-                low = math.log(size)
-            else:
-                high = math.log(size)
-        return round(math.exp(low))
+            return price < KEY_PRICE * (KEY_BYTES / size) ** KEY_POWER
+
+        return round(_narrowed(REFERENCE_BYTES, too_coarse)[0])
 
     def _found(self, future: _Future, root: float, cost: float, key: float = 0.0) -> float:
         """The price at which the updates ahead take what is left for them. key: bytes that are spent before."""
         budget = self._left(future, key)
-        low, high = map(math.log, PRICES)
-        for _ in range(TRIES):
-            price = math.exp((low + high) / 2)
-            if future.updates(price, root, self._update_extra, cost) > budget:
-                low = math.log(price)
-            else:
-                high = math.log(price)
-        return math.exp(high)
+        return _narrowed(PRICES, lambda price: future.updates(price, root, self._update_extra, cost) > budget)[1]
 
     def _left(self, future: _Future, key: float) -> float:
         """Bytes for updates of what is ahead."""
@@ -180,6 +170,15 @@ class FilmRate(RateControl):
         moved = self._now - (self._moves_since or 0.0)
         motion = (self._motion_spent + MOTION_PRIOR * self._start_motion) / (moved + MOTION_PRIOR)
         return whole * (ahead / left if left else 1.0) - motion * ahead
+
+
+def _narrowed(bounds: tuple[float, float], too_small: Callable[[float], bool]) -> tuple[float, float]:
+    """``bounds`` around what is just not too small, halved TRIES times in the logarithm."""
+    low, high = map(math.log, bounds)
+    for _ in range(TRIES):
+        value = math.exp((low + high) / 2)
+        low, high = (math.log(value), high) if too_small(value) else (low, math.log(value))
+    return math.exp(low), math.exp(high)
 
 
 class _Future:

@@ -113,9 +113,10 @@ def encode_file(
         if max(reader.width, reader.height) > DIMENSION_MAX:
             found = f"{reader.width} x {reader.height}"
             raise MediaError(f"{src} is {found} pixels; a stream carries at most {DIMENSION_MAX} on a side.")
+        on_average = not constant_rate and avatar is None
+        passed = _Passes(progress, reader.frames, 1 + on_average)
         film: Film | None = None
-        passed = _Passes(progress, reader.frames, 1 if constant_rate or avatar else 2)
-        if not constant_rate and avatar is None:
+        if on_average:
             film = Film(passed.over(stack.enter_context(VideoReader(src))), reader.announced_s)
         encoder = Encoder(
             target_kbps, pack=pack, device=device, crop=crop, time_base=reader.time_base,
