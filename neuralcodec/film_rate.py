@@ -19,8 +19,6 @@ from .motion import Array
 from .packet import REFERENCES_MAX
 from .rate import (
     CLOSE,
-    DRIFT_LEAST,
-    DRIFT_MOST,
     EVIDENCE,
     FINER,
     REFERENCE_BYTES,
@@ -28,6 +26,7 @@ from .rate import (
     WINDOW_SECONDS,
     MotionQuality,
     RateControl,
+    growth,
 )
 
 HORIZON = 30.0  # seconds that are looked ahead
@@ -203,7 +202,7 @@ class _Future:
         return np.nan_to_num(np.sqrt(((self._points - picture) ** 2).sum(2).mean(1)))
 
     def updates(self, price: float, root: float, extra: float, cost: float) -> float:
-        """Bytes of all of them. root: bytes for each unit of growth (see rate.py), extra: of each besides. cost: pixel
+        """Bytes of all of them. root: bytes for each unit of growth, extra: of each besides. cost: pixel
         seconds so far."""
         far, total, at = deque(self._far, maxlen=REFERENCES_MAX), 0.0, 0
         while (due := self._due(far, price, root, extra, cost, at)) is not None:
@@ -222,7 +221,7 @@ class _Future:
         for start in range(since, len(self._steps), BLOCK):
             part = slice(start, start + BLOCK)
             drift = np.min([way[part] for way in far], axis=0)
-            size = root * np.sqrt(np.minimum(drift, DRIFT_MOST) + DRIFT_LEAST) + extra
+            size = root * growth(drift) + extra
             costs = cost + np.cumsum(np.minimum(drift, COST_MOST) * self._steps[part])
             due = (costs >= price * size) & (drift >= CLOSE)
             first = int(due.argmax())

@@ -15,7 +15,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -47,7 +47,7 @@ AGELESS_FINER = 3.0  # times the bytes of the key before, where pictures do not 
 PLENTY_SHARE, PLENTY = 0.2, 0.5
 PART_SECONDS, PART_BYTES_MIN = 0.1, 150  # of the rate in a part of a key that goes out little by little
 PART_HEADER = 22  # bytes around a part, at most: kind, id, index, count, codec, hash, crop
-UPDATE_SHARE = 0.06  # of its key's bytes, times _growth: what an update takes until updates have been seen
+UPDATE_SHARE = 0.06  # of its key's bytes, times `growth`: what an update takes until updates have been seen
 # What an update takes grows as the square root of the drift that it makes up for, which foretells it better than the
 # updates before it do: by a factor of 1.3 off (root mean square over 14 training clips, 0.1 pixel added), not of 1.7.
 # Pixels; DRIFT_LEAST is added, so that tiny updates save up longer, DRIFT_MOST is the most that is reckoned with.
@@ -135,9 +135,9 @@ def _from_floor(ladder: Sequence[tuple[float, T]], value: float) -> T:
     return next(step for floor, step in ladder if value >= floor)
 
 
-def _growth(drift: float) -> float:
+def growth(drift: Array | float) -> Any:
     """What updates take is in proportion to this, the root of ``drift`` pixels and DRIFT_LEAST."""
-    return math.sqrt(min(drift, DRIFT_MOST) + DRIFT_LEAST)
+    return np.sqrt(np.minimum(drift, DRIFT_MOST) + DRIFT_LEAST)
 
 
 def distance(a: Array, b: Array) -> float:
@@ -184,7 +184,7 @@ class RateControl:
         self._motion_error = MOTION_ERROR  # pixels of 256 that its keypoints are off, lately
         self._changed: float | None = None  # seconds, when the quality of motion changed
         self._alone_bytes = float(self.still_bytes)  # what a picture is expected to take that stands on its own
-        self._root_bytes: float | None = None  # what updates take for each unit of _growth; None: no chain
+        self._root_bytes: float | None = None  # what updates take for each unit of `growth`; None: no chain
         self._update_extra = 0  # bytes of it that are no picture
         self._drift = 0.0  # pixels that the nearest picture is off
         self._purse, self._lag = 0.0, lag
@@ -344,7 +344,7 @@ class RateControl:
     def sent_update(self, count: int) -> None:
         """An update of so many bytes was sent for the drift that was last asked about."""
         if self._root_bytes is not None:
-            seen = max(0, count - self._update_extra) / _growth(self._drift)
+            seen = max(0, count - self._update_extra) / float(growth(self._drift))
             self._root_bytes += MEMORY * (seen - self._root_bytes)
         self._picture_at = self._now
 
@@ -398,7 +398,7 @@ class RateControl:
         """What the next picture is expected to take, if it is an update, at the drift that was last asked about."""
         if self._root_bytes is None:
             return self._alone_bytes
-        return self._root_bytes * _growth(self._drift) + self._update_extra
+        return self._root_bytes * float(growth(self._drift)) + self._update_extra
 
     @property
     def next_bytes(self) -> float:
