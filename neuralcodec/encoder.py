@@ -171,13 +171,11 @@ class Encoder:
         self._lookahead = 0 if avatar is not None else lookahead
         lag = (self._lookahead + (frames_per_packet - 1) / 2) * frame_seconds
         every = frames_per_packet * frame_seconds
-        ahead = self._lookahead > 0
+        timing: dict[str, Any] = {"ahead": self._lookahead > 0, "lag": lag, "motion_every": every}
         self._rate = (
-            RateControl(
-                target_kbps, headers, preset, ageless=avatar is not None, ahead=ahead, lag=lag, motion_every=every
-            )
+            RateControl(target_kbps, headers, preset, ageless=avatar is not None, **timing)
             if film is None
-            else FilmRate(film, target_kbps, headers, preset, ahead=ahead, lag=lag, motion_every=every)
+            else FilmRate(film, target_kbps, headers, preset, waits=self._lookahead, **timing)
         )
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._pictures = PictureSender(
@@ -226,6 +224,7 @@ class Encoder:
             picture = picture.copy()  # it waits, and the caller may use what holds it again
         pts = self._check_pts(pts)
         seconds = float(pts * self.time_base)
+        seen = None if self._film is None else self._film.sight(pts)
         elapsed, self._now = seconds - self._now, seconds
         self._rate.advance(seconds)
         self.stats.frames += 1
@@ -243,11 +242,10 @@ class Encoder:
             packets = [self._pictures.header]
         self._count(packets)
 
-        if self._film is None:
+        if seen is None:
             sight, tile = self._watcher.see(picture, seconds)
         else:
-            sight = self._film.sight(pts)
-            tile = crop(picture, sight.square, self.pack.size)
+            sight, tile = seen, crop(picture, seen.square, self.pack.size)
         square, estimate, self._moved = sight.square, sight.estimate, sight.moved
         found = estimate  # by which pictures are chosen: what they show is not driven
         if estimate is not None:

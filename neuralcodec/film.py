@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from .face import Square, crop, resize
 from .media import as_picture
 from .motion import Array
 from .watcher import Sight, Watcher
+
+# Frames are compared by small grey pictures of so many pixels a side: of all that is coded, and of the square round the
+# face, AROUND times its size. The root of this difference explains, of the logarithm of the squared error of 775 frames
+# drawn from others (ten training clips), 88 % in the picture and 83 in the face; the root of the distance of keypoints
+# 76 and 73; of all that is coded alone 91 and 77.
+WHOLE, FACE, AROUND = 24, 21, 0.75
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a frame looks like, to tell how much others differ. grey: float32 (WHOLE**2 + FACE**2,), whole numbers from
+    -128 to 127, so that sums of their products are exact in whatever order. face: whether one is seen; without one that
+    part is 0."""
+
+    grey: Array
+    face: bool
 
 
 class Film:
@@ -31,8 +50,7 @@ class Film:
         self._watcher: Watcher | None = None
         self._time_base = Fraction(1)
         self._seen: deque[tuple[int, float, Sight]] = deque()  # pts, seconds, and what was seen; the present one first
-        self._points: deque[Array] = deque()  # of the same frames
-        self._scale: float | None = None  # pixels of 256 a source pixel, in the first square
+        self._looks: deque[Look] = deque()  # of the same frames
         self.ended = False  # the last frame has been looked at
 
     def watch_with(self, watcher: Watcher, time_base: Fraction) -> None:
@@ -46,7 +64,7 @@ class Film:
         film has there."""
         while self._seen and self._seen[0][0] < pts:
             self._seen.popleft()
-            self._points.popleft()
+            self._looks.popleft()
         if not self._seen:
             self._look()
         if not self._seen or self._seen[0][0] != pts:
@@ -55,20 +73,17 @@ class Film:
         return self._seen[0][2]
 
     @property
-    def present(self) -> Array:
-        """float32 (K, 2): the keypoints of the frame that was asked for last, as `ahead` has them."""
-        return self._points[0]
+    def present(self) -> Look:
+        """Of the frame that was asked for last."""
+        return self._looks[0]
 
-    def ahead(self, seconds: float) -> tuple[Array, Array]:
-        """Of the present frame and those of the next ``seconds``: when they are, float64 (N,), and where the face's
-        keypoints are, float32 (N, K, 2), pixels of 256 from the corner of the source; NaN where none is seen."""
+    def ahead(self, seconds: float) -> tuple[list[float], list[Look]]:
+        """Of the present frame and those of the next ``seconds``: when they are, and what they look like."""
         while not self.ended and self._seen and self._seen[-1][1] <= self._seen[0][1] + seconds:
             self._look()
-        if not self._seen:
-            return np.zeros(0), np.zeros((0, 1, 2), np.float32)
-        times = np.array([at for _, at, _ in self._seen])
-        count = int(np.searchsorted(times, times[0] + seconds))
-        return times[:count], _stacked(list(islice(self._points, count)))
+        times = [at for _, at, _ in self._seen]
+        count = bisect_left(times, times[0] + seconds) if times else 0
+        return times[:count], list(islice(self._looks, count))
 
     def _look(self) -> None:
         assert self._watcher is not None
@@ -78,22 +93,20 @@ class Film:
             return
         pts, image = frame
         seconds = float(pts * self._time_base)
-        sight, _ = self._watcher.see(as_picture(image), seconds)
+        sight, tile = self._watcher.see(as_picture(image), seconds)
         self._seen.append((pts, seconds, sight))
-        self._points.append(self._placed(sight))
-
-    def _placed(self, sight: Sight) -> Array:
-        if sight.estimate is None:
-            return np.full((1, 2), np.nan, np.float32)
-        square = sight.square
-        if self._scale is None:
-            self._scale = 256 / square.side
-        corner = np.array([square.x, square.y], np.float32)
-        within = (sight.estimate.keypoints[:, :2] + 1) * np.float32(square.side / 2)
-        return np.asarray((corner + within) * np.float32(self._scale), np.float32)
+        self._looks.append(_look_of(tile, sight))
 
 
-def _stacked(points: list[Array]) -> Array:
-    """(N, K, 2); frames without a face have no keypoints of their own."""
-    count = max(len(one) for one in points)
-    return np.stack([np.broadcast_to(one, (count, 2)) for one in points])
+def _look_of(tile: Array, sight: Sight) -> Look:
+    if sight.estimate is None:
+        return Look(np.concatenate([_grey(tile, WHOLE), np.zeros(FACE**2, np.float32)]), False)
+    x, y, half = (sight.estimate.box.astype(np.float64) * (len(tile) / 2)).tolist()
+    corner, side = (len(tile) / 2 - AROUND * half), max(2, round(2 * AROUND * half))
+    face = crop(tile, Square(round(x + corner), round(y + corner), side), len(tile) // 2)
+    return Look(np.concatenate([_grey(tile, WHOLE), _grey(face, FACE)]), True)
+
+
+def _grey(picture: Array, side: int) -> Array:
+    small = resize(picture, side, side).astype(np.int32) @ np.array([77, 150, 29], np.int32)
+    return np.asarray(((small >> 8) - 128).astype(np.float32).ravel())

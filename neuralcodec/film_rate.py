@@ -1,50 +1,57 @@
 """How the bits of a film are spent that is at hand: the rate is kept on average over all of it, not in any two seconds.
 
-How the head is going to move is known half a minute ahead (film.py). An update is due when what has been seen wrong
-since the last picture, in pixels of drift and seconds, has grown to its bytes times a price. The price is the same for
-every moment: moments of rest leave their bytes to those of movement. It is found, again every second, by trying which
-one makes the updates of what is ahead take what is left for them. How fine the first picture is follows from it, too.
+What comes in the next half minute is known (film.py). Of which frames updates are made is planned so that two things
+together come to the least: by how much frames differ from the picture they are shown from, in grey levels and seconds,
+and what updates take, in bytes times a price. The price is the same for every moment: moments of rest leave their bytes
+to those of movement. It is found, again every second, by trying with which one the updates of what is ahead take what
+is left for them. How fine the first picture is follows from it, too.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from .film import Film
+from .film import Film, Look
 from .motion import Array
 from .packet import REFERENCES_MAX
 from .rate import (
-    CLOSE,
     EVIDENCE,
     FINER,
     REFERENCE_BYTES,
-    UPDATE_SHARE,
     WINDOW_SECONDS,
     MotionQuality,
     RateControl,
-    growth,
 )
 
 HORIZON = 30.0  # seconds that are looked ahead
 AGAIN = 1.0  # seconds after which the price is found anew
 AIM = 0.96  # of the target: updates of heads that move much take more than was expected of them
-COST_MOST = 16.0  # pixels of drift that are counted at most
+# Grey levels, root mean square of a Look's points. A picture of a frame that differs by less than SAME from the one
+# in use would show nothing new. CHANGE_MOST: that are counted at most.
+SAME, CHANGE_MOST = 0.5, 40.0
+FACELESS = 2.0  # times as much is seen wrong where nothing can be drawn
+# What an update takes is in proportion to its change and CHANGE_LEAST, and the first time UPDATE_SHARE of its key's
+# bytes for each of these.
+CHANGE_LEAST, UPDATE_SHARE = 3.0, 0.0105
 STEP_MOST = 1.0  # seconds that a frame counts for at most
-PRICES = (4e-5, 2.4)  # pixel seconds a byte, between which the price is looked for
+PRICES = (8e-5, 5.0)  # grey levels times seconds a byte, between which the price is looked for
 TRIES = 9  # halvings of that, in the logarithm
+FRAMES_MOST = 800  # that are planned, those that wait included
 # At this price a key of so many bytes is as fine as it should be, at a higher one it is too fine. The price of a film
 # rises with its key, which leaves less for updates.
-KEY_BYTES, KEY_PRICE, KEY_POWER = 1100, 0.014, 3.5
+KEY_BYTES, KEY_PRICE, KEY_POWER = 1100, 0.01, 3.5
+OWED_SECONDS = 5.0  # in which motion may save what has been spent too much, at least
 MOTION_PRIOR = 2.0  # seconds that the expectation of motion is worth
-BLOCK = 64  # frames
 
 
 class FilmRate(RateControl):
-    """Spends what the target brings over the whole of a film. Arguments after ``film``: see RateControl."""
+    """Spends what the target brings over the whole of a film. waits: frames that motion waits, so that a frame can be
+    shown from a picture after it. Other arguments after ``film``: see RateControl."""
 
     def __init__(
         self,
@@ -56,17 +63,19 @@ class FilmRate(RateControl):
         ahead: bool = False,
         lag: float = 0.0,
         motion_every: float = 0.04,
+        waits: int = 0,
     ) -> None:
-        self._film = film
+        self._film, self._waits = film, waits
         self._began: float | None = None  # seconds, of the first frame
         self._moves_since: float | None = None  # seconds, of the first face: until then there is no motion to send
         self._earned = 0.0  # bytes that the target has brought
         self._spent = self._motion_spent = 0  # bytes
         self._step = 0.0  # seconds since the frame before
-        self._cost = 0.0  # pixel seconds since the last picture
-        self._price = math.inf  # of a byte, pixel seconds
-        self._priced = -math.inf  # seconds, when it was found
-        self._held: deque[Array] = deque(maxlen=REFERENCES_MAX)  # keypoints in the pictures that are held
+        self._price = math.inf  # of a byte, grey levels times seconds
+        self._plan: deque[float] = deque()  # seconds, of the frames that are to have pictures
+        self._priced = -math.inf  # seconds, when both were found
+        self._held: deque[Look] = deque(maxlen=REFERENCES_MAX)  # of the frames whose pictures are held
+        self._past: deque[tuple[float, Look]] = deque(maxlen=waits + 1)  # seconds and looks, the present frame last
         super().__init__(target_kbps, headers_kbps, preset, ahead=ahead, lag=lag, motion_every=motion_every)
 
     def advance(self, seconds: float) -> None:
@@ -74,10 +83,12 @@ class FilmRate(RateControl):
         self._step = max(0.0, seconds - self._now) if self._seconds is not None else 0.0
         super().advance(seconds)
         self._earned += self._step * self.bytes_per_second
+        self._past.append((seconds, self._film.present))
         if self._root_bytes is not None and seconds - self._priced >= AGAIN:
             self._priced = seconds
-            future = _Future(*self._film.ahead(HORIZON), self._held)
-            self._price = self._found(future, self._root_bytes, self._cost)
+            future = self._future(self._held)
+            self._price = self._found(future, self._root_bytes)
+            self._plan = deque(future.plan(self._price, self._root_bytes, self._update_extra)[0])
 
     def spend(self, count: int) -> None:
         super().spend(count)
@@ -89,17 +100,23 @@ class FilmRate(RateControl):
 
     def sent_key(self, count: int, extra: int = 0) -> None:
         super().sent_key(count, extra)
+        self._root_bytes = UPDATE_SHARE * count
         self._priced = -math.inf
         self._begin()
 
     def sent_update(self, count: int) -> None:
+        self._drift = float(_changes([self._film.present], self._held).min())
         super().sent_update(count)
         self._begin()
+
+    def _growth(self, drift: float) -> float:
+        return float(_growth(drift))
 
     def _begin(self) -> None:
         """The present frame has a picture of its own."""
         self._held.append(self._film.present)
-        self._cost = 0.0
+        while self._plan and self._plan[0] <= self._now:
+            self._plan.popleft()
 
     def begin_at_once(self) -> None:
         if self._moves_since is None:  # the first picture comes after frames with a face have waited
@@ -119,9 +136,7 @@ class FilmRate(RateControl):
         return False  # the key was chosen for what is ahead
 
     def affords_picture(self, drift: float, *, waiting: bool = False) -> bool:
-        self._drift = drift
-        self._cost += min(drift, COST_MOST) * min(self._step, STEP_MOST)
-        return drift >= CLOSE and self._cost >= self._price * self.picture_bytes
+        return bool(self._plan) and self._plan[0] <= self._now
 
     # --- no moment is held to the rate ---
 
@@ -135,7 +150,9 @@ class FilmRate(RateControl):
 
     @property
     def _motion_allowed(self) -> float:
-        return math.inf
+        """Beside it, what has been spent too much is to be saved by the end of the film."""
+        owed = self._spent - AIM * self._earned
+        return AIM * self.bytes_per_second - owed / max(self._left_seconds, OWED_SECONDS)
 
     @property
     def _full(self) -> float:
@@ -143,32 +160,50 @@ class FilmRate(RateControl):
 
     # --- what is ahead ---
 
+    def _future(self, held: Iterable[Look]) -> _Future:
+        """What comes, and the frames that wait, as they would be shown from these pictures."""
+        past = list(self._past)[:-1]
+        frames = [*past, *zip(*self._film.ahead(HORIZON), strict=True)][:FRAMES_MOST]
+        return _Future(
+            np.array([at for at, _ in frames]), [look for _, look in frames], held,
+            present=len(past), waits=self._waits,
+            until=self._plan[REFERENCES_MAX - 1] if len(self._plan) >= REFERENCES_MAX else math.inf,
+        )  # fmt: skip
+
     def _best_key(self) -> int:
         """Bytes of a key for the present frame."""
-        future = _Future(*self._film.ahead(HORIZON), [self._film.present])
+        future = self._future([self._film.present])
 
         def too_coarse(size: float) -> bool:
-            price = self._found(future, UPDATE_SHARE * size, 0.0, size)
+            price = self._found(future, UPDATE_SHARE * size, size)
             return price < KEY_PRICE * (KEY_BYTES / size) ** KEY_POWER
 
         return round(_narrowed(REFERENCE_BYTES, too_coarse)[0])
 
-    def _found(self, future: _Future, root: float, cost: float, key: float = 0.0) -> float:
+    def _found(self, future: _Future, root: float, key: float = 0.0) -> float:
         """The price at which the updates ahead take what is left for them. key: bytes that are spent before."""
         budget = self._left(future, key)
-        return _narrowed(PRICES, lambda price: future.updates(price, root, self._update_extra, cost) > budget)[1]
+        return _narrowed(PRICES, lambda price: future.plan(price, root, self._update_extra)[1] > budget)[1]
 
     def _left(self, future: _Future, key: float) -> float:
         """Bytes for updates of what is ahead."""
-        past = self._now - (self._began or 0.0)
-        left = ahead = future.seconds
-        if not self._film.ended:
-            left = max(self._film.duration - past, 2 * HORIZON)
-        lacking = max(0.0, WINDOW_SECONDS - past - left)  # shorter films take what two seconds may take
+        ahead = future.seconds
+        left = ahead if self._film.ended else self._left_seconds
+        lacking = max(0.0, WINDOW_SECONDS - self._past_seconds - left)  # shorter films take what two seconds may take
         whole = AIM * (self._earned + self.bytes_per_second * (left + lacking)) - self._spent - key
         moved = self._now - (self._moves_since or 0.0)
         motion = (self._motion_spent + MOTION_PRIOR * self._start_motion) / (moved + MOTION_PRIOR)
         return whole * (ahead / left if left else 1.0) - motion * ahead
+
+    @property
+    def _past_seconds(self) -> float:
+        return self._now - (self._began or 0.0)
+
+    @property
+    def _left_seconds(self) -> float:
+        """Of the film, as far as known."""
+        left = self._film.duration - self._past_seconds
+        return left if self._film.ended else max(left, 2 * HORIZON)
 
 
 def _narrowed(bounds: tuple[float, float], too_small: Callable[[float], bool]) -> tuple[float, float]:
@@ -181,51 +216,80 @@ def _narrowed(bounds: tuple[float, float], too_small: Callable[[float], bool]) -
 
 
 class _Future:
-    """Frames to come, and the updates that they would ask for.
+    """Frames that wait or come, and the updates that are best made of them.
 
-    times: (N,) seconds. points: (N, K, 2), see Film.ahead. held: keypoints (K, 2) in the pictures held now.
+    times: (N,) seconds. looks: N. held: looks of the pictures held now. present: index of the first frame that can have
+    an update. waits: frames that a frame waits for a better picture. until: seconds, when the last of those held has
+    given its place to an update.
     """
 
-    def __init__(self, times: Array, points: Array, held: Sequence[Array] | deque[Array]) -> None:
+    def __init__(
+        self, times: Array, looks: Sequence[Look], held: Iterable[Look], *, present: int = 0, waits: int = 0,
+        until: float = math.inf,
+    ) -> None:
         last = 2 * times[-1] - times[-2] if len(times) > 1 else times[-1]
-        self._steps = np.minimum(np.diff(times, append=last), STEP_MOST)
-        self._points = points
-        self._rows: dict[int, Array] = {}
-        self._far = [self._away(picture) for picture in held]
-        self.seconds = float(last - times[0])
+        self._times, self._present = times, present
+        self.seconds = float(last - times[present])
+        steps = np.minimum(np.diff(times, append=last), STEP_MOST)
+        # [frame, picture]: the first picture stands for all that are held
+        near, changes = _changes(looks, held).min(1, keepdims=True), _changes(looks, looks)
+        changes = np.where(times[:, None] <= until, np.minimum(changes, near), changes)
+        changes = np.concatenate([near, changes], 1)
+        faces = np.array([look.face for look in looks])
+        seen = np.where(faces, 1.0, FACELESS)[:, None] * np.minimum(changes, CHANGE_MOST)
+        self._wrong(seen * steps[:, None], waits)
+        self._growth = _growth(changes)
+        self._growth[changes < SAME] = np.inf  # would show nothing new
 
-    def _away(self, picture: Array) -> Array:
-        """(N,): how far the face in each frame is from there, pixels; 0 where none is seen. Infinitely far from a
-        picture without a face, from which none is drawn (see sender.py)."""
-        if np.isnan(picture).any():
-            return np.where(np.isnan(self._points).any((1, 2)), 0.0, np.inf)
-        return np.nan_to_num(np.sqrt(((self._points - picture) ** 2).sum(2).mean(1)))
+    def _wrong(self, costs: Array, waits: int) -> None:
+        """From the cost of each frame with each picture: that of all frames between two pictures, and of
+        all after a last one. Frames that wait when the next picture is made are shown from the better of both."""
+        count = len(costs)
+        before = np.zeros((count + 1, count + 1))  # [frame, picture]: of all frames before this one
+        np.cumsum(costs, axis=0, out=before[1:])
+        own = before[np.arange(1, count + 1), np.arange(1, count + 1)]  # up to a picture, its own frame included
+        since = np.concatenate([[0.0], own])
+        self._after = before[-1] - since
+        shown = np.maximum(np.arange(count) - waits, 0)  # frames that no longer wait when this one comes
+        between = np.maximum(before[shown] - since, 0.0)
+        after = np.tril(costs)  # of frames after their picture
+        for back in range(1, min(waits, count - 1) + 1):
+            between[back:] += np.minimum(after[:-back], np.diagonal(costs, 1 + back)[:, None])
+        self._between = between
 
-    def updates(self, price: float, root: float, extra: float, cost: float) -> float:
-        """Bytes of all of them. root: bytes for each unit of growth, extra: of each besides. cost: pixel
-        seconds so far."""
-        far, total, at = deque(self._far, maxlen=REFERENCES_MAX), 0.0, 0
-        while (due := self._due(far, price, root, extra, cost, at)) is not None:
-            at, size = due
-            total += size
-            if at not in self._rows:
-                self._rows[at] = self._away(self._points[at])
-            far.append(self._rows[at])
-            at, cost = at + 1, 0.0
-        return total
+    def plan(self, price: float, root: float, extra: float) -> tuple[list[float], float]:
+        """When the frames are of which updates are made, and bytes of all these. price: of a byte. root:
+        bytes for each unit of growth, extra: of each update besides."""
+        count = len(self._times)
+        sizes = root * self._growth + extra
+        ways = self._between + price * sizes
+        best, last = np.full(count + 1, np.inf), np.zeros(count + 1, np.intp)
+        best[0] = 0.0
+        for frame in range(self._present, count):
+            sums = best[: frame + 1] + ways[frame, : frame + 1]
+            last[frame + 1] = picture = sums.argmin()
+            best[frame + 1] = sums[picture]
+        at = int((best + self._after).argmin())
+        moments, total = [], 0.0
+        while at:
+            moments.append(float(self._times[at - 1]))
+            total += float(sizes[at - 1, last[at]])
+            at = int(last[at])
+        return moments[::-1], total
 
-    def _due(
-        self, far: deque[Array], price: float, root: float, extra: float, cost: float, since: int
-    ) -> tuple[int, float] | None:
-        """The next frame, from this one on, that asks for an update, and what that takes."""
-        for start in range(since, len(self._steps), BLOCK):
-            part = slice(start, start + BLOCK)
-            drift = np.min([way[part] for way in far], axis=0)
-            size = root * growth(drift) + extra
-            costs = cost + np.cumsum(np.minimum(drift, COST_MOST) * self._steps[part])
-            due = (costs >= price * size) & (drift >= CLOSE)
-            first = int(due.argmax())
-            if due[first]:
-                return start + first, float(size[first])
-            cost = float(costs[-1])
-        return None
+
+def _changes(looks: Sequence[Look], pictures: Iterable[Look]) -> Array:
+    """(N, M): by how many grey levels frames differ from pictures, root mean square. A face is infinitely far from a
+    picture without one, from which none is drawn (see sender.py)."""
+    pictures = list(pictures)
+    these, those = (np.stack([one.grey for one in some]) for some in (looks, pictures))
+    squares = [(some.astype(np.float64) ** 2).sum(1) for some in (these, those)]
+    far = np.sqrt(np.maximum(squares[0][:, None] + squares[1] - 2.0 * (these @ those.T), 0.0) / these.shape[1])
+    face, drawn = (np.array([one.face for one in some]) for some in (looks, pictures))
+    far[face[:, None] & ~drawn] = np.inf
+    return np.asarray(far)
+
+
+def _growth(changes: Any) -> Any:
+    """What updates take is in proportion to this."""
+    return np.minimum(changes, CHANGE_MOST) + CHANGE_LEAST

@@ -15,7 +15,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -133,11 +133,6 @@ def motion_quality(target_kbps: float) -> MotionQuality:
 def _from_floor(ladder: Sequence[tuple[float, T]], value: float) -> T:
     """What stands at the highest floor that ``value`` reaches; floors fall, and the last is 0."""
     return next(step for floor, step in ladder if value >= floor)
-
-
-def growth(drift: Array | float) -> Any:
-    """What updates take is in proportion to this, the root of ``drift`` pixels and DRIFT_LEAST."""
-    return np.sqrt(np.minimum(drift, DRIFT_MOST) + DRIFT_LEAST)
 
 
 def distance(a: Array, b: Array) -> float:
@@ -344,7 +339,7 @@ class RateControl:
     def sent_update(self, count: int) -> None:
         """An update of so many bytes was sent for the drift that was last asked about."""
         if self._root_bytes is not None:
-            seen = max(0, count - self._update_extra) / float(growth(self._drift))
+            seen = max(0, count - self._update_extra) / self._growth(self._drift)
             self._root_bytes += MEMORY * (seen - self._root_bytes)
         self._picture_at = self._now
 
@@ -398,7 +393,11 @@ class RateControl:
         """What the next picture is expected to take, if it is an update, at the drift that was last asked about."""
         if self._root_bytes is None:
             return self._alone_bytes
-        return self._root_bytes * float(growth(self._drift)) + self._update_extra
+        return self._root_bytes * self._growth(self._drift) + self._update_extra
+
+    def _growth(self, drift: float) -> float:
+        """What updates take is in proportion to this."""
+        return math.sqrt(min(drift, DRIFT_MOST) + DRIFT_LEAST)
 
     @property
     def next_bytes(self) -> float:

@@ -12,6 +12,7 @@ import pytest
 
 import neuralcodec as nc
 from neuralcodec.face import CropFollower, Square
+from neuralcodec.film import AROUND, FACE, WHOLE
 from neuralcodec.inference import Inference
 from neuralcodec.media import as_picture
 from neuralcodec.motion import Array
@@ -19,7 +20,6 @@ from neuralcodec.stats import timed
 from neuralcodec.watcher import Sight, Watcher
 
 TICK = Fraction(1, 10)
-POINTS = 5
 NOBODY = 7  # grey level of a picture without a face
 
 
@@ -28,8 +28,7 @@ class Eyes:
 
     def see(self, picture: Array, seconds: float) -> tuple[Sight, Array]:
         grey = int(picture[0, 0, 0])
-        points = np.full((POINTS, 3), grey / 100, np.float32)
-        estimate: Any = None if grey == NOBODY else SimpleNamespace(keypoints=points)
+        estimate: Any = None if grey == NOBODY else SimpleNamespace(box=np.array([0.0, 0.0, 0.5]))
         return Sight(Square(-64, 32, 512), False, estimate), picture
 
 
@@ -83,8 +82,8 @@ def test_frames_are_asked_for_once_and_no_further_ahead_than_needed() -> None:
     film.sight(0)
     assert asked == [0]
     for _ in range(2):
-        times, points = film.ahead(1.0)
-        assert np.allclose(times, np.arange(10) / 10) and points.shape == (10, POINTS, 2)
+        times, looks = film.ahead(1.0)
+        assert np.allclose(times, np.arange(10) / 10) and len(looks) == 10
         assert asked == list(range(12))  # the last of them tells that it lies behind the end
     film.sight(1)
     film.sight(5)
@@ -100,10 +99,10 @@ def test_frames_before_the_present_one_are_forgotten() -> None:
     film.sight(0)
     film.ahead(1.0)
     film.sight(8)
-    times, points = film.ahead(0.45)
+    times, looks = film.ahead(0.45)
     assert np.allclose(times, np.arange(8, 13) / 10)
-    assert np.array_equal(points[0], film.present) and len(np.unique(points[:, 0, 0])) == 5
-    assert len(film._seen) == len(film._points) <= 6
+    assert looks[0] is film.present and [look.grey[0] + 128 for look in looks] == [18, 19, 20, 21, 22]
+    assert len(film._seen) == len(film._looks) <= 6
     with pytest.raises(ValueError, match="pts is 7, where the film has a frame at 8"):
         film.sight(7)
 
@@ -130,40 +129,41 @@ def test_pictures_themselves_are_not_kept() -> None:
     assert len(film._seen) == 22 and len(alive) <= 1
 
 
-def test_keypoints_are_in_pixels_of_256_from_the_corner_of_the_source() -> None:
-    film = film_of([50, 0])
+BOX = np.array([0.25, -0.5, 0.25], np.float32)  # of the face that Tiles sees: its centre and half its side
+
+
+class Tiles:
+    """A watcher that sees a face in every picture and all of it."""
+
+    def see(self, picture: Array, seconds: float) -> tuple[Sight, Array]:
+        face: Any = SimpleNamespace(box=BOX)
+        return Sight(Square(0, 0, 256), False, face), picture
+
+
+def test_looks_are_small_grey_pictures_whose_products_add_up_exactly(portrait_clip: list[Array]) -> None:
+    image = portrait_clip[0].copy()
+    x, y, half = 128 + 128 * BOX
+    around = round(AROUND * half)
+    image[round(y) - around : round(y) + around, round(x) - around : round(x) + around] //= 4
+    film = nc.Film([(0, image), (1, np.full_like(image, 255)), (2, np.zeros_like(image))])
+    film.watch_with(Tiles(), TICK)  # type: ignore[arg-type]
     film.sight(0)
-    _, points = film.ahead(1.0)
-    # of a square at (-64, 32) and 512 wide, a source pixel is half a pixel of 256
-    assert points.dtype == np.float32
-    assert np.allclose(points[0], [0.5 * (-64 + 1.5 * 256), 0.5 * (32 + 1.5 * 256)])
-    assert np.allclose(points[1], [0.5 * (-64 + 256), 0.5 * (32 + 256)])
-
-
-def test_a_square_that_grows_does_not_move_the_face() -> None:
-    """The scale stays that of the first square."""
-    film, squares = nc.Film((pts, picture(0)) for pts in range(2)), iter([Square(0, 0, 256), Square(-128, -128, 512)])
-
-    class Zooming:
-        def see(self, picture: Array, seconds: float) -> tuple[Sight, Array]:
-            estimate: Any = SimpleNamespace(keypoints=np.zeros((POINTS, 3), np.float32))
-            return Sight(next(squares), False, estimate), picture
-
-    film.watch_with(Zooming(), TICK)  # type: ignore[arg-type]
-    film.sight(0)
-    _, points = film.ahead(1.0)
-    assert np.allclose(points, 128)
+    _, (first, white, black) = film.ahead(1.0)
+    assert first.grey.dtype == np.float32 and first.grey.shape == (WHOLE**2 + FACE**2,)
+    assert np.all(white.grey == 127) and black.grey.max() <= -127
+    assert np.array_equal(first.grey, np.rint(first.grey))
+    grey = image @ np.array([0.299, 0.587, 0.114]) - 128
+    assert np.mean(first.grey[: WHOLE**2]) == pytest.approx(np.mean(grey), abs=1)
+    assert np.all(first.grey[WHOLE**2 :].reshape(FACE, FACE)[2:-2, 2:-2] < -60)  # darkened, and nothing else
+    assert len(first.grey) * 128**2 <= 2**24  # what float32 counts exactly
 
 
 @pytest.mark.parametrize("greys", [[NOBODY, 1, 2], [1, NOBODY, NOBODY], [NOBODY] * 3])
-def test_frames_without_a_face_have_no_keypoints(greys: list[int]) -> None:
+def test_looks_say_where_a_face_was_seen(greys: list[int]) -> None:
     film = film_of(greys)
     assert film.sight(0).square == Square(-64, 32, 512)
-    times, points = film.ahead(5.0)
-    assert len(times) == 3 and points.shape[2] == 2
-    for grey, one in zip(greys, points, strict=True):
-        assert np.isnan(one).all() if grey == NOBODY else np.isfinite(one).all()
-    assert np.isnan(film.present).all() == (greys[0] == NOBODY)
+    _, looks = film.ahead(5.0)
+    assert [look.face for look in looks] == [grey != NOBODY for grey in greys]
 
 
 def test_a_film_has_ended_once_its_last_frame_has_been_looked_at_and_another_was_asked_for() -> None:
@@ -183,8 +183,7 @@ def test_a_film_has_ended_once_its_last_frame_has_been_looked_at_and_another_was
 
 def test_nothing_is_ahead_in_an_empty_film() -> None:
     film = film_of([])
-    times, points = film.ahead(30.0)
-    assert times.shape == (0,) and points.shape[0] == 0 and points.shape[2] == 2
+    assert film.ahead(30.0) == ([], [])
     with pytest.raises(ValueError, match="pts is 0, where the film has its end"):
         film.sight(0)
     assert film.ended and len(film.ahead(30.0)[0]) == 0
