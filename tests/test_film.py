@@ -142,8 +142,7 @@ class Tiles:
 
 def test_looks_are_small_grey_pictures_whose_products_add_up_exactly(portrait_clip: list[Array]) -> None:
     image = portrait_clip[0].copy()
-    x, y, half = 128 + 128 * BOX
-    around = round(AROUND * half)
+    (x, y), around = 128 + 128 * BOX[:2], round(AROUND * 128 * BOX[2])
     image[round(y) - around : round(y) + around, round(x) - around : round(x) + around] //= 4
     film = nc.Film([(0, image), (1, np.full_like(image, 255)), (2, np.zeros_like(image))])
     film.watch_with(Tiles(), TICK)  # type: ignore[arg-type]
