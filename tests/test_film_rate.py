@@ -31,7 +31,7 @@ from neuralcodec.film_rate import (
 )
 from neuralcodec.motion import Array
 from neuralcodec.packet import REFERENCES_MAX, Packet, Update
-from neuralcodec.rate import EVIDENCE, FINER, RateControl
+from neuralcodec.rate import EVIDENCE, FINER, QUALITIES, RateControl
 
 STEP = (PRICES[1] / PRICES[0]) ** (1 / 2**TRIES)  # between prices that are told apart
 Place = Callable[[float], float]  # grey level of frames at a time; NaN: 0, and no face is seen
@@ -283,6 +283,33 @@ def test_no_moment_is_held_to_the_rate() -> None:
         free[held] = (rate.room, rate.purse, rate.quality == usual)
     assert free[False] == (math.inf, math.inf, True)
     assert free[True][0] < 0 and free[True][1] < 0 and not free[True][2]
+
+
+def test_motion_saves_what_has_been_spent_too_much() -> None:
+    rate = begun(track(moves, 20.0))
+    usual = rate.quality
+    allowed = rate._motion_allowed
+    rate.spend(3_000)  # six seconds of the target
+    assert rate._motion_allowed == pytest.approx(allowed - 3_000 / 20, rel=0.02)
+    rate._finest_motion = rate._surge = 700.0
+    assert QUALITIES.index(rate.quality) > QUALITIES.index(usual)
+    rate._film.now = len(rate._film.times) - 1  # type: ignore[attr-defined]
+    for second in range(1, 20):
+        rate.advance(0.1 + second)
+    assert rate._motion_allowed > allowed  # nothing was sent in between
+
+
+def test_what_updates_take_is_learned_by_how_much_frames_had_changed() -> None:
+    film = track(moves, 20.0)
+    rate = begun(film)
+    expected = []
+    for size in (9.0, 9.0, 20.0):
+        film.now += 5
+        rate.advance(float(film.times[film.now]))
+        change = min(abs(film.present.grey[0] - one.grey[0]) for one in rate._held)
+        rate.sent_update(round(size * (change + CHANGE_LEAST)))
+        expected.append(rate._root_bytes)
+    assert abs(expected[0] - 9) > abs(expected[1] - 9) and expected[1] < expected[2] < 20  # type: ignore[operator]
 
 
 def test_frames_that_hardly_differ_get_no_update_however_cheap() -> None:
