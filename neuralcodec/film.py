@@ -51,7 +51,8 @@ class Film:
         self._time_base = Fraction(1)
         self._seen: deque[tuple[int, float, Sight]] = deque()  # pts, seconds, and what was seen; the present one first
         self._looks: deque[Look] = deque()  # of the same frames
-        self.ended = False  # the last frame has been looked at
+        self.last = 0.0  # seconds, of the last frame that has been looked at
+        self.ended = False  # there are no more
 
     def watch_with(self, watcher: Watcher, time_base: Fraction) -> None:
         """Begin. ValueError when another encoder has begun: frames are there once."""
@@ -92,7 +93,7 @@ class Film:
             self.ended = True
             return
         pts, image = frame
-        seconds = float(pts * self._time_base)
+        self.last = seconds = float(pts * self._time_base)
         sight, tile = self._watcher.see(as_picture(image), seconds)
         self._seen.append((pts, seconds, sight))
         self._looks.append(_look_of(tile, sight))

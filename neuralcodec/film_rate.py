@@ -76,6 +76,7 @@ class FilmRate(RateControl):
         self._price = math.inf  # of a byte, grey levels times seconds
         self._plan: deque[float] = deque()  # seconds, of the frames that are to have pictures
         self._priced = -math.inf  # seconds, when both were found
+        self._finer_at = -math.inf  # seconds, when a finer key was wanted
         self._held: deque[Look] = deque(maxlen=REFERENCES_MAX)  # of the frames whose pictures are held
         self._past: deque[tuple[float, Look]] = deque(maxlen=waits + 1)  # seconds and looks, the present frame last
         super().__init__(target_kbps, headers_kbps, preset, ahead=ahead, lag=lag, motion_every=motion_every)
@@ -100,30 +101,38 @@ class FilmRate(RateControl):
         super().spend_motion(count, payload, quality)
         self._motion_spent += count
 
-    def sent_key(self, count: int, extra: int = 0) -> None:
+    def sent_key(self, count: int, extra: int = 0, of: float | None = None) -> None:
         super().sent_key(count, extra)
         self._root_bytes = UPDATE_SHARE * count
         self._priced = -math.inf
-        self._begin()
+        self._begin(of)
 
     def sent_update(self, count: int) -> None:
         self._drift = float(_changes([self._film.present], self._held).min())
         super().sent_update(count)
+        if not self._due:
+            self._priced = -math.inf  # nobody had planned it
         self._begin()
 
     def _growth(self, drift: float) -> float:
         return float(_shares(drift))
 
-    def _begin(self) -> None:
-        """The present frame has a picture of its own."""
-        self._held.append(self._film.present)
+    def _begin(self, of: float | None = None) -> None:
+        """The frame of this time, which may have waited, has a picture of its own; None: the present one."""
+        self._held.append(self._look_at(of))
         while self._plan and self._plan[0] <= self._now:
             self._plan.popleft()
 
-    def begin_at_once(self) -> None:
+    def _look_at(self, of: float | None) -> Look:
+        """Of the frame of this time, which may have waited; None: the present one."""
+        return next((look for at, look in self._past if at == of), self._film.present)
+
+    def begin_at_once(self, of: float | None = None, extra: int = 0) -> None:
         if self._moves_since is None:  # the first picture comes after frames with a face have waited
             self._moves_since = max(self._now - self._lag, self._began or 0.0)
-        self.key_bytes = self._best_key()
+        self._update_extra = extra
+        if self._finer_at != self._now:
+            self.key_bytes = self._best_key(of)
 
     def wants_finer(self) -> bool:
         if self._evidence < EVIDENCE:
@@ -131,13 +140,17 @@ class FilmRate(RateControl):
         self._evidence, best = 0.0, self._best_key()
         if best < FINER * self.key_bytes:
             return False
-        self.key_bytes = best
+        self.key_bytes, self._finer_at = best, self._now
         return True
 
     def wants_coarser(self) -> bool:
         return False  # the key was chosen for what is ahead
 
     def affords_picture(self, drift: float, *, waiting: bool = False) -> bool:
+        return self._due
+
+    @property
+    def _due(self) -> bool:
         return bool(self._plan) and self._plan[0] <= self._now
 
     # --- no moment is held to the rate ---
@@ -172,9 +185,9 @@ class FilmRate(RateControl):
             until=self._plan[REFERENCES_MAX - 1] if len(self._plan) >= REFERENCES_MAX else math.inf,
         )  # fmt: skip
 
-    def _best_key(self) -> int:
-        """Bytes of a key for the present frame."""
-        future = self._future([self._film.present])
+    def _best_key(self, of: float | None = None) -> int:
+        """Bytes of a key for the frame of this time; None: the present one."""
+        future = self._future([self._look_at(of)])
 
         def too_coarse(size: float) -> bool:
             price = self._found(future, UPDATE_SHARE * size, size)
@@ -189,13 +202,12 @@ class FilmRate(RateControl):
 
     def _left(self, future: _Future, key: float) -> float:
         """Bytes for updates of what is ahead."""
-        ahead = future.seconds
-        left = ahead if self._film.ended else self._left_seconds
+        ahead, left = future.seconds, self._left_seconds
         lacking = max(0.0, WINDOW_SECONDS - self._past_seconds - left)  # shorter films take what two seconds may take
         whole = AIM * (self._earned + self.bytes_per_second * (left + lacking)) - self._spent - key
-        moved = self._now - (self._moves_since or 0.0)
+        moved = self._now - (self._now if self._moves_since is None else self._moves_since)
         motion = (self._motion_spent + MOTION_PRIOR * self._start_motion) / (moved + MOTION_PRIOR)
-        return whole * (ahead / left if left else 1.0) - motion * ahead
+        return whole * (ahead / left if left > ahead else 1.0) - motion * ahead
 
     @property
     def _past_seconds(self) -> float:
@@ -203,9 +215,10 @@ class FilmRate(RateControl):
 
     @property
     def _left_seconds(self) -> float:
-        """Of the film, as far as known."""
-        left = self._film.duration - self._past_seconds
-        return left if self._film.ended else max(left, 2 * HORIZON)
+        """Of the film, as far as known, with the present frame."""
+        if self._film.ended:
+            return self._film.last - self._now + self._step
+        return max(self._film.duration - self._past_seconds, 2 * HORIZON)
 
 
 def _narrowed(bounds: tuple[float, float], too_small: Callable[[float], bool]) -> tuple[float, float]:

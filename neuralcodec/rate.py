@@ -326,8 +326,9 @@ class RateControl:
             step += 1
         return QUALITIES[step]
 
-    def sent_key(self, count: int, extra: int = 0) -> None:
-        """A chain was begun with so many bytes. extra: bytes that each update takes besides its picture."""
+    def sent_key(self, count: int, extra: int = 0, of: float | None = None) -> None:
+        """A chain was begun with so many bytes. extra: bytes that each update takes besides its picture. of: seconds,
+        when the picture was taken."""
         self._root_bytes, self._update_extra = UPDATE_SHARE * count, extra
         self._evidence, self._plenty, self._idle = 0.0, 0.0, 0.0
         self._picture_at = self._now
@@ -359,8 +360,9 @@ class RateControl:
         self.key_bytes, self._evidence, self._idle = finer, 0.0, 0.0
         return True
 
-    def begin_at_once(self) -> None:
-        """A key goes out in one go: where pictures do not age it is a coarse one again, and finer ones follow it."""
+    def begin_at_once(self, of: float | None = None, extra: int = 0) -> None:
+        """A key goes out in one go: where pictures do not age it is a coarse one again, and finer ones follow it. of,
+        extra: see `sent_key`."""
         if self._ageless:
             self.key_bytes = self.first_bytes
 

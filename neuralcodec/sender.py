@@ -192,7 +192,10 @@ class PictureSender:
         if self._coming is not None and (as_is or shot.estimate is None) and self._outdated(self._coming, shot):
             self._coming = None  # it would be shown as it is
         if self._chain is not None and self._coming is None and self.rate.wants_finer():
-            self._begin_finer(shot)
+            if self.rate.room < float("inf"):
+                self._begin_finer(shot)
+            else:
+                self.wanted = True  # it need not wait
         if self.wanted or not self.held or (self._full_frame and moved):
             return self._send_reference(shot, surroundings=self._full_frame and moved)
         if self._late is not None:
@@ -324,7 +327,7 @@ class PictureSender:
 
     def _send_reference(self, shot: Shot, *, surroundings: bool = False) -> list[Packet]:
         """A picture that stands on its own, at once: a key that begins a chain, or a still."""
-        self.rate.begin_at_once()
+        self.rate.begin_at_once(shot.seconds, self._signature_bytes)
         budget = self.rate.still_bytes if self.held and not self._updates else self.rate.key_bytes
         packets: list[Packet] = [self.header] if self._repeat_header and self.held and self.header else []
         if self._backdrop_due or surroundings:
@@ -336,7 +339,7 @@ class PictureSender:
         with self._timed():
             if self._updates:
                 self._chain, coded, shown = self._started(shot, budget)
-                self.rate.sent_key(len(coded), self._signature_bytes)
+                self.rate.sent_key(len(coded), self._signature_bytes, shot.seconds)
             else:
                 coded = encode_reference(self._focused(shot), max_bytes=budget)
                 shown = decode_reference(coded, self._pack.size)
@@ -367,7 +370,7 @@ class PictureSender:
         if coming.complete:
             self._coming, self._chain = None, coming.chain
             self.again += coming.parity
-            self.rate.sent_key(coming.size, self._signature_bytes)
+            self.rate.sent_key(coming.size, self._signature_bytes, coming.shot.seconds)
             self._hold(coming.id, coming.shot, coming.shown)
             self.began = True
             self._stats.references += 1

@@ -52,7 +52,7 @@ class Track:
     def __init__(self, times: Array, looks: Sequence[Look], duration: float | None = None) -> None:
         self.times, self.looks, self.now = times, list(looks), 0
         self.duration = float(times[-1]) if duration is None else duration
-        self.ended = False
+        self.ended, self.last = False, float(times[-1])
 
     @property
     def present(self) -> Look:
@@ -310,6 +310,70 @@ def test_what_updates_take_is_learned_by_how_much_frames_had_changed() -> None:
         rate.sent_update(round(size * (change + CHANGE_LEAST)))
         expected.append(rate._root_bytes)
     assert abs(expected[0] - 9) > abs(expected[1] - 9) and expected[1] < expected[2] < 20  # type: ignore[operator]
+
+
+def test_the_first_picture_is_of_a_frame_that_has_waited() -> None:
+    """And where the head is by then elsewhere an update follows."""
+    film = track(lambda at: 0.0 if at < 0.3 else 12.0, 12.0, 25)
+    rate = FilmRate(film, 2, waits=12)  # type: ignore[arg-type]
+    moments, keys = [], {}
+    for number, at in enumerate(film.times):
+        film.now = number
+        rate.advance(float(at))
+        if number == 12:
+            for of in (at, film.times[5]):
+                rate.begin_at_once(float(of))
+                keys[of] = rate.key_bytes
+            rate.sent_key(rate.key_bytes, of=float(film.times[5]))
+            rate.spend(rate.key_bytes)
+        elif number > 12 and rate.affords_picture(0.0):
+            rate.sent_update(200)
+            rate.spend(200)
+            moments.append(number)
+    assert keys[film.times[5]] < keys[film.times[12]]
+    assert moments == [13]
+
+
+@pytest.mark.parametrize("start, faceless", [(0.0, 0.0), (1000.0, 0.0), (0.0, 5.0)])
+def test_what_motion_will_take_is_told_by_what_it_took_since_there_is_a_face(start: float, faceless: float) -> None:
+    times = start + np.arange(200) / 10
+    film = Track(times, [look(moves(at), at >= start + faceless) for at in times])
+    rate = FilmRate(film, 4)  # type: ignore[arg-type]
+    for number in range(100):
+        film.now = number
+        rate.advance(float(times[number]))
+        if number == round(10 * faceless):
+            rate.begin_at_once()
+            rate.sent_key(900)
+        if number >= round(10 * faceless):
+            rate.spend_motion(20, 18, rate.quality)
+    future = rate._future(rate._held)
+    whole = AIM * 500 * 20.0 - rate._spent
+    assert (whole - rate._left(future, 0.0)) / future.seconds == pytest.approx(200, rel=0.13)
+
+
+def test_an_update_that_was_not_planned_is_planned_around() -> None:
+    rate = begun(track(moves, 20.0))
+    plan = list(rate._plan)
+    rate.advance(0.2)
+    assert list(rate._plan) == plan  # for a second
+    rate.sent_update(100)
+    rate.advance(0.3)
+    assert list(rate._plan) != plan
+
+
+def test_signatures_are_reckoned_with_from_the_first_key_on() -> None:
+    film = track(moves, 12.0)
+    keys, counts = [], []
+    for extra in (0, 64):
+        rate = rate_of(film)
+        rate.begin_at_once(extra=extra)
+        keys.append(rate.key_bytes)
+        rate.sent_key(900, extra)
+        rate.spend(900)
+        rate.advance(0.1)
+        counts.append(len(rate._plan))
+    assert keys[1] < keys[0] and counts[1] < counts[0]
 
 
 def test_frames_that_hardly_differ_get_no_update_however_cheap() -> None:
