@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .face import Square, crop, resize
+from .lids import openings
 from .media import as_picture
 from .motion import Array
 from .watcher import Sight, Watcher
@@ -21,15 +22,18 @@ from .watcher import Sight, Watcher
 # Frames are compared by small grey pictures of so many pixels a side: of all that is coded, and of the square round the
 # face, AROUND times its size. The root of this difference explains, of the logarithm of the squared error of 775 frames
 # drawn from others (ten training clips), 88 % in the picture and 83 in the face; the root of the distance of keypoints
-# 76 and 73; of all that is coded alone 91 and 77.
-WHOLE, FACE, AROUND = 24, 21, 0.75
+# 76 and 73; of all that is coded alone 91 and 77. Lids are too small to be seen there, so EYE points more for each eye
+# say how far it stands open, WIDE grey levels for an eye as open as it is wide. Of 90 closed eyes of five training
+# clips, as files at 4 kbit/s, 73 are shown closed, 55 without; PSNR is the same.
+WHOLE, FACE, AROUND = 24, 20, 0.75
+EYE, WIDE = 4, 370.0
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a frame looks like, to tell how much others differ. grey: float32 (WHOLE**2 + FACE**2,), whole numbers from
-    -128 to 127, so that sums of their products are exact in whatever order. face: whether one is seen; without one that
-    part is 0."""
+    """What a frame looks like, to tell how much others differ. grey: float32 (WHOLE**2 + FACE**2 + 2 * EYE,), whole
+    numbers from -128 to 127, so that sums of their products are exact in whatever order. face: whether one is seen;
+    without one only the first WHOLE**2 are not 0."""
 
     grey: Array
     face: bool
@@ -100,12 +104,15 @@ class Film:
 
 
 def _look_of(tile: Array, sight: Sight) -> Look:
-    if sight.estimate is None:
-        return Look(np.concatenate([_grey(tile, WHOLE), np.zeros(FACE**2, np.float32)]), False)
-    x, y, half = (sight.estimate.box.astype(np.float64) * (len(tile) / 2)).tolist()
-    corner, side = (len(tile) / 2 - AROUND * half), max(2, round(2 * AROUND * half))
+    whole, seen = _grey(tile, WHOLE), sight.estimate
+    if seen is None:
+        return Look(np.concatenate([whole, np.zeros(FACE**2 + 2 * EYE, np.float32)]), False)
+    x, y, half = (seen.box.astype(np.float64) * (len(tile) / 2)).tolist()
+    corner, side = len(tile) / 2 - AROUND * half, max(2, round(2 * AROUND * half))
     face = crop(tile, Square(round(x + corner), round(y + corner), side), len(tile) // 2)
-    return Look(np.concatenate([_grey(tile, WHOLE), _grey(face, FACE)]), True)
+    wide = np.array(openings(seen.motion, seen.canonical) or [0.0, 0.0], np.float32)
+    eyes = np.repeat(np.rint(np.clip(WIDE * wide, -128, 127)), EYE)
+    return Look(np.concatenate([whole, _grey(face, FACE), eyes]), True)
 
 
 def _grey(picture: Array, side: int) -> Array:

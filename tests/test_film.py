@@ -12,7 +12,8 @@ import pytest
 
 import neuralcodec as nc
 from neuralcodec.face import CropFollower, Square
-from neuralcodec.film import AROUND, FACE, WHOLE
+from neuralcodec.film import AROUND, EYE, FACE, WHOLE, WIDE
+from neuralcodec.gaze import EYES, POINTS
 from neuralcodec.inference import Inference
 from neuralcodec.media import as_picture
 from neuralcodec.motion import Array
@@ -23,12 +24,20 @@ TICK = Fraction(1, 10)
 NOBODY = 7  # grey level of a picture without a face
 
 
+def eyes(*wide: float) -> dict[str, Any]:
+    """Of an estimate whose eyes stand so far open; none: keypoints of another layout."""
+    points = np.zeros((POINTS if wide else 5, 3), np.float32)
+    for (outer, inner, upper, lower, _), opening in zip(EYES, wide, strict=False):
+        points[inner, 0], points[lower, 1] = points[outer, 0] + 1, points[upper, 1] + opening
+    return {"canonical": points, "motion": SimpleNamespace(delta=np.zeros_like(points))}
+
+
 class Eyes:
     """A watcher for pictures that say by their grey level where the face is, in a square that is twice as large."""
 
     def see(self, picture: Array, seconds: float) -> tuple[Sight, Array]:
         grey = int(picture[0, 0, 0])
-        estimate: Any = None if grey == NOBODY else SimpleNamespace(box=np.array([0.0, 0.0, 0.5]))
+        estimate: Any = None if grey == NOBODY else SimpleNamespace(box=np.array([0.0, 0.0, 0.5]), **eyes())
         return Sight(Square(-64, 32, 512), False, estimate), picture
 
 
@@ -136,7 +145,7 @@ class Tiles:
     """A watcher that sees a face in every picture and all of it."""
 
     def see(self, picture: Array, seconds: float) -> tuple[Sight, Array]:
-        face: Any = SimpleNamespace(box=BOX)
+        face: Any = SimpleNamespace(box=BOX, **eyes(0.25, 0.01))
         return Sight(Square(0, 0, 256), False, face), picture
 
 
@@ -148,12 +157,13 @@ def test_looks_are_small_grey_pictures_whose_products_add_up_exactly(portrait_cl
     film.watch_with(Tiles(), TICK)  # type: ignore[arg-type]
     film.sight(0)
     _, (first, white, black) = film.ahead(1.0)
-    assert first.grey.dtype == np.float32 and first.grey.shape == (WHOLE**2 + FACE**2,)
-    assert np.all(white.grey == 127) and black.grey.max() <= -127
+    assert first.grey.dtype == np.float32 and first.grey.shape == (WHOLE**2 + FACE**2 + 2 * EYE,)
+    assert first.grey[-2 * EYE :].tolist() == [round(0.25 * WIDE)] * EYE + [round(0.01 * WIDE)] * EYE
+    assert np.all(white.grey[: -2 * EYE] == 127) and black.grey[: -2 * EYE].max() <= -127
     assert np.array_equal(first.grey, np.rint(first.grey))
     grey = image @ np.array([0.299, 0.587, 0.114]) - 128
     assert np.mean(first.grey[: WHOLE**2]) == pytest.approx(np.mean(grey), abs=1)
-    assert np.all(first.grey[WHOLE**2 :].reshape(FACE, FACE)[2:-2, 2:-2] < -60)  # darkened, and nothing else
+    assert np.all(first.grey[WHOLE**2 : -2 * EYE].reshape(FACE, FACE)[2:-2, 2:-2] < -60)  # darkened, and nothing else
     assert len(first.grey) * 128**2 <= 2**24  # what float32 counts exactly
 
 
