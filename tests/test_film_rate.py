@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
@@ -360,6 +361,15 @@ def test_an_update_that_was_not_planned_is_planned_around() -> None:
     rate.sent_update(100)
     rate.advance(0.3)
     assert list(rate._plan) != plan
+
+
+def test_pictures_held_now_count_until_updates_have_taken_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    rate, seen = begun(track(moves, 20.0)), []
+    monkeypatch.setattr("neuralcodec.film_rate._Future", lambda *_, until, **__: seen.append(until))
+    for count in (REFERENCES_MAX - 1, REFERENCES_MAX, 20):
+        rate._plan = deque(float(at) for at in range(1, 1 + count))
+        rate._future(rate._held)
+    assert seen == [math.inf, REFERENCES_MAX, REFERENCES_MAX]
 
 
 def test_signatures_are_reckoned_with_from_the_first_key_on() -> None:
