@@ -36,8 +36,8 @@ AIM = 0.96  # of the target: updates of heads that move much take more than was 
 SAME, CHANGE_MOST = 0.5, 40.0
 FACELESS = 2.0  # times as much is seen wrong where nothing can be drawn
 # What an update takes is in proportion to its change and CHANGE_LEAST, and the first time UPDATE_SHARE of its key's
-# bytes for each of these: 471 updates of nine training clips at 4 and 10 kbit/s took 0.0075 to 0.0152 (four fifths of
-# them; for each unit of the root of the drift in pixels and 3 that is 0.022 to 0.09).
+# bytes for each of these: 471 updates of nine training clips at 4 and 10 kbit/s took 0.0068 to 0.0152 (four fifths of
+# them; for each unit of the root of the drift in pixels and 3 that is 0.020 to 0.084).
 CHANGE_LEAST, UPDATE_SHARE = 3.0, 0.0105
 STEP_MOST = 1.0  # seconds that a frame counts for at most
 PRICES = (8e-5, 5.0)  # grey levels times seconds a byte, between which the price is looked for
