@@ -17,7 +17,7 @@ from .closed_eyes import ClosedEyes, with_eyes
 from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
 from .errors import BitstreamError, LimitError, MissingReferenceError, PackMismatchError
-from .face import Square, paste, resize
+from .face import Square, luma, paste, resize
 from .gaze import check_layout, eye_contact
 from .inference import SURE, Inference, ReferenceFeatures
 from .motion import Array, MotionParams, View
@@ -35,7 +35,6 @@ SILENT = 2  # frames concealed in a row after which an intra frame is wanted alt
 JUMP = 0.15  # coded-picture units, or of log scale, from one frame to the next: more is another crop, not the head
 FORGET = 128  # frames missing after which the 8-bit sequence numbers may have gone round
 EARLY = 16  # packets kept that came before the stream header
-LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
 
 
 @dataclass(frozen=True)
@@ -540,8 +539,7 @@ class Decoder:
         """At the source's size when it was coded whole or is to be pasted back, else the coded square as it is."""
         header = self._known_header()
         if header.gray:
-            luma = (picture.astype(np.uint16) @ LUMA >> 8).astype(np.uint8)
-            picture = luma[..., None].repeat(3, axis=2)
+            picture = luma(picture)[..., None].repeat(3, axis=2)
         wanted = header.full_frame if self.full_frame is None else self.full_frame
         if wanted and self._pictures.backdrop is not None:
             return paste(self._pictures.backdrop, square, picture)

@@ -25,6 +25,7 @@ WHOLE_OFFSET = 0.55
 
 CROP_MAX = 8192  # pixels: what a stream can say
 SMALLEST_SIDE = 8  # swscale is not safe below this
+LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
 DETECTOR_SIZE = 160
 THRESHOLD = 0.5
 PROPOSAL = 0.7  # of the threshold: the first look may be less sure than the second
@@ -151,6 +152,11 @@ def resize(image: Array, width: int, height: int) -> Array:
         buffer = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
         out[..., channel] = buffer[:height, :width]
     return out
+
+
+def luma(image: Array) -> Array:
+    """uint8 (H, W) of uint8 RGB (H, W, 3), rounded down."""
+    return np.asarray((image.astype(np.uint16) @ LUMA >> 8).astype(np.uint8))
 
 
 class FaceDetector:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .face import Square, crop, resize
+from .face import Face, Square, crop, luma, resize
 from .lids import openings
 from .media import as_picture
 from .motion import Array
@@ -107,14 +107,14 @@ def _look_of(tile: Array, sight: Sight) -> Look:
     whole, seen = _grey(tile, WHOLE), sight.estimate
     if seen is None:
         return Look(np.concatenate([whole, np.zeros(FACE**2 + 2 * EYE, np.float32)]), False)
-    x, y, half = (seen.box.astype(np.float64) * (len(tile) / 2)).tolist()
-    corner, side = len(tile) / 2 - AROUND * half, max(2, round(2 * AROUND * half))
-    face = crop(tile, Square(round(x + corner), round(y + corner), side), len(tile) // 2)
+    at = Face.from_box(Square(0, 0, len(tile)), seen.box)
+    around = AROUND * at.half_side
+    square = Square(round(at.center_x - around), round(at.center_y - around), max(2, round(2 * around)))
+    face = crop(tile, square, len(tile) // 2)
     wide = np.array(openings(seen.motion, seen.canonical) or [0.0, 0.0], np.float32)
     eyes = np.repeat(np.rint(np.clip(WIDE * wide, -128, 127)), EYE)
     return Look(np.concatenate([whole, _grey(face, FACE), eyes]), True)
 
 
 def _grey(picture: Array, side: int) -> Array:
-    small = resize(picture, side, side).astype(np.int32) @ np.array([77, 150, 29], np.int32)
-    return np.asarray(((small >> 8) - 128).astype(np.float32).ravel())
+    return luma(resize(picture, side, side)).ravel().astype(np.float32) - np.float32(128)

@@ -79,6 +79,10 @@ def moves(at: float) -> float:
     return 9 * at
 
 
+def sways(at: float) -> float:
+    return 30 * math.sin(1.1 * at) + 20 * math.sin(0.37 * at + 1)
+
+
 def rate_of(film: Track, kbps: float = 4, **options: Any) -> FilmRate:
     rate = FilmRate(film, kbps, **options)  # type: ignore[arg-type]
     rate.advance(float(film.times[0]))
@@ -229,7 +233,7 @@ def test_a_head_that_rests_gets_a_finer_key_than_one_that_moves_and_so_does_more
     usual = key(moves)
     assert 300 < usual < key(rests_then_moves) < key(rests)
     assert usual < key(moves, kbps=8) < key(moves, kbps=16)
-    assert key(moves, seconds=3) < usual <= key(moves, seconds=90)
+    assert key(moves, seconds=3) < usual and key(sways, seconds=3) < key(sways) < key(sways, seconds=90)
 
 
 def test_a_finer_key_is_wanted_only_with_evidence_and_only_where_it_is_much_finer() -> None:
@@ -407,11 +411,7 @@ def test_rest_leaves_its_bytes_to_movement_and_the_whole_is_on_target(duration: 
 
 def test_seconds_count_and_not_frames() -> None:
     """Of twice as many frames of the same film updates are made at the same moments."""
-
-    def place(at: float) -> float:
-        return 30 * math.sin(1.1 * at) + 20 * math.sin(0.37 * at + 1)
-
-    films = [track(place, 12.0, fps) for fps in (25, 50)]
+    films = [track(sways, 12.0, fps) for fps in (25, 50)]
     slow, fast = (_Future(f.times, f.looks, f.looks[:1]).plan(0.03, 9.0, 0.0)[0] for f in films)
     assert len(slow) == len(fast) > 3 and np.allclose(slow, fast, atol=2.01 / 25)
 
@@ -430,8 +430,23 @@ def test_a_face_that_is_gone_asks_for_updates_only_where_something_changes() -> 
     assert len([at for at in moments if 5 <= at < 15]) > 3
 
 
-def test_a_face_is_not_drawn_from_a_picture_without_one() -> None:
+def test_a_picture_without_a_face_is_near_to_none() -> None:
     """As where the face is gone again when the first picture is sent, which is of one of the frames before."""
+    keys = []
+    for gone in (0.0, 0.5):
+        film = track(lambda at, gone=gone: math.nan if at < gone else moves(at), 60.0)  # type: ignore[misc]
+        rate = rate_of(film)
+        rate.begin_at_once()
+        keys.append(rate.key_bytes)
+        rate.sent_key(rate.key_bytes)
+        rate.spend(rate.key_bytes)
+        film.now = 5
+        rate.advance(0.5)
+        assert PRICES[0] * 10 < rate._price < PRICES[1] / 10
+    assert keys[1] == pytest.approx(keys[0], rel=0.2)
+
+
+def test_a_face_is_not_drawn_from_a_picture_without_one() -> None:
     looks = [look(math.nan), *(look(1.0),) * 50]
     times = np.arange(len(looks)) / 10
     moments, total = _Future(times, looks, looks[:1]).plan(0.01, 9.0, 0.0)
