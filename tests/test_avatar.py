@@ -15,7 +15,7 @@ from neuralcodec.face import Square, resize
 from neuralcodec.gaze import EYES
 from neuralcodec.inference import Inference, MotionEstimate
 from neuralcodec.lids import openings
-from neuralcodec.motion import Array, MotionParams, rotation_matrix
+from neuralcodec.motion import Array, MotionParams, euler_angles, rotation_matrix
 from neuralcodec.packet import Motion, ReferencePart, StreamHeader
 from neuralcodec.rate import RateControl
 from neuralcodec.sender import squared_error
@@ -76,19 +76,19 @@ def test_a_picture_without_a_face_is_refused(networks: Inference) -> None:
 def test_relative_motion_starts_at_the_avatars_own_but_for_the_mouth(networks: Inference, portrait: Array) -> None:
     driver = AvatarDriver(nc.Avatar(portrait, CONSENT), networks)
     here = Square(0, 0, 256)
-    own = driver.driven(estimate(yaw=20, x=0.3, smile=0.2), here, 0.0).motion
+    own = driver.driven(estimate(yaw=8, x=0.3, smile=0.2), here, 0.0).motion
     assert np.allclose(own.delta[MOUTH], 0.2, atol=1e-5), "the sender's: it may be open"
     picture = driver._own.motion
     delta = np.concatenate([picture.delta[:16], own.delta[MOUTH], picture.delta[26:]])
     assert np.allclose(own.flat(), replace(picture, delta=delta).flat(), atol=1e-4)
-    after = driver.driven(estimate(yaw=30, x=0.4, smile=0.25, scale=0.55), here, 0.0).motion
+    after = driver.driven(estimate(yaw=18, x=0.4, smile=0.25, scale=0.55), here, 0.0).motion
     turn = own.rotation.T @ after.rotation
     assert np.allclose(turn, rotation_matrix(10, 0, 0), atol=1e-4)
     assert np.allclose((after.delta - own.delta)[:16], 0.05, atol=1e-5)  # lips: see below
     assert np.isclose(after.scale / own.scale, 1.1, atol=1e-5)
     assert np.isclose((after.translation - own.translation)[0], 0.1 * own.scale / 0.5, atol=1e-5)
     driver.recenter()
-    again = driver.driven(estimate(yaw=30, smile=0.2), here, 0.0).motion
+    again = driver.driven(estimate(yaw=-9, smile=0.2), here, 0.0).motion
     assert np.allclose(again.flat(), own.flat(), atol=1e-4)
 
 
@@ -151,6 +151,25 @@ def test_relative_turns_end_where_the_pack_no_longer_shows_them_well(networks: I
         for sign in (-1, 1):
             turn = own.T @ driver.driven(estimate(yaw=60.0 * sign), here, 0.0).motion.rotation
             assert np.allclose(turn, rotation_matrix(sign * turned, 0, 0), atol=1e-4)
+
+
+def test_heads_do_not_rest_turned_far(networks: Inference, portrait: Array) -> None:
+    """Sender or picture begin 24 degrees aside: they have turned by 14 of them."""
+    here = Square(0, 0, 256)
+    driver = AvatarDriver(nc.Avatar(portrait, CONSENT), networks)
+    own = driver._own.motion.rotation
+    assert all(abs(angle) < 10 for angle in euler_angles(own))
+    first = driver.driven(estimate(yaw=24), here, 0.0).motion.rotation
+    assert np.allclose(own.T @ first, rotation_matrix(14, 0, 0), atol=1e-4)
+    later = driver.driven(estimate(yaw=10), here, 1.0).motion.rotation
+    assert np.allclose(later, own, atol=1e-4)
+    turned = MotionParams.from_matrix(rotation_matrix(-24, 0, 0), np.zeros(3), 0.5, driver._own.motion.delta)
+    driver._own = replace(driver._own, motion=turned)
+    driver.recenter()
+    assert np.isclose(driver.driven(estimate(), here, 2.0).motion.yaw, -10, atol=1e-3)
+    assert np.isclose(driver.driven(estimate(yaw=-14), here, 3.0).motion.yaw, -24, atol=1e-3)
+    limit = networks.pack.view_range.yaw  # from the picture, whatever the rest
+    assert np.isclose(driver.driven(estimate(yaw=60), here, 4.0).motion.yaw, limit - 24, atol=1e-3)
 
 
 def test_lips_that_move_a_little_are_driven_further(networks: Inference, portrait: Array) -> None:
