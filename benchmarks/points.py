@@ -153,6 +153,7 @@ class Ours:
     frames_per_packet: int = 1
     lookahead: int = 0
     film: bool = False
+    window: float | None = None  # seconds; None: the usual ones
 
     @property
     def name(self) -> str:
@@ -160,8 +161,9 @@ class Ours:
 
     @property
     def way(self) -> dict[str, Any]:
-        way = {"frames_per_packet": self.frames_per_packet, "lookahead": self.lookahead}
-        return {**way, "film": True} if self.film else way
+        way: dict[str, Any] = {"frames_per_packet": self.frames_per_packet, "lookahead": self.lookahead}
+        way |= {"film": True} if self.film else {}
+        return way if self.window is None else {**way, "window": self.window}
 
     def what(self) -> dict[str, Any]:
         return {

@@ -80,7 +80,7 @@ def measure(clip: clips.Clip, options: argparse.Namespace, pictures: Pictures | 
     """One clip through encoder and decoder."""
     sent = ours.send(
         clip, kbps=options.kbps, pack=options.pack, device=options.device, threads=options.cores,
-        **({} if options.call else ours.FILE),
+        **({"window": options.window} if options.call else ours.FILE),
     )  # fmt: skip
     freeze = ours.first_reference(sent.file, clip.size[0])
     digest, motions = ours.follow_symbols(sent.file, _pack_folder(options.pack) / "tables.json")
@@ -367,6 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cores", type=int, default=2, help="processor cores and network threads (default 2)")
     parser.add_argument("--frames", type=int, help="first N frames of each clip")
     parser.add_argument("--call", action="store_true", help="no frame waits for another; default: as files are made")
+    parser.add_argument("--window", type=float, default=2.0, help="with --call: seconds that keep the rate (default 2)")
     parser.add_argument("--render-only", action="store_true", help="no bits: uncoded reference, unquantized motion")
     parser.add_argument("--shrunk", type=float, metavar="N", help="no codec: the originals N times smaller and back")
     parser.add_argument("--landmarks", type=Path, metavar="WEIGHTS", help="3DDFA_V2 mb05 network: adds head turns")

@@ -43,7 +43,7 @@ from .packet import (
 )
 from .protection import HEARD_SECONDS, Aggregator, Protection, believed, protection
 from .quantizer import Quantizer
-from .rate import QUALITIES, MotionQuality, RateControl, distance
+from .rate import QUALITIES, WINDOW_SECONDS, MotionQuality, RateControl, distance
 from .sender import OFTEN_SECONDS, OVERDUE, Held, PictureSender, Shot, squared_error
 from .signing import private_key
 from .stats import EncoderStats, timed
@@ -51,6 +51,7 @@ from .watcher import Watcher
 
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
 LOOKAHEAD_MAX = 16  # frames
+WINDOWS = 1.0, 60.0  # seconds
 SCENE_TOO = 1.25  # times what the motion of a head takes, with the scene
 BLINK = 0.3  # of the usual opening among them: the first picture is of none whose eyes are so much less open
 # How often the encoder renders a frame itself to see whether the receiver had better not; at low frame rates, which
@@ -80,6 +81,8 @@ class Encoder:
 
     target_kbps: everything counted, headers and references too; what a quiet head leaves over goes into finer pictures.
         No two seconds take much more (see README for how much), so that the average is a few percent less.
+    window: seconds in place of these two, 1 to 60. In longer ones a movement can take what a rest has left, where the
+        link lets as much pass at once. Not with a film.
     film: all the frames that are going to be encoded, where they are at hand: the target is then kept on average over
         them, and moments take of it what they need. Not with an avatar, and not without updates.
     pack: folder or name of a model pack, None for the bundled one. device: "auto", "cpu", "cuda" or "tensorrt".
@@ -132,6 +135,7 @@ class Encoder:
         preset: int | None = None,
         focus: bool = True,
         film: Film | None = None,
+        window: float = WINDOW_SECONDS,
     ) -> None:
         if not isinstance(loss, int | float | np.number) or not 0 <= loss < 1:
             raise ValueError(f"loss is {loss!r}; expected a share of packets, 0 <= loss < 1.")
@@ -145,6 +149,10 @@ class Encoder:
             raise ValueError(f"time_base is {time_base!r}; expected seconds per pts unit, more than 0.")
         if not isinstance(crop, str) and np.shape(crop) != (3,):
             raise ValueError(f"crop is {crop!r}; expected 'auto', 'none' or x, y and side in whole pixels.")
+        if not isinstance(window, int | float | np.number) or not WINDOWS[0] <= window <= WINDOWS[1]:
+            raise ValueError(f"window is {window!r}; expected {WINDOWS[0]} to {WINDOWS[1]} seconds.")
+        if film is not None and window != WINDOW_SECONDS:
+            raise ValueError("window goes without a film, whose rate is kept on average over all of it.")
         fixed = None if isinstance(crop, str) else Square(*(_whole("crop", n, -TIME_MAX, TIME_MAX) for n in crop))
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.time_base = Fraction(time_base).limit_denominator(TIME_MAX)
@@ -173,7 +181,7 @@ class Encoder:
         every = frames_per_packet * frame_seconds
         timing: dict[str, Any] = {"ahead": self._lookahead > 0, "lag": lag, "motion_every": every}
         self._rate = (
-            RateControl(target_kbps, headers, preset, ageless=avatar is not None, **timing)
+            RateControl(target_kbps, headers, preset, ageless=avatar is not None, window=window, **timing)
             if film is None
             else FilmRate(film, target_kbps, headers, preset, waits=self._lookahead, **timing)
         )

@@ -58,10 +58,11 @@ MOST_ROOM = 0.5  # of what motion leaves of a window: that a picture waits for a
 MEMORY = 0.3  # weight of the last update in what the next is expected to cost
 CLOSE, FAR = 0.3, 1.5  # pixels: drift below CLOSE asks for no picture; at FAR one goes as soon as it can be paid
 SAVINGS_SECONDS = 0.2  # unspent rate that is kept, or two pictures if they cost more
-# By which share any WINDOW_SECONDS of a stream may exceed the target, a little more where motion grows: pictures wait
-# or come in parts for it, and motion is coded coarser. With 0.07 the worst two seconds of 25 training clips, as files,
-# are 8 % over at 2 kbit/s and 6 at 4. A stream takes 3 to 6 % less for it; at equal bytes it loses 0.1 dB. At low
-# rates eight frames that begin to move are a larger share of two seconds, which 0.075 let be 10.4 % over at 2 kbit/s.
+# By which share any window of a stream (WINDOW_SECONDS, where an encoder was given no other) may exceed the target, a
+# little more where motion grows: pictures wait or come in parts for it, and motion is coded coarser. With 0.07 the
+# worst two seconds of 25 training clips, as files, are 8 % over at 2 kbit/s and 6 at 4. A stream takes 3 to 6 % less
+# for it; at equal bytes it loses 0.1 dB. At low rates eight frames that begin to move are a larger share of two
+# seconds, which 0.075 let be 10.4 % over at 2 kbit/s.
 WINDOW_SECONDS, WINDOW_EXCESS = 2.0, ((3.0, 0.075), (0.0, 0.06))
 # Of the first window: headers of stream and key, and the share of motion; the key takes the rest. Calls of twelve
 # training clips at 4 kbit/s: 0.2 gives 26.7 dB and two seconds that are 15 % over, 0.27 26.9 dB and 10 %, 0.34 26.9 dB
@@ -148,6 +149,7 @@ class RateControl:
     ageless: pictures do not age, as an avatar's: motion comes first, at its finest, and they get what it leaves.
     ahead: pictures are coded ahead of the frames they are for, so that nobody waits for them.
     lag: seconds that motion waits before it is sent, on average. motion_every: from one packet of it to the next.
+    window: seconds of which none may take more than the target and `excess`.
     """
 
     def __init__(
@@ -160,7 +162,9 @@ class RateControl:
         ahead: bool = False,
         lag: float = 0.0,
         motion_every: float = 0.04,
+        window: float = WINDOW_SECONDS,
     ) -> None:
+        self._window = window
         self._ageless, self._motion_every = ageless, max(motion_every, MOTION_EVERY_MIN)
         self._headers = headers_kbps * 125  # bytes a second of them, lately
         presets = PRESETS_AHEAD if ahead else PRESETS
@@ -183,7 +187,7 @@ class RateControl:
         self._update_extra = 0  # bytes of it that are no picture
         self._drift = 0.0  # pixels that the nearest picture is off
         self._purse, self._lag = 0.0, lag
-        self._sent: deque[tuple[float, int]] = deque()  # seconds and bytes of what was sent within WINDOW_SECONDS
+        self._sent: deque[tuple[float, int]] = deque()  # seconds and bytes of what was sent within the window
         self._share = 0.0  # of coding in the error that the last check found
         self._evidence = 0.0  # that this chain is too coarse
         self._plenty = 0.0  # and that it is too fine
@@ -239,7 +243,7 @@ class RateControl:
             self._coarseness, self._changed = self._coarseness + 1, seconds
         elif share < least and since >= FINER_SECONDS and self._coarseness > self._finest:
             self._coarseness, self._changed = self._coarseness - 1, seconds
-        while self._sent and self._sent[0][0] <= seconds - WINDOW_SECONDS + 1e-6:
+        while self._sent and self._sent[0][0] <= seconds - self._window + 1e-6:
             self._sent.popleft()
         # unspent rate does not pile up into a burst, nor is it lost while pictures wait for their window
         part_fits = not self._parts_wait or self.room >= self.part_bytes + PART_HEADER
@@ -413,7 +417,7 @@ class RateControl:
 
     @property
     def room(self) -> float:
-        """Bytes that a picture may take now so that no WINDOW_SECONDS, past or to come, exceed the target by more than
+        """Bytes that a picture may take now so that no window, past or to come, exceeds the target by more than
         ``excess``: what has been sent leaves the window little by little while motion goes on."""
         motion = max(self._finest_motion, self._coming) * SIZES[self._coarseness]
         motion = GROWTH * (self._packet_headers + motion)
@@ -429,10 +433,10 @@ class RateControl:
         """Of every window that what was sent lies in: bytes that it has room for, and seconds whose motion may yet come
         in it, that which waits for others included."""
         left, since = self._window_bytes, self._waits_since
-        yield left, WINDOW_SECONDS
+        yield left, self._window
         for at, count in reversed(self._sent):
             left -= count
-            yield left, at + WINDOW_SECONDS - since
+            yield left, at + self._window - since
 
     @property
     def _waits_since(self) -> float:
@@ -442,12 +446,12 @@ class RateControl:
     @property
     def _has_room(self) -> bool:
         """Whether the next picture fits; one that is expected to be very large comes in parts instead of never."""
-        most = MOST_ROOM * (self._window_bytes - WINDOW_SECONDS * self._motion)
+        most = MOST_ROOM * (self._window_bytes - self._window * self._motion)
         return self.room >= min(self.next_bytes, most)
 
     @property
     def _window_bytes(self) -> float:
-        return (1 + self.excess) * WINDOW_SECONDS * self.bytes_per_second
+        return (1 + self.excess) * self._window * self.bytes_per_second
 
     @property
     def excess(self) -> float:
@@ -467,7 +471,7 @@ class RateControl:
     @property
     def first_bytes(self) -> int:
         wanted = FIRST_BYTES * (self.bytes_per_second / 500) ** FIRST_POWER
-        most = self._window_bytes - START_BYTES - WINDOW_SECONDS * self._start_motion
+        most = self._window_bytes - START_BYTES - self._window * self._start_motion
         return int(np.clip(min(wanted, most), *REFERENCE_BYTES))
 
     @property

@@ -512,3 +512,5 @@ def test_an_avatar_and_pictures_without_updates_have_no_film(portrait_clip: list
     for options in wrong:
         with pytest.raises(ValueError, match="film goes without an avatar, whose picture does not age, and with upd"):
             nc.Encoder(4, device="cpu", film=nc.Film(enumerate(portrait_clip)), **options)
+    with pytest.raises(ValueError, match="window goes without a film"):
+        nc.Encoder(4, device="cpu", film=nc.Film(enumerate(portrait_clip)), window=6)
