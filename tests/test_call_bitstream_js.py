@@ -47,6 +47,7 @@ def node(script: str, given: Any) -> Any:
         import {{ ClosedEyes, withEyes }} from {json.dumps((WEB / "closed_eyes.mjs").as_uri())};
         import * as face from {json.dumps((WEB / "face.mjs").as_uri())};
         import {{ Loan, Networks }} from {json.dumps((WEB / "networks.mjs").as_uri())};
+        import {{ Steady }} from {json.dumps((WEB / "steady.mjs").as_uri())};
         import {{ MotionStream }} from {json.dumps((WEB / "stream.mjs").as_uri())};
         import fs from "node:fs";
         const given = JSON.parse(fs.readFileSync(0, "utf8"));

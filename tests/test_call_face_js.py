@@ -17,6 +17,7 @@ from neuralcodec.inference import SURE, Inference
 from neuralcodec.motion import Array
 from neuralcodec.pack import load_pack
 from neuralcodec.reference import decode_reference, encode_reference
+from neuralcodec.smoothing import PictureSmoother
 
 ORT = Path(os.environ.get("NEURALCODEC_ORT_WEB") or ROOT / "node_modules" / "onnxruntime-web" / "dist")
 CANONICAL = 1e-3  # coded-picture units: an eighth of a pixel of 256
@@ -48,6 +49,23 @@ def test_squares_are_cut_as_in_python(portrait_clip: list[Array], square: Square
     cut = np.frombuffer(bytes.fromhex(found), np.uint8).reshape(size, size, 4)[..., :3].astype(int)
     difference = np.abs(cut - crop(portrait_clip[3], square, size))
     assert difference.max() <= 2 and difference.mean() < 0.5
+
+
+def test_pictures_are_steadied_as_in_python(portrait_clip: list[Array]) -> None:
+    dice, smoother = np.random.default_rng(2), PictureSmoother()
+    noise = dice.normal(0, 3, (5, *portrait_clip[0].shape))
+    film = list(np.clip(portrait_clip[:5] + noise, 0, 255).astype(np.uint8))
+    found = node(
+        "const steady = new Steady(256);"
+        "result = given.map((picture) => bitstream.hex(steady.smooth(Uint8ClampedArray.from(unhex(picture)))));",
+        [hexed(picture) for picture in film],
+    )
+    for before, picture in zip(film, found, strict=True):
+        shown = np.frombuffer(bytes.fromhex(picture), np.uint8).reshape(256, 256, 4)
+        ours = smoother.smooth(before)
+        difference = np.abs(shown[..., :3].astype(int) - ours)
+        assert difference.max() <= 1 and (difference > 0).mean() < 1e-3 and (shown[..., 3] == 255).all()
+    assert (ours != before).mean() > 0.3, "there was something to steady"
 
 
 def test_faces_are_read_from_a_heat_map_as_in_python() -> None:

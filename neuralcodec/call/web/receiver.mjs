@@ -8,6 +8,7 @@ import { BitstreamError, hex, parsePacket, posed, unpacked } from "./bitstream.m
 import { ClosedEyes, withEyes } from "./closed_eyes.mjs";
 import { Loan, Networks } from "./networks.mjs";
 import { canDecode, Chain, concat, decodeStill, rgba } from "./reference.mjs";
+import { Steady } from "./steady.mjs";
 import { MotionStream } from "./stream.mjs";
 
 const PICTURE = 1, KEY = 3, SIGNED = 0x80, SIGNATURE = 64, HELD = 8, ARRIVING = 4, BYTES_MAX = 1 << 20;
@@ -16,7 +17,7 @@ const JUMP = 0.15; // from one frame to the next, coded-picture units or of log 
 const REPORT = 200, URGENT = 50; // ms between two reports: when nothing is missing, and when something is
 const RECOVERY = 1000; // ms after something was missing: pictures that come are reported at once
 
-let networks, size, packId, neck, frameHeaders, motion, header = null;
+let networks, size, packId, neck, frameHeaders, motion, steady, header = null;
 let view = { yaw: 0, pitch: 0, roll: 0 };
 const held = new Map(), arriving = new Map(), early = new Map();
 const unopened = [], names = []; // packets that came before the header; id and hash of keys and stills that were held
@@ -39,6 +40,7 @@ async function open(software) {
   [size, packId, neck, frameHeaders] = [pack.size, pack.id, pack.neck, pack.frame_header];
   if (!(await canDecode(size))) throw new Error("this browser has no AV1 decoder, which pictures need");
   motion = new MotionStream(await (await got("/pack/tables.json")).json());
+  steady = new Steady(size);
   const [by, threads] = await onGpu(software).catch((error) => console.warn(`No GPU: ${error.message}`)) ?? await onCpu();
   self.postMessage({ ready: true, by, threads });
 }
@@ -92,7 +94,7 @@ async function run() {
     }
     if (newest?.fresh) {
       newest.fresh = false;
-      const begin = performance.now(), picture = await render(newest);
+      const begin = performance.now(), picture = steady.smooth(await render(newest));
       self.postMessage({ picture, size, pts: newest.pts, ms: performance.now() - begin }, [picture.buffer]);
       await new Promise((resolve) => { turns.port1.onmessage = resolve; turns.port2.postMessage(0); }); // let messages in
     } else if (!queue.length) {
