@@ -320,9 +320,12 @@ class RateControl:
     @property
     def softness(self) -> int:
         """How wide what is not the head is blurred before the next key and its updates."""
-        if self.bytes_per_second >= 125 * SHARP_KBPS:
-            return 1
-        return _from_floor(SOFTNESS, self.key_bytes)
+        return 1 if self.sharp else _from_floor(SOFTNESS, self.key_bytes)
+
+    @property
+    def sharp(self) -> bool:
+        """Whether the rate lets what lies around the head be as sharp as the head."""
+        return self.bytes_per_second >= 125 * SHARP_KBPS
 
     @property
     def quality(self) -> MotionQuality:
