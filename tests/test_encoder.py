@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -924,3 +925,31 @@ def test_somebody_who_comes_back_is_shown_from_the_pictures_before_he_left(
     assert encoder._pictures.current.estimate is None
     encoder.encode(portrait_clip[1], 20)
     assert not cuts and encoder._named == 0
+
+
+@pytest.mark.parametrize(("kbps", "as_is"), [(8, True), (16, False)])
+def test_where_nothing_is_softened_a_wall_does_not_stop_the_face(
+    portrait_clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, kbps: float, as_is: bool
+) -> None:
+    """Drawn, the head is right and the wall has lost its grain; the picture as it is has the grain, and an old face."""
+    asked: list[tuple[Any, ...]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(nc.Encoder, "_check", lambda _, *of, as_is: asked.append(of))
+        encoder = nc.Encoder(kbps, device="cpu", threads=1, crop="none")
+        encoder.encode(portrait_clip[0], 0)
+    frame, estimate, scene, _ = asked[0]
+    tile = frame.shot.tile.clip(20, 235)
+    frame = replace(frame, shot=replace(frame.shot, tile=tile, seconds=9.0))
+    grain = (np.indices(tile.shape[:2]).sum(0) % 2 * 40 - 20)[..., None]
+    wall = np.abs(np.indices(tile.shape[:2]) - 128).max(0)[..., None] > 90  # away from the head
+    old = tile.copy()
+    old[60:150, 80:170] = np.roll(tile, 6, axis=1)[60:150, 80:170]
+    drawn = (tile + wall * grain).astype(np.uint8)
+    assert squared_error(tile, drawn) > 1.3 * squared_error(tile, old) > 30
+    monkeypatch.setattr(encoder, "_drawn", lambda *_: drawn)
+    held: Any = SimpleNamespace(crop=frame.shot.square, error=1.0, features=SimpleNamespace(picture=old))
+    for _ in range(3):
+        encoder._check_at = 0.0
+        encoder.stats.frames += 99
+        encoder._check(frame, estimate, scene, held, as_is=False)
+    assert encoder._as_is == as_is

@@ -52,6 +52,7 @@ def test_an_even_picture_is_left_alone_and_so_is_any_at_width_one(value: int) ->
 def test_the_lower_the_rate_the_softer() -> None:
     widths = [RateControl(kbps).softness for kbps in (1, 2, 4, 8, 64)]
     assert widths == sorted(widths, reverse=True) and widths[0] > widths[2] > widths[-1] == 1
+    assert RateControl(11.9).softness > RateControl(12).softness == 1
 
 
 def test_an_encoder_can_leave_the_surroundings_alone(portrait_clip: list[np.ndarray]) -> None:
