@@ -113,7 +113,7 @@ class AvatarDriver:
             expression = own.delta + moved
             if len(expression) == POINTS:
                 expression[MOUTH] = told.delta[MOUTH]
-            rotation = _at_rest(own.rotation) @ _at_rest(first.rotation).T @ latest.rotation
+            rotation = _within(own.rotation, REST) @ _within(first.rotation, REST).T @ latest.rotation
             rotation = own.rotation @ _within(own.rotation.T @ rotation, self._turns)
         if len(expression) == POINTS:
             lips = moved[MOUTH]
@@ -140,10 +140,6 @@ class AvatarDriver:
         middle = (least + most) / 2  # of a face larger than the picture
         way = np.clip(0, np.minimum(least, middle), np.maximum(most, middle))
         return np.array([*way, 0], np.float32)
-
-
-def _at_rest(rotation: Array) -> Array:
-    return _within(rotation, REST)
 
 
 def _within(rotation: Array, limits: Any) -> Array:
