@@ -79,13 +79,13 @@ def unavailable() -> str:
 
 def tracks(original: Clip, decoded: Sequence[Array], *, every: int = 1) -> tuple[Track, Track] | None:
     """Landmarks of both films on every ``every``-th frame; None when no face is found in any of them."""
-    before = _original(original.sha256, every, _Frames(original.frames))
+    before = _original(original.sha256, every, _Frames(original.frames[::every]))
     return None if before is None else (before[0], _look(decoded[::every], before[1]))
 
 
 def identities(original: Clip, decoded: Sequence[Array], *, every: int = 1) -> tuple[Array, Array] | None:
     """The face network's numbers, (M, 128) each, on every ``every``-th frame; None when no face is found."""
-    before = _original_identity(original.sha256, every, _Frames(original.frames))
+    before = _original_identity(original.sha256, every, _Frames(original.frames[::every]))
     return None if before is None else (before[0], _recognise(decoded[::every], before[1]))
 
 
@@ -171,7 +171,8 @@ def centred_similarity(pairs: Sequence[tuple[Array, Array]]) -> list[float]:
 
 
 class _Frames:
-    """Frames as an argument of a cached function: all lists of frames under one clip hash are equal."""
+    """Frames as an argument of a cached function: all lists of frames under one clip hash are equal. The cache holds
+    them too, so that they are only those looked at."""
 
     def __init__(self, frames: Sequence[Array]) -> None:
         self.frames = frames
@@ -185,16 +186,14 @@ class _Frames:
 
 @lru_cache(maxsize=8)
 def _original(sha256: str, every: int, frames: _Frames) -> tuple[Track, list[Any]] | None:
-    chosen = frames.frames[::every]
-    boxes = _boxes(chosen)
-    return None if boxes is None else (_look(chosen, boxes), boxes)
+    boxes = _boxes(frames.frames)
+    return None if boxes is None else (_look(frames.frames, boxes), boxes)
 
 
 @lru_cache(maxsize=8)
 def _original_identity(sha256: str, every: int, frames: _Frames) -> tuple[Array, list[Any]] | None:
-    chosen = frames.frames[::every]
-    boxes = _boxes(chosen)
-    return None if boxes is None else (_recognise(chosen, boxes), boxes)
+    boxes = _boxes(frames.frames)
+    return None if boxes is None else (_recognise(frames.frames, boxes), boxes)
 
 
 def _boxes(frames: Sequence[Array]) -> list[Any] | None:
