@@ -17,7 +17,7 @@ from .closed_eyes import ClosedEyes, with_eyes
 from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
 from .errors import BitstreamError, LimitError, MissingReferenceError, PackMismatchError
-from .face import Square, luma, paste, resize
+from .face import Square, luma, paste, placed, resize
 from .gaze import check_layout, eye_contact
 from .inference import SURE, Inference, ReferenceFeatures
 from .motion import Array, MotionParams, View
@@ -34,7 +34,9 @@ REORDER = 32  # frames: motion that comes out of order within so many still find
 SILENT = 2  # frames concealed in a row after which an intra frame is wanted although nothing came that shows a gap
 JUMP = 0.15  # coded-picture units, or of log scale, from one frame to the next: more is another crop, not the head
 FORGET = 128  # frames missing after which the 8-bit sequence numbers may have gone round
+LATE = 8  # packets in a row that are late or doubles, each newer than the one before: the numbers have gone round
 EARLY = 16  # packets kept that came before the stream header
+DRAWN = 8  # times max_pixels that the frames of one packet may have together, if all are as large as the source
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Decoder:
         for this pack, place and `signing_context` are never shown nor built upon (`.stats.rejected_references` counts
         them).
     max_pixels: of the source picture; a stream that claims more, or a square of more than twice as many to be drawn, is
-        refused before memory is taken (default: past 4K, and no side longer than 5792).
+        refused before memory is taken (default: past 4K, and no side longer than 5792); so is a packet of frames that
+        would take eight times as many together.
     """
 
     def __init__(
@@ -138,11 +141,15 @@ class Decoder:
         self._began = False  # one of them is intra
         self._last: MotionParams | None = None
         self._before: MotionParams | None = None
-        self._last_crop: Square | None = None  # of the picture that the last motion was for
+        self._last_crop: Square | None = None  # that the last motion is told in
+        self._recut = False  # it was told in another
         self._showed: HeldPicture | None = None  # as it was, with the last frame
         self._still = np.zeros((self.pack.scene**2, 2), np.float32)
         self._drawn = self._moved = self._still  # the scene as shown last, and what to add while a picture is not here
-        self._missing = 0
+        self._missing = 0  # frames concealed in a row
+        self._unfollowed = 0  # frames in a row without motion of their own, pictures shown as they are among them
+        self._late: tuple[int, int] | None = None  # number of the last packet that was late, and how many such came
+        self._left_pixels = 0  # that may yet be drawn for this packet
         self._wanted: Callable[[int], bool] | None = None
 
     # --- the facade ---
@@ -161,6 +168,7 @@ class Decoder:
             raise ValueError(f"A packet is bytes; found {data!r:.40}.")
         packet = parse_packet(bytes(data))
         self._wanted, self._came, self._steps, self._began = wanted, 0, 0, False
+        self._left_pixels = DRAWN * self._max_pixels
         try:
             return self._on_each(packet.packets) if isinstance(packet, Bundle) else self._on_packet(packet)
         finally:
@@ -246,8 +254,7 @@ class Decoder:
                 "No frame has been decoded yet, so there is nothing to conceal with; wait for a reference."
             )
         self._missing += 1
-        if self._missing >= FORGET:
-            self._forget()
+        self._count_unfollowed()
         self.stats.concealed_frames += 1
         motion = self._last if self._as_is else conceal(self._seen or self._last, self._before, self._missing)
         return self._drawn_each([self._planned(motion, pts, state_after(self._missing))])[0]
@@ -304,10 +311,20 @@ class Decoder:
 
     def _on_motion(self, packet: Motion) -> list[DecodedFrame]:
         header = self._known_header()
+        self._left_pixels -= packet.frames * header.width * header.height
+        if self._left_pixels < 0:
+            raise LimitError(
+                f"Frames of {header.width} x {header.height} pixels, {packet.frames} of them in a packet, are more than "
+                f"{DRAWN} times this decoder's max_pixels of {self._max_pixels}; drop the packet.",
+                rule="R7",
+            )
         self._came += packet.frames
         end = (packet.sequence + packet.frames - 1) % 256
         steps = packet.frames if self._sequence is None else (end - self._sequence) % 256
-        if self._sequence is not None and (steps == 0 or steps >= 192):
+        late = self._sequence is not None and (steps == 0 or steps >= 192)
+        if self._goes_round(end, late=late):
+            self._forget()
+        if late:
             if packet.pts is not None and packet.pts > self._pts:  # after a long silence
                 steps = steps or 256
             elif self._followed is None or 0 < (end - self._followed) % 256 < 128:
@@ -333,9 +350,6 @@ class Decoder:
         if packet.reference is not None:
             self._name(packet.reference, packet.sequence)
         if packet.intra:
-            # what is older continues nothing any more, but would seem to when its number comes again
-            later = {n: p for n, p in self._ahead.items() if 0 < (n - end) % 256 < 128}
-            self._ahead = {} if steps else later
             known = start_state(self.pack.tables), first
         if known is None:
             self._ahead[packet.sequence] = packet
@@ -343,11 +357,16 @@ class Decoder:
                 del self._ahead[next(iter(self._ahead))]
             times = [first + i * header.frame_duration for i in range(packet.frames - fresh, packet.frames)]
             return self._without_motion(times) if packet.as_is else self._held_over(times)
+        numbers = {(packet.sequence + i) % 256 for i in range(packet.frames)}
+        found = len(numbers - self._past.keys())
         motions = self._follow(packet, known[0], first)
         if packet.intra:  # nothing older is of use, and after a long silence its numbers would mislead
             self._past = {end: self._past[end]}
+            # it continues nothing any more, but would seem to when its number comes again
+            later = {n: p for n, p in self._ahead.items() if 0 < (n - end) % 256 < 128}
+            self._ahead = {} if steps else later
         if not steps:
-            self.stats.lost_frames -= min(packet.frames, self.stats.lost_frames)
+            self.stats.lost_frames -= min(found, self.stats.lost_frames)
         self._catch_up()
         self._broken = self._followed != self._sequence
         if not steps and not self._broken:  # the gap was filled: go on from what is known now
@@ -367,8 +386,12 @@ class Decoder:
     def _look_for_reference(self) -> None:
         held = self._pictures.get(self._active)
         self._lacks_reference, self._shows = held is None, held or self._shows
-        if held is not None:
-            self._moved = self._still
+        if held is None:
+            return
+        self._moved = self._still
+        if self._last is not None and self._last_crop not in (None, held.crop):  # told in another square
+            self._last, self._before = placed(self._last, self._last_crop, held.crop), None
+            self._last_crop, self._recut = held.crop, True
 
     def _follow(self, packet: Motion, state: State, first: int) -> list[tuple[MotionParams, int]]:
         """Motion and pts of every frame of a packet whose earlier frames are known; remembers their states."""
@@ -405,6 +428,21 @@ class Decoder:
                         self._before, self._last = None, motions[-1][0]
                         self._showed = self._showed if self._as_is else None
 
+    def _count_unfollowed(self) -> None:
+        """One more frame is shown without motion of its own."""
+        self._unfollowed += 1
+        if self._unfollowed >= FORGET:
+            self._forget()
+
+    def _goes_round(self, end: int, *, late: bool) -> bool:
+        """Whether what seems late is new: after a silence of nearly 256 frames their numbers look older than they are."""
+        if not late:
+            self._late = None
+            return False
+        before, count = self._late or (end, 0)
+        self._late = end, count + 1 if 0 < (end - before) % 256 < REORDER else 1
+        return self._late[1] >= LATE
+
     def _forget(self) -> None:
         """So much is missing that frame numbers say nothing any more: only an intra frame can go on."""
         self._past.clear()
@@ -420,9 +458,11 @@ class Decoder:
             if self._shows is None or (self._lacks_reference and not self._near(motion)):
                 frames, plans = frames + self._drawn_each(plans) + self._held_over([pts]), []
                 continue
-            follows = not (intra or self._as_is or self._showed) and self._shows.crop == self._last_crop
-            self._last_crop = self._shows.crop
+            same = self._shows.crop == self._last_crop and not self._recut
+            follows = same and not (intra or self._as_is or self._showed)
+            self._last_crop = None if self._lacks_reference else self._shows.crop  # what is lacking may be cut elsewhere
             self._before, self._last, self._missing = (self._last if follows else None), motion, 0
+            self._unfollowed, self._recut = 0, False
             self._showed = self._shows if self._as_is else None
             borrowed = self._lacks_reference
             self.stats.waiting_packets += borrowed
@@ -435,6 +475,8 @@ class Decoder:
             return self._held_over(times)
         self._missing, motion = 0, self._last or self.pack.tables.motion(self.pack.tables.mean)
         self._showed, self._before = self._shows, None
+        for _ in times:
+            self._count_unfollowed()
         return self._drawn_each([self._planned(motion, pts, Concealment.RECEIVED) for pts in times])
 
     def _held_over(self, times: list[int]) -> list[DecodedFrame]:
@@ -455,7 +497,8 @@ class Decoder:
         """Of the last frame shown; of a picture as it is, that of the face in it."""
         if self._showed is None:
             return self._last
-        return self._face_in(self._showed)
+        assert self._shows is not None
+        return placed(self._face_in(self._showed), self._showed.crop, self._shows.crop)
 
     def _face_in(self, held: HeldPicture) -> MotionParams:
         """Motion of the face in a picture itself, where nothing else has moved."""
@@ -483,13 +526,13 @@ class Decoder:
                 with self._timed("reference"):
                     calm = self._face_in(held)
             if straight:  # seen so: from here the way to a next view begins
-                self._turning.apply(view, calm, calm, seconds)
+                self._turning.apply(view, calm, calm, seconds, held.crop)
             if straight or features.estimate.confidence < SURE:  # there is nobody to be turned
                 return _Plan(pts, state, motion, held, calm, calm, features.picture, contact=contact)
         with self._timed("reference"):
             features.feeds  # noqa: B018  computed when first asked for
         with self._timed("view"):
-            turned = self._turning.apply(view, calm, features.estimate.motion, seconds)
+            turned = self._turning.apply(view, calm, features.estimate.motion, seconds, held.crop)
             self.stats.clamped_frames += turned.clamped
         eyes = self._closed_eyes.needed(held, calm, seconds)
         return _Plan(pts, state, motion, held, calm, turned.motion, eyes=eyes, contact=contact)

@@ -45,8 +45,8 @@ from .packet import (
 from .protection import HEARD_SECONDS, Aggregator, Protection, believed, protection
 from .quantizer import Quantizer
 from .rate import QUALITIES, WINDOW_SECONDS, MotionQuality, RateControl, distance
-from .sender import OFTEN_SECONDS, OVERDUE, Held, PictureSender, Shot, squared_error
-from .signing import private_key
+from .sender import OFTEN_SECONDS, OVERDUE, SENT_AGAIN, Held, PictureSender, Shot, squared_error
+from .signing import check_context, private_key
 from .stats import EncoderStats, timed
 from .watcher import Watcher
 
@@ -155,6 +155,7 @@ class Encoder:
             raise ValueError(f"time_base is {time_base!r}; expected seconds per pts unit, more than 0.")
         if not isinstance(crop, str) and np.shape(crop) != (3,):
             raise ValueError(f"crop is {crop!r}; expected 'auto', 'none' or x, y and side in whole pixels.")
+        check_context(signing_context)
         if not isinstance(window, int | float | np.number) or not WINDOWS[0] <= window <= WINDOWS[1]:
             raise ValueError(f"window is {window!r}; expected {WINDOWS[0]} to {WINDOWS[1]} seconds.")
         if film is not None and window != WINDOW_SECONDS:
@@ -348,9 +349,11 @@ class Encoder:
         return self._sent([*packets, *self._count([*last, End(self._coded)])])
 
     def _intra_on_its_way(self, seen: int | None) -> bool:
-        """Whether a receiver that has seen this frame may yet get the last intra frame."""
-        late = self._now - self._intra_at > OVERDUE
-        return not late and seen is not None and 0 < (self._intra_sequence - seen) % 256 < 128
+        """Whether a receiver that has seen this frame may yet get the last intra frame; None: it does not say."""
+        since = self._now - self._intra_at
+        return since <= SENT_AGAIN or (
+            since <= OVERDUE and (seen is None or 0 < (self._intra_sequence - seen) % 256 < 128)
+        )
 
     @property
     def _sequence(self) -> int:

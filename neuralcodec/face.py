@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import av
 import numpy as np
 
-from .motion import Array
+from .motion import Array, MotionParams
 from .runtime.session import Session
 
 # Where the renderer expects the face, in crop units (the square spans [-1, 1]): medians of its training footage.
@@ -83,6 +83,20 @@ class Face:
         x, y = square.center
         half = square.side / 2
         return cls(x + float(box[0]) * half, y + float(box[1]) * half, float(box[2]) * half, score)
+
+
+def box_of(motion: MotionParams) -> Array:
+    """float32 (3,): centre x, y and half side of a face in coded-picture units, as :meth:`Face.box_in` has them."""
+    return np.array([*motion.translation[:2], motion.scale], np.float32)
+
+
+def placed(motion: MotionParams, here: Square, there: Square) -> MotionParams:
+    """The same face in the coordinates of another square of the source picture."""
+    if here == there:
+        return motion
+    x, y, half = Face.from_box(here, box_of(motion)).box_in(there).tolist()
+    depth = motion.translation[2] * np.float32(here.side / there.side)
+    return replace(motion, translation=np.array([x, y, depth], np.float32), scale=half)
 
 
 def crop(image: Array, square: Square, size: int) -> Array:

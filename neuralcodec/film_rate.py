@@ -164,6 +164,10 @@ class FilmRate(RateControl):
         return math.inf
 
     @property
+    def owes_much(self) -> bool:
+        return False
+
+    @property
     def _motion_allowed(self) -> float:
         """Beside it, what has been spent too much is to be saved by the end of the film."""
         owed = self._spent - AIM * self._earned

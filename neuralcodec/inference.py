@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InferenceError
-from .face import HEAD_SCALE, HEAD_Y, Face, FaceDetector, Square
+from .face import HEAD_SCALE, HEAD_Y, Face, FaceDetector, Square, box_of, placed
 from .motion import Array, MotionParams
 from .pack import Pack
 from .runtime.session import Session, cores, open_session
@@ -52,7 +52,7 @@ class MotionEstimate:
     @property
     def box(self) -> Array:
         """Where to look in the next frame, float32 (3,): centre x, y and half side, in coded-picture units."""
-        return np.array([*self.motion.translation[:2], self.motion.scale], np.float32)
+        return box_of(self.motion)
 
     @property
     def keypoints(self) -> Array:
@@ -61,12 +61,7 @@ class MotionEstimate:
 
     def placed(self, here: Square, there: Square) -> MotionEstimate:
         """The same face in the coordinates of another square of the source picture."""
-        if here == there:
-            return self
-        x, y, half = Face.from_box(here, self.box).box_in(there).tolist()
-        depth = self.motion.translation[2] * np.float32(here.side / there.side)
-        place = np.array([x, y, depth], np.float32)
-        return replace(self, motion=replace(self.motion, translation=place, scale=half))
+        return replace(self, motion=placed(self.motion, here, there))
 
     def relative_to(self, canonical: Array) -> MotionParams:
         """The same keypoints expressed on another identity estimate, so that its error is not seen twice."""

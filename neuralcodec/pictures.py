@@ -20,7 +20,7 @@ from .motion import Array
 from .pack import Pack
 from .packet import DIMENSION_MAX, REFERENCES_MAX, SIGNED, Parity, StreamHeader, Update
 from .reference import BACKDROP, KEY, PICTURE, UPDATE, decode_reference
-from .signing import SIGNATURE_BYTES, public_key, statement, verify
+from .signing import SIGNATURE_BYTES, check_context, public_key, statement, verify
 from .stats import DecoderStats, timed
 
 KNOWN_MAX = 64  # keys and stills remembered, so that a late double is known as one
@@ -55,6 +55,7 @@ class Pictures:
         self.networks = networks
         self.backdrop: Array | None = None  # uint8 RGB, of the source's size
         self._pack, self._stats, self._max_side = pack, stats, max_side
+        check_context(context)
         self._trusted, self._context = None if trusted is None else public_key(trusted), context
         self._held: dict[int, HeldPicture] = {}  # by place
         self._known: deque[tuple[int, bytes]] = deque(maxlen=KNOWN_MAX)  # id and hash of keys and stills that were held

@@ -422,6 +422,11 @@ class RateControl:
         return self._purse - self._lag * self._motion
 
     @property
+    def owes_much(self) -> bool:
+        """Whether a key and two windows' bytes more were spent than the rate has brought so far."""
+        return self._purse < -(self.key_bytes + 2 * self._window_bytes)
+
+    @property
     def room(self) -> float:
         """Bytes that a picture may take now so that no window, past or to come, exceeds the target by more than
         ``excess``: what has been sent leaves the window little by little while motion goes on."""

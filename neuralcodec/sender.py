@@ -33,6 +33,7 @@ from .stats import EncoderStats, timed
 OVERDUE = 0.2  # seconds after which an update that a receiver in trouble does not hold is taken for lost
 KEY_OVERDUE = 2.0  # the same of a key or still
 ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
+SENT_AGAIN = 0.1  # and between two times that it can have the same update sent again
 OFTEN_SECONDS = 0.14  # pictures that follow each other faster than this are shown as they are
 UPDATE_HEADER, UPDATE_PART = 24, 80  # bytes around an update, at most; of one part of it where it has to wait
 # A frame is rendered from the held picture whose keypoints are nearest in pixels of 256, CHANGE times what differs from
@@ -237,6 +238,8 @@ class PictureSender:
         for key in feedback.held:
             if key in self.held:
                 self.held[key].lost = False
+        if self.rate.owes_much:
+            return  # whoever asks without end must not make this end send without end
         if (feedback.need_reference or feedback.need_intra) and feedback.sequence is not None:
             self._replace_lost(feedback.held, feedback.sequence)
         elif feedback.need_reference and self._now - self._asked_at >= ASKED_AGAIN:
@@ -292,12 +295,14 @@ class PictureSender:
     def _replace_lost(self, held: Sequence[int], sequence: int) -> None:
         """Go on from a picture that the receiver holds, and send again the updates that it lacks. Where that is not
         enough the chain is given up: the next picture begins another."""
+        known = (self._sequence - 1 - sequence) % 256 < 128  # else the report names a frame that was never sent
         missing = {
             key: sent for key, sent in self.held.items()
             # sent before a frame that has arrived, or long ago, so it is not on its way but lost
             if key not in held
-            and ((sequence - sent.since) % 256 < 128
+            and ((known and (sequence - sent.since) % 256 < 128)
                  or self._now - sent.at > (OVERDUE if sent.packets else KEY_OVERDUE))
+            and not (sent.lost and self._now - sent.at < SENT_AGAIN)  # has just been sent again
         }  # fmt: skip
         updates = {key: sent for key, sent in missing.items() if sent.packets and sent.chain is self._chain}
         cost = sum(len(bytes(packet)) for sent in updates.values() for packet in sent.packets)

@@ -24,6 +24,12 @@ CONTEXT_MAX = 255  # bytes
 _DOMAIN = b"neuralcodec reference 1\n"  # a signature of ours can never be one of anything else
 
 
+def check_context(context: Any) -> None:
+    """ValueError for what cannot be signed along with pictures."""
+    if not isinstance(context, bytes | bytearray) or len(context) > CONTEXT_MAX:
+        raise ValueError(f"signing_context is {context!r:.40}; expected at most {CONTEXT_MAX} bytes.")
+
+
 def statement(
     pack_id: bytes,
     source: tuple[int, int],
@@ -40,8 +46,7 @@ def statement(
     its signature. context: what both ends know of this call, so that pictures of another call are worth nothing.
     before: of an update, the digest of the picture that it follows (chain.py).
     """
-    if len(context) > CONTEXT_MAX:
-        raise ValueError(f"a signing context of {len(context)} bytes; at most {CONTEXT_MAX}.")
+    check_context(context)
     place = crop_bytes(crop) + varint(source[0]) + varint(source[1])
     digest = hashlib.sha256(before + picture).digest()
     about = place + bytes((len(context),)) + context

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .face import Square
 from .motion import Array, MotionParams, View, euler_angles, rotation_matrix
 
 EASE = 0.12  # seconds, time constant of the way to a new view: a joystick feels direct, a button looks like a turn
@@ -81,6 +82,7 @@ class ViewControl:
         self._view = View()
         self._left = np.zeros(5)  # of the way to the view: a turn in degrees, and a shift
         self._shown: tuple[MotionParams, MotionParams, MotionParams] | None = None  # coded, reference, shown
+        self._square: Square | None = None  # that it is told in
         self._seconds: float | None = None
 
     @property
@@ -88,15 +90,21 @@ class ViewControl:
         """Whether frames pass unchanged."""
         return self._view == View() and not self._left.any()
 
-    def apply(self, view: View, motion: MotionParams, reference: MotionParams, seconds: float) -> Seen:
-        """``motion`` as coded, made from a picture whose own motion is ``reference``, shown at ``seconds``."""
+    def apply(
+        self, view: View, motion: MotionParams, reference: MotionParams, seconds: float, square: Square | None = None
+    ) -> Seen:
+        """``motion`` as coded, made from a picture whose own motion is ``reference``, shown at ``seconds``. square: of
+        the source that both are told in."""
         elapsed = 0.0 if self._seconds is None else max(0.0, seconds - self._seconds)
         if self._shown is not None:
             # frames that pass unchanged may be pictures, whose motion nobody asked for: this one's stands for theirs
             coded, picture, shown = (motion, reference, motion) if self.idle else self._shown
+            if square != self._square:  # as the head would have been shown in this one
+                goal = self._within(self._view, motion, reference).motion
+                coded, picture, shown = motion, reference, _turned(goal, self._left)
             if view != self._view or (picture is not reference and not self.idle):
                 self._left = _between(self._within(view, coded, reference).motion, shown)
-        self._view, self._seconds = view, seconds
+        self._view, self._square, self._seconds = view, square, seconds
         self._left *= math.exp(-elapsed / EASE)
         self._left[np.abs(self._left) < TOLERANCE] = 0.0
         if self.idle:

@@ -41,7 +41,7 @@ def test_the_statement_byte_by_byte() -> None:
 def test_a_context_is_255_bytes_at_most() -> None:
     said = bytes(8), (640, 480), 3, 1, (-5, 12, 640), b"picture"
     assert statement(*said, bytes(255)).endswith(b"\xff" + bytes(255))
-    with pytest.raises(ValueError, match="a signing context of 256 bytes"):
+    with pytest.raises(ValueError, match="expected at most 255 bytes"):
         statement(*said, bytes(256))
 
 
