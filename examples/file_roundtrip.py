@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 import neuralcodec as nc
 from neuralcodec.media import VideoReader, VideoWriter
@@ -17,9 +18,15 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("--kbps", type=float, default=4.0)
     options = parser.parse_args()
+    try:
+        roundtrip(options.source, options.target, options.kbps)
+    except nc.NeuralCodecError as error:
+        raise SystemExit(str(error)) from None
 
-    with VideoReader(options.source) as film:
-        encoder = nc.Encoder(options.kbps, time_base=film.time_base, frame_duration=film.frame_duration)
+
+def roundtrip(source: str, target: str, kbps: float) -> None:
+    with VideoReader(source) as film, contextlib.ExitStack() as stack:  # which leaves no half of a film behind
+        encoder = nc.Encoder(kbps, time_base=film.time_base, frame_duration=film.frame_duration)
         decoder = nc.Decoder()
         writer: VideoWriter | None = None
         for pts, image in film:
@@ -28,11 +35,10 @@ def main() -> None:
                 for frame in decoder.decode(datagram):
                     if writer is None:
                         height, width = frame.image.shape[:2]
-                        writer = VideoWriter(options.target, width, height, film.time_base)
+                        writer = stack.enter_context(VideoWriter(target, width, height, film.time_base))
                     writer.write(frame.image, frame.pts)
         if writer is None:
-            raise nc.NoFaceError(f"No face was found in {options.source}.")
-        writer.close()
+            raise nc.NoFaceError(f"No face was found in {source}.")
 
     seconds = encoder.stats.frames * film.frame_duration * film.time_base
     print(f"{encoder.stats.frames} frames, {float(encoder.stats.bytes_total * 8 / seconds) / 1000:.2f} kbit/s")

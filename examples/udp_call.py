@@ -35,7 +35,7 @@ def send(film: str, to: tuple[str, int], kbps: float) -> None:
             time.sleep(max(0.0, start + seconds - time.monotonic()))  # a film plays at its own pace; a camera just does
             while (datagram := received(udp)) is not None:
                 with suppress(nc.BitstreamError):  # anybody can send to a port: what is no report is left out
-                    for feedback in parse_rtcp(datagram):
+                    for feedback in parse_rtcp(datagram, rtp.ssrc):
                         encoder.on_feedback(feedback)
             for datagram in rtp.pack(encoder.encode(image, pts), seconds):
                 wire += udp.sendto(datagram, to) + 28  # IPv4 and UDP headers
@@ -55,7 +55,7 @@ def receive(film: str, port: int) -> None:
         writer: VideoWriter | None = None
         tick, first, last, lost = Fraction(1), None, -1, 0  # of the film; where in it the stream begins; lost before it
         streams, sender, heard = 0, None, time.monotonic()  # when a packet of the stream has come, no other counts
-        while (silence := time.monotonic() - heard) < GONE_SECONDS:
+        while (silence := time.monotonic() - heard) < GONE_SECONDS or sender is None:
             if silence > RESTART_SECONDS:
                 rtp.restart()
             frames: list[nc.DecodedFrame] = []

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .errors import BackendUnavailableError, NeuralCodecError
+from .errors import BackendUnavailableError, MediaError, NeuralCodecError
 
 if TYPE_CHECKING:
     from .avatar import Avatar
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     with _terminated_like_interrupted() as interrupts:
         try:
-            options = make_parser().parse_args(_with_crops(sys.argv[1:] if arguments is None else arguments))
+            options = make_parser().parse_args(_with_negatives(sys.argv[1:] if arguments is None else arguments))
             code: int = options.run(options)
             sys.stdout.flush()
             return code
@@ -173,7 +173,7 @@ def _encode(options: argparse.Namespace) -> int:
         )  # fmt: skip
     print(_summary(options.output, stats))
     if stats.face_lost:
-        print(f"No face in {stats.face_lost} of {stats.frames} frames; they repeat the last one seen.", file=sys.stderr)
+        print(f"No face in {stats.face_lost} of {stats.frames} frames: shown as stills.", file=sys.stderr)
     if stats.damaged:
         print(
             f"{stats.damaged} pieces of {options.input} are damaged: shown as far as they can be, or left out.",
@@ -197,7 +197,10 @@ def _avatar(options: argparse.Namespace) -> Avatar | None:
     from .avatar import Avatar
     from .media import read_frames
 
-    _, picture = next(read_frames(options.avatar))
+    try:
+        _, picture = next(read_frames(options.avatar))
+    except MediaError as error:
+        raise MediaError(f"--avatar takes a picture of one face, or a film of whose first frame it is: {error}") from error
     return Avatar(picture, options.consent, options.transfer or "relative")
 
 
@@ -338,11 +341,12 @@ def _call(options: argparse.Namespace) -> int:
 # --- flags -----------------------------------------------------------------------------------------------------------
 
 
-def _with_crops(arguments: Sequence[str]) -> list[str]:
-    """A square that begins left of the picture reads as a flag to argparse, unless it stands behind a '='."""
+def _with_negatives(arguments: Sequence[str]) -> list[str]:
+    """A square that begins left of the picture, or a number such as -1e1, reads as a flag to argparse, unless it stands
+    behind a '='."""
     joined: list[str] = []
     for argument in arguments:
-        if joined and joined[-1] == "--crop" and re.match(r"-\d", argument):
+        if joined and re.fullmatch("--[a-z-]+", joined[-1]) and re.match(r"-\.?\d", argument):
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)

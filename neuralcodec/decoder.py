@@ -107,6 +107,8 @@ class Decoder:
         signing_context: bytes = b"",
         max_pixels: int = 1 << 24,
     ) -> None:
+        if not isinstance(max_pixels, int | np.integer) or max_pixels < 1:
+            raise ValueError(f"max_pixels is {max_pixels!r}; expected a whole number of pixels, at least 1.")
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.view = View() if view is None else view
         self.eye_contact = eye_contact
@@ -164,7 +166,7 @@ class Decoder:
         Raises BitstreamError for bytes that are no packet, PackMismatchError for a stream of another pack. After motion
         that cannot be decoded the decoder waits for an intra frame.
         """
-        if isinstance(data, int | str) or data is None:  # five zero bytes, or no bytes at all
+        if not isinstance(data, bytes | bytearray | memoryview):  # of 5 bytes() would make five zeros
             raise ValueError(f"A packet is bytes; found {data!r:.40}.")
         packet = parse_packet(bytes(data))
         self._wanted, self._came, self._steps, self._began = wanted, 0, 0, False
@@ -311,13 +313,6 @@ class Decoder:
 
     def _on_motion(self, packet: Motion) -> list[DecodedFrame]:
         header = self._known_header()
-        self._left_pixels -= packet.frames * header.width * header.height
-        if self._left_pixels < 0:
-            raise LimitError(
-                f"Frames of {header.width} x {header.height} pixels, {packet.frames} of them in a packet, are more than "
-                f"{DRAWN} times this decoder's max_pixels of {self._max_pixels}; drop the packet.",
-                rule="R7",
-            )
         self._came += packet.frames
         end = (packet.sequence + packet.frames - 1) % 256
         steps = packet.frames if self._sequence is None else (end - self._sequence) % 256
@@ -332,6 +327,13 @@ class Decoder:
             else:
                 return []  # a double, or older than what is known
         fresh, lost = min(steps, packet.frames), max(0, steps - packet.frames)
+        self._left_pixels -= fresh * header.width * header.height
+        if self._left_pixels < 0:
+            raise LimitError(
+                f"{fresh} frames of {header.width} x {header.height} pixels at once are more than {DRAWN} times this "
+                f"decoder's max_pixels of {self._max_pixels}; drop the packet.",
+                rule="R7",
+            )
         known = self._past.get((packet.sequence - 1) % 256)
         step = header.frame_duration if packet.pts_step is None else packet.pts_step
         rest = (packet.frames - 1) * header.frame_duration

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -172,10 +173,13 @@ class Encoder:
         if avatar is not None and (full_frame or not isinstance(avatar, Avatar)):
             raise ValueError("avatar must be an Avatar, and goes without full_frame: no surroundings are sent with it.")
         self._avatar = AvatarDriver(avatar, self._networks) if avatar is not None else None
+        if not isinstance(film, Film | None):
+            raise ValueError(f"film is {film!r:.40}; expected a Film, such as Film(frames, seconds).")
         if film is not None and (avatar is not None or not updates):
             raise ValueError("film goes without an avatar, whose picture does not age, and with updates.")
         follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", fixed)
-        self._watcher = Watcher(self._networks, follower, self.pack.size, self._timed)
+        # not self._timed: a circle keeps an encoder that nobody has any more until Python looks for circles
+        self._watcher = Watcher(self._networks, follower, self.pack.size, partial(timed, self.stats.stage_seconds))
         self._film = film
         if film is not None:
             film.watch_with(self._watcher, self.time_base)
@@ -225,6 +229,7 @@ class Encoder:
         self._intra_at = 0.0
         self._measured = 0  # frames in the mean of keypoint_error_px
         self._waiting: list[int] = []  # pts of frames before the first face
+        self._ended = False  # by flush
 
     # --- the facade ---
 
@@ -234,6 +239,8 @@ class Encoder:
         image: uint8 RGB (H, W, 3) of any size, or an av.VideoFrame. pts: in time_base units, rising. Empty until a
         face has been seen; the frames before it are then sent as stills of that face.
         """
+        if self._ended:
+            raise ValueError("This encoder has ended its stream with flush(); make another for what follows.")
         picture = as_picture(image)
         if self._lookahead:
             picture = picture.copy()  # it waits, and the caller may use what holds it again
@@ -318,6 +325,8 @@ class Encoder:
     def on_feedback(self, feedback: Feedback | bytes | bytearray | memoryview) -> None:
         """React to what a receiver reports: send again the pictures it lacks, or new ones, or an intra frame with the
         next frame, and protect the stream as the loss it sees demands. Bytes that are no feedback: BitstreamError."""
+        if not isinstance(feedback, Feedback | bytes | bytearray | memoryview):  # of 5 bytes() would make five zeros
+            raise ValueError(f"Feedback is a Feedback or its bytes; found {feedback!r:.40}.")
         packet = feedback if isinstance(feedback, Feedback) else parse_packet(bytes(feedback))
         if not isinstance(packet, Feedback):
             raise BitstreamError(f"a {type(packet).__name__} where feedback is expected; drop the packet")
@@ -338,7 +347,9 @@ class Encoder:
         self._avatar.recenter()
 
     def flush(self) -> list[Packet]:
-        """What is still waiting to be sent, and the packet that ends the stream."""
+        """What is still waiting to be sent, and the packet that ends the stream; called again, that packet again. No
+        frame can follow."""
+        self._ended = True
         packets, self._pictures.again = self._count(self._pictures.again), []
         if self._taken and not self._pictures.held:
             packets += self._begin()

@@ -47,9 +47,11 @@ class Film:
     """
 
     def __init__(self, frames: Iterable[tuple[int, Any]], duration: float = 0.0) -> None:
-        if not 0 <= duration < math.inf:
+        if not isinstance(duration, int | float | np.number | Fraction) or not 0 <= duration < math.inf:
             raise ValueError(f"duration is {duration!r}; expected the film's seconds, or 0 where they are not known.")
         self.duration = duration
+        if not isinstance(frames, Iterable):
+            raise ValueError(f"frames is {frames!r:.40}; expected what gives pairs of pts and picture.")
         self._frames = iter(frames)
         self._watcher: Watcher | None = None
         self._time_base = Fraction(1)
@@ -96,6 +98,8 @@ class Film:
         if frame is None:
             self.ended = True
             return
+        if not isinstance(frame, tuple) or len(frame) != 2:
+            raise ValueError(f"A Film has pairs of pts and picture; found {type(frame).__name__} among its frames.")
         pts, image = frame
         self.last = seconds = float(pts * self._time_base)
         sight, tile = self._watcher.see(as_picture(image), seconds)

@@ -17,7 +17,7 @@ from .errors import InferenceError
 from .face import HEAD_SCALE, HEAD_Y, Face, FaceDetector, Square, box_of, placed
 from .motion import Array, MotionParams
 from .pack import Pack
-from .runtime.session import Session, cores, open_session
+from .runtime.session import Session, check_asked, cores, open_session
 from .scene import Pyramid, register
 
 SIDE_BY_SIDE = 8  # frames drawn at the same time, at most: as many as a packet of a file has
@@ -105,6 +105,7 @@ class Inference:
     """A pack's networks on one device; graphs are opened when first needed."""
 
     def __init__(self, pack: Pack, *, device: str = "auto", threads: int | None = None) -> None:
+        check_asked(device, threads)  # and not with the first frame
         self.pack, self._device, self._threads = pack, device, threads
         self._together: tuple[tuple[ReferenceFeatures, ...], Any] = ((), None)  # of the last batch
 

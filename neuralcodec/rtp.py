@@ -201,8 +201,10 @@ def rtcp_feedback(feedback: Feedback, sender_ssrc: int, media_ssrc: int) -> byte
     return struct.pack("!BBHII", 0x80 | FMT_APPLICATION, RTCP_PSFB, words, sender_ssrc, media_ssrc) + body
 
 
-def parse_rtcp(data: bytes) -> list[Feedback]:
+def parse_rtcp(data: bytes, media_ssrc: int | None = None) -> list[Feedback]:
     """Feedback in a compound RTCP datagram: ours, and what any RTP stack sends for "I have lost the picture".
+
+    media_ssrc: of the stream that was sent; what speaks of others is passed over. None: whatever it speaks of.
 
     PLI asks for an intra frame, FIR also for a reference. Other reports are passed over. Any bytes give a list or a
     BitstreamError.
@@ -216,7 +218,11 @@ def parse_rtcp(data: bytes) -> list[Feedback]:
         if first >> 6 != 2 or len(body) < 4 * words:
             raise BitstreamError("an RTCP packet that is cut or not of version 2; drop the datagram", offset=offset)
         if kind == RTCP_PSFB and words >= 2:
-            found += _psfb(first & 31, body[8:])
+            fmt, (about,) = first & 31, struct.unpack_from("!I", body, 4)
+            entries = body[8:]  # FIR names its streams there, eight bytes each (RFC 5104 section 4.3.1)
+            named = [struct.unpack_from("!I", entries, at)[0] for at in range(0, len(entries) - 7, 8)]
+            if media_ssrc is None or media_ssrc in (named if fmt == FMT_FIR else [about]):
+                found += _psfb(fmt, entries)
         offset += 4 + 4 * words
     return found
 

@@ -34,6 +34,9 @@ OVERDUE = 0.2  # seconds after which an update that a receiver in trouble does n
 KEY_OVERDUE = 2.0  # the same of a key or still
 ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
 SENT_AGAIN = 0.1  # and between two times that it can have the same update sent again
+# Share of a face box outside of the square of a picture so old that calls for another; surroundings, which come with it
+# in full frames, take as much as several pictures, and wait FULL_FRAME times as long.
+LEAVING, LEAVING_SECONDS, FULL_FRAME = 0.2, 0.4, 5
 OFTEN_SECONDS = 0.14  # pictures that follow each other faster than this are shown as they are
 UPDATE_HEADER, UPDATE_PART = 24, 80  # bytes around an update, at most; of one part of it where it has to wait
 # A frame is rendered from the held picture whose keypoints are nearest in pixels of 256, CHANGE times what differs from
@@ -190,6 +193,7 @@ class PictureSender:
         self._now, self._sequence, self.began = seconds, sequence, False
         moved = self._moved = self._moved or moved
         best, drift = self._nearest(shot, as_is=as_is)
+        moved = moved or self._leaves(shot, best)
         if self._coming is not None and (as_is or shot.estimate is None) and self._outdated(self._coming, shot):
             self._coming = None  # it would be shown as it is
         if self._chain is not None and self._coming is None and self.rate.wants_finer():
@@ -243,7 +247,9 @@ class PictureSender:
         if (feedback.need_reference or feedback.need_intra) and feedback.sequence is not None:
             self._replace_lost(feedback.held, feedback.sequence)
         elif feedback.need_reference and self._now - self._asked_at >= ASKED_AGAIN:
-            self.wanted, self._asked_at = True, self._now
+            newest = max((held.at for held in self.held.values()), default=float("-inf"))
+            if self._now - newest > OVERDUE:  # else one is on its way to a receiver that has only just seen the header
+                self.wanted, self._asked_at = True, self._now
 
     # --- which, and when ---
 
@@ -282,6 +288,16 @@ class PictureSender:
             return float("inf")
         changed = squared_error(shot.tile, held.features.picture) - held.error
         return float(np.sqrt(max(0.0, changed))) / GREY_PER_PIXEL
+
+    def _leaves(self, shot: Shot, key: int) -> bool:
+        """Whether the head is on its way out of the square of the held picture of this id, and well inside its own: that
+        does not wait until the square rests, or until the rate brings a picture."""
+        held = self.held.get(key)
+        least = LEAVING_SECONDS * (FULL_FRAME if self._full_frame else 1)
+        if shot.estimate is None or held is None or held.crop == shot.square or shot.seconds - held.of < least:
+            return False
+        there = _outside(shot.estimate.placed(shot.square, held.crop).box)
+        return there > LEAVING and _outside(shot.estimate.box) < there / 4
 
     def _outdated(self, coming: _Coming, shot: Shot) -> bool:
         """Whether the picture in use is nearer to this frame than the one on its way."""
@@ -469,6 +485,13 @@ class PictureSender:
 def _half(picture: Array) -> Array:
     """Every second pixel of every second row, side by side in memory: compared in a tenth of the time."""
     return np.ascontiguousarray(picture[::2, ::2])
+
+
+def _outside(box: Array) -> float:
+    """Share of a face box (centre x, y and half side) that is not in the coded square."""
+    x, y, half = map(float, box)
+    across, down = (max(0.0, min(1.0, at + half) - max(-1.0, at - half)) for at in (x, y))
+    return 1 - across * down / (2 * half) ** 2
 
 
 def squared_error(a: Array, b: Array) -> float:

@@ -7,6 +7,7 @@ they are written first, then the error is raised.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -133,7 +134,8 @@ def encode_file(
                 for packet in packets:
                     writer.write(packet)
             if not encoder.stats.references:
-                where = "" if isinstance(crop, str) else f" in the square {','.join(map(str, crop))}"
+                square = crop if isinstance(crop, str) else ",".join(map(str, crop))
+                where = "" if square in ("auto", "none") else f" in the square {square}"
                 raise NoFaceError(f"No face was found{where} in any of the {encoder.stats.frames} frames of {src}.")
         counted = _Counted(dst)
         stats = encoder.stats
@@ -287,7 +289,7 @@ class _Channel:
     """Two-state (Gilbert) packet loss: ``loss`` on average, in runs of ``burst`` packets on average."""
 
     def __init__(self, loss: float, burst: float, seed: int) -> None:
-        if not 0 <= loss < 1 or burst < 1:
+        if not 0 <= loss < 1 or not 1 <= burst < math.inf:
             raise ValueError(f"loss {loss} and burst {burst}: expected 0 <= loss < 1 and burst >= 1.")
         self._stay = 1 - 1 / burst
         self._enter = min(1.0, loss / (burst * (1 - loss)))

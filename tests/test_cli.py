@@ -285,7 +285,7 @@ def test_what_is_missing_from_a_film_is_said(
     told(monkeypatch, "encode_file", ["encode", "in", "out"], face_lost=2, damaged=3, missing_s=1.5)
     out, err = capsys.readouterr()
     assert out.count("\n") == 1 and err.splitlines() == [
-        "No face in 2 of 6 frames; they repeat the last one seen.",
+        "No face in 2 of 6 frames: shown as stills.",
         "3 pieces of in are damaged: shown as far as they can be, or left out.",
         "in ends 1.50 s before the end that it announces: it may be cut.",
     ]

@@ -111,6 +111,7 @@ class Pipeline:
         self._recoveries: deque[float] = deque(maxlen=RECOVERIES)  # seconds from then until nothing was missing again
         self._closed = False
         self._start: float | None = None
+        self._pushed_at: float | None = None  # when the camera gave its last picture
         self._faceless_since: float | None = None
         self._left_out = self._bad = 0
         self._busy_since: float | None = None  # when the receiver took what it works on
@@ -134,6 +135,7 @@ class Pipeline:
         with self._lock:
             self._left_out += self._next is not None
             self._next = _Picture(image, mark_rows, self._clock())
+            self._pushed_at = self._next.captured
             self._lock.notify_all()
 
     def change(self, settings: Settings) -> None:
@@ -180,6 +182,7 @@ class Pipeline:
             return {
                 "problem": self.problem,
                 "seconds": now - (self._start or now),
+                "camera_s": now - (self._pushed_at or now),
                 "kbps": sum(count for _, count, _ in self._sent) * 8 / 1000 / span,
                 "wire_kbps": sum(count for _, _, count in self._sent) * 8 / 1000 / span,
                 "frame_bytes": float(np.mean([count for _, count in self._frames])) if self._frames else 0.0,

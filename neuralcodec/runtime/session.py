@@ -72,10 +72,7 @@ def open_session(
     faster and may do for pictures, not for what both ends of a stream compute from the same pixels. ONNX Runtime's
     TensorRT provider has no such switch, so "ort-tensorrt" leaves an exact network to the CUDA provider.
     """
-    if device not in DEVICES:
-        raise BackendUnavailableError(f"device {device!r} is unknown; it is one of {', '.join(DEVICES)}.")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads is {threads}; it must be at least 1, or None.")
+    check_asked(device, threads)
     if device == "tensorrt":
         from neuralcodec.runtime.engine import EngineOptions
         from neuralcodec.runtime.trt import TensorRTSession
@@ -88,6 +85,14 @@ def open_session(
     if device == "ort-tensorrt" and exact:
         device = "cuda"
     return OrtSession(graph, device=device, threads=threads, check_finite=check_finite, exact=exact)
+
+
+def check_asked(device: str, threads: int | None) -> None:
+    """BackendUnavailableError for a device that there is not, ValueError for threads that cannot be."""
+    if device not in DEVICES:
+        raise BackendUnavailableError(f"device {device!r} is unknown; it is one of {', '.join(DEVICES)}.")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"threads is {threads!r}; it must be a whole number, at least 1, or None.")
 
 
 def cores() -> int:

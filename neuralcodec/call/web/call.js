@@ -25,7 +25,7 @@ const MEASURE = new URLSearchParams(location.search).has("measure");
 const camera = $("camera"), comparison = $("comparison");
 const panes = ["original", "ours", "h264"].map((id) => $(id).getContext("2d"));
 // worker: the receiver in this browser from its start on; decoder: the same once it is ready.
-const state = { peer: null, control: null, stream: null, recorder: null, worker: null, decoder: null, stats: null, history: [], shown: 0 };
+const state = { dropped: 0, peer: null, control: null, stream: null, recorder: null, worker: null, decoder: null, stats: null, history: [], shown: 0 };
 // What tests and `benchmarks.call` read.
 window.neuralcodecCall = { state, latencies: [], displayed: [] };
 
@@ -224,8 +224,11 @@ function onControl(message) {
   if (stats.problem) { problem(stats.problem); return stop(); }
   if (!stats.face) say("No face is seen. Look at the camera, come closer, or switch a light on; the last picture stays.");
   else if (stats.references === 0) say("Connected. Looking for a face…");
+  else if (stats.camera_s > 2) say("The camera gives no pictures; the last one stays.");
+  else if (stats.dropped > state.dropped) say(`In a call, ${clock(stats.seconds)}. The network is narrower than what is sent: choose a lower rate, or a wider link.`);
   else if (stats.seconds > 6 && stats.fps < 10) say(`In a call, ${clock(stats.seconds)}. This machine manages ${stats.fps.toFixed(0)} frames a second: close what else keeps it busy.`);
   else say(`In a call, ${clock(stats.seconds)}.`);
+  state.dropped = stats.dropped;
   $("kbps").textContent = stats.kbps.toFixed(1);
   $("frame-bytes").textContent = stats.frame_bytes.toFixed(1);
   $("wire").textContent = `${stats.wire_kbps.toFixed(1)} kbit/s with IP and UDP headers`;
@@ -431,7 +434,9 @@ $("kbps-in").value = RATES.indexOf(4);
 show();
 problem(lacking());
 fetch("/status").then((response) => response.json()).then((status) => {
-  const nearest = RATES.reduce((best, rate, index) => Math.abs(rate - status.kbps) < Math.abs(RATES[best] - status.kbps) ? index : best, 0);
-  $("kbps-in").value = nearest;
+  if (!RATES.includes(status.kbps)) RATES.push(status.kbps);
+  RATES.sort((a, b) => a - b);
+  $("kbps-in").max = RATES.length - 1;
+  $("kbps-in").value = RATES.indexOf(status.kbps);
   show();
 }).catch(() => {});

@@ -20,6 +20,9 @@ export class Networks {
     return networks;
   }
 
+  /** What they hold of a GPU's memory is free again; they are of no use any more. */
+  async release() { for (const name of ["detector", "motion", "reference", "render"]) await this[name]?.release?.(); }
+
   tensor(data, ...shape) { return new this.ort.Tensor("float32", data, shape); }
 
   /** The face of a picture of which nothing is known yet: the motion network's outputs as typed arrays, whether it is

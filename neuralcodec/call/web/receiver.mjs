@@ -52,9 +52,14 @@ async function onGpu(software) {
   const floats = { reference: await graph("reference", true), render: await graph("render", true) };
   const [ort, threads] = await runtime("webgpu");
   networks = await Networks.open(ort, (name) => floats[name] ?? graph(name), size, "webgpu");
-  const face = await networks.estimate(new Uint8ClampedArray(4 * size * size)), { canonical } = face;
-  const usual = unpacked(Float64Array.from(motion.decoder.tables.mean), canonical.length);
-  await networks.picture(await networks.features(face), face, usual, canonical, view, neck); // what cannot run shows here
+  try { // what cannot run shows here
+    const face = await networks.estimate(new Uint8ClampedArray(4 * size * size)), { canonical } = face;
+    const usual = unpacked(Float64Array.from(motion.decoder.tables.mean), canonical.length);
+    await networks.picture(await networks.features(face), face, usual, canonical, view, neck);
+  } catch (error) {
+    await networks.release();
+    throw error;
+  }
   return ["WebGPU", threads];
 }
 
@@ -95,6 +100,7 @@ async function run() {
     if (newest?.fresh) {
       newest.fresh = false;
       const begin = performance.now(), picture = steady.smooth(await render(newest));
+      if (header.gray) greyed(picture);
       self.postMessage({ picture, size, pts: newest.pts, ms: performance.now() - begin }, [picture.buffer]);
       await new Promise((resolve) => { turns.port1.onmessage = resolve; turns.port2.postMessage(0); }); // let messages in
     } else if (!queue.length) {
@@ -140,8 +146,10 @@ function report() {
 function joined(part, key) {
   const pieces = arriving.get(key) ?? arriving.set(key, new Map()).get(key);
   pieces.set(part.index, part.payload);
-  while (arriving.size > ARRIVING) arriving.delete(arriving.keys().next().value);
-  if (pieces.size < part.count) return null;
+  if (pieces.size < part.count) {
+    while (arriving.size > ARRIVING) arriving.delete(arriving.keys().next().value);
+    return null;
+  }
   arriving.delete(key);
   const coded = concat(Array.from({ length: part.count }, (_, index) => pieces.get(index) ?? new Uint8Array()));
   return coded.length > BYTES_MAX ? null : coded;
@@ -155,6 +163,7 @@ async function onPart(part) {
   if ((codec !== PICTURE && codec !== KEY) || (known?.id === part.id && known.hash === part.hash)) return;
   const name = `${part.id} ${part.hash}`;
   if (!lacks && names.includes(name)) return; // late: a newer picture has its place, and its chain goes on
+  giveWay(part);
   let coded = joined(part, name);
   if (!coded || start(await digest(coded)) !== part.hash) return;
   if (part.codec & SIGNED) coded = coded.subarray(SIGNATURE); // this page takes what the server sends: it checks no keys
@@ -169,11 +178,19 @@ async function onPart(part) {
   await followUpdates();
 }
 
+/** An id that is taken by another picture shows the old one no more. */
+function giveWay({ id, hash }) {
+  const known = held.get(id % HELD);
+  if (known?.id === id && known.hash !== hash) held.delete(id % HELD);
+}
+
 async function onUpdate(part) {
-  if (early.has(part.hash) || held.get(part.id % HELD)?.hash === part.hash) return;
+  if (held.get(part.id % HELD)?.hash === part.hash) return;
+  giveWay(part);
   const coded = joined(part, part.hash);
   if (!coded) return;
-  early.set(part.hash, { id: part.id, crop: part.crop, coded: part.signed ? coded.subarray(SIGNATURE) : coded });
+  // another of the same hash may be the right one: a hash proves nothing until the chain is there
+  early.set(`${part.hash} ${hex(coded)}`, { id: part.id, hash: part.hash, crop: part.crop, coded: part.signed ? coded.subarray(SIGNATURE) : coded });
   await followUpdates();
   while (early.size > HELD) early.delete(early.keys().next().value);
 }
@@ -181,10 +198,10 @@ async function onUpdate(part) {
 async function followUpdates() {
   for (let found = true; found && chain?.digest;) {
     found = false;
-    for (const [hash, { id, crop, coded }] of early) {
+    for (const [name, { id, hash, crop, coded }] of early) {
       const next = await digest(chain.digest, coded);
       if (start(next) !== hash) continue;
-      early.delete(hash);
+      early.delete(name);
       found = true;
       if (crop) shot++;
       await chain.update(coded, next).then((planes) => hold(id, planes, hash), () => {});
@@ -223,6 +240,11 @@ function look(before) {
   const picture = held.get(motion.reference % HELD);
   lacks = picture?.id !== motion.reference;
   if (!lacks) [shows, moved] = [picture, null];
+}
+
+/** RGBA without colour, in place, as luma of neuralcodec/face.py. */
+function greyed(picture) {
+  for (let i = 0; i < picture.length; i += 4) picture.fill((77 * picture[i] + 150 * picture[i + 1] + 29 * picture[i + 2]) >> 8, i, i + 3);
 }
 
 const straight = () => !view.yaw && !view.pitch && !view.roll;

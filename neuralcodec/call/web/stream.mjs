@@ -88,11 +88,7 @@ export class MotionStream {
       const ago = round(this.sequence - packet.sequence);
       if (ago <= this.namedAgo || this.reference === null) [this.reference, this.namedAgo] = [packet.reference, ago];
     }
-    if (packet.intra) {
-      // what is older continues nothing any more, but would seem to when its number comes again
-      for (const number of [...this.ahead.keys()]) if (steps || round(number - end - 1) >= 127) this.ahead.delete(number);
-      known = { state: null, pts: first };
-    }
+    if (packet.intra) known = { state: null, pts: first };
     if (!known) {
       this.ahead.set(packet.sequence, packet);
       while (this.ahead.size > REORDER) this.ahead.delete(this.ahead.keys().next().value);
@@ -103,6 +99,8 @@ export class MotionStream {
       const last = this.past.get(end);
       this.past.clear();
       this.past.set(end, last);
+      // it continues nothing any more, but would seem to when its number comes again
+      for (const number of [...this.ahead.keys()]) if (steps || round(number - end - 1) >= 127) this.ahead.delete(number);
     }
     this.catchUp(duration);
     this.broken = this.followed !== this.sequence;
