@@ -200,7 +200,7 @@ def _avatar(options: argparse.Namespace) -> Avatar | None:
     try:
         _, picture = next(read_frames(options.avatar))
     except MediaError as error:
-        raise MediaError(f"--avatar takes a picture of one face, or a film of whose first frame it is: {error}") from error
+        raise MediaError(f"--avatar takes a picture of one face, or a film that begins with it: {error}") from error
     return Avatar(picture, options.consent, options.transfer or "relative")
 
 

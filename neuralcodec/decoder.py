@@ -437,7 +437,7 @@ class Decoder:
             self._forget()
 
     def _goes_round(self, end: int, *, late: bool) -> bool:
-        """Whether what seems late is new: after a silence of nearly 256 frames their numbers look older than they are."""
+        """Whether what seems late is new: after a silence of nearly 256 frames numbers look older than they are."""
         if not late:
             self._late = None
             return False
@@ -462,7 +462,7 @@ class Decoder:
                 continue
             same = self._shows.crop == self._last_crop and not self._recut
             follows = same and not (intra or self._as_is or self._showed)
-            self._last_crop = None if self._lacks_reference else self._shows.crop  # what is lacking may be cut elsewhere
+            self._last_crop = None if self._lacks_reference else self._shows.crop  # what lacks may be cut elsewhere
             self._before, self._last, self._missing = (self._last if follows else None), motion, 0
             self._unfollowed, self._recut = 0, False
             self._showed = self._shows if self._as_is else None

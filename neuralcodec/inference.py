@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InferenceError
-from .face import HEAD_SCALE, HEAD_Y, Face, FaceDetector, Square, box_of, placed
+from .face import HEAD_SCALE, HEAD_Y, FaceDetector, Square, box_of, placed
 from .motion import Array, MotionParams
 from .pack import Pack
 from .runtime.session import Session, check_asked, cores, open_session

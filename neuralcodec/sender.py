@@ -290,8 +290,8 @@ class PictureSender:
         return float(np.sqrt(max(0.0, changed))) / GREY_PER_PIXEL
 
     def _leaves(self, shot: Shot, key: int) -> bool:
-        """Whether the head is on its way out of the square of the held picture of this id, and well inside its own: that
-        does not wait until the square rests, or until the rate brings a picture."""
+        """Whether the head is on its way out of the square of the held picture of this id, and well inside its own. The
+        next picture then waits neither until the square rests nor until it is paid for."""
         held = self.held.get(key)
         least = LEAVING_SECONDS * (FULL_FRAME if self._full_frame else 1)
         if shot.estimate is None or held is None or held.crop == shot.square or shot.seconds - held.of < least:

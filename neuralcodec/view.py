@@ -100,8 +100,8 @@ class ViewControl:
             # frames that pass unchanged may be pictures, whose motion nobody asked for: this one's stands for theirs
             coded, picture, shown = (motion, reference, motion) if self.idle else self._shown
             if square != self._square:  # as the head would have been shown in this one
-                goal = self._within(self._view, motion, reference).motion
-                coded, picture, shown = motion, reference, _turned(goal, self._left)
+                there = self._within(self._view, motion, reference).motion
+                coded, picture, shown = motion, reference, _turned(there, self._left)
             if view != self._view or (picture is not reference and not self.idle):
                 self._left = _between(self._within(view, coded, reference).motion, shown)
         self._view, self._square, self._seconds = view, square, seconds

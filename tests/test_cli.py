@@ -156,6 +156,9 @@ def test_no_face_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
             writer.write(np.full((120, 160, 3), 100, np.uint8), pts)
     assert main(["encode", str(tmp_path / "grey.mp4"), str(tmp_path / "a.ncv"), "--device", "cpu"]) == 1
     assert failed_with_one_sentence(capsys, "No face was found in any of the 3 frames")
+    square = ["--crop", "5000,5000,100"]
+    assert main(["encode", str(tmp_path / "grey.mp4"), str(tmp_path / "a.ncv"), "--device", "cpu", *square]) == 1
+    assert failed_with_one_sentence(capsys, "No face was found in the square 5000,5000,100 in any of the 3 frames")
     assert [path.name for path in tmp_path.iterdir()] == ["grey.mp4"]
 
 
@@ -198,6 +201,14 @@ def test_a_square_may_begin_outside_the_picture(crop: list[str], capsys: pytest.
     assert failed_with_one_sentence(capsys, "none.mp4 does not exist")
 
 
+def test_numbers_below_zero_may_be_written_as_pleases(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["decode", "none.ncv", "a.mp4", "--yaw", "-1e1", "--x", "-.1"]) == 1
+    assert failed_with_one_sentence(capsys, "none.ncv does not exist")
+    with pytest.raises(SystemExit):
+        main(["encode", "in.mp4", "a.ncv", "--kbps", "-4e0"])
+    assert "'-4e0' is not a rate in kbit/s between 0.5 and 1000" in capsys.readouterr().err
+
+
 def test_flags_of_the_design_are_understood() -> None:
     words = "encode in out --kbps 2.5 --device cpu --pack p --crop 1,2,300 --full-frame --threads 2 -f"
     o = make_parser().parse_args(words.split())
@@ -226,6 +237,13 @@ def test_an_avatar_without_consent_is_refused(
         Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert main(["encode", "in.mp4", str(tmp_path / "out.ncv"), *flags]) == 1
     assert "consent" in capsys.readouterr().err and not (tmp_path / "out.ncv").exists()
+
+
+def test_an_avatar_that_is_no_picture_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.key").write_text("secret")
+    flags = ["--avatar", str(tmp_path / "a.key"), "--consent", "she said yes"]
+    assert main(["encode", "in.mp4", str(tmp_path / "out.ncv"), *flags]) == 1
+    assert failed_with_one_sentence(capsys, "--avatar takes a picture of one face")
 
 
 def told(monkeypatch: pytest.MonkeyPatch, function: str, arguments: list[str], **stats: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import neuralcodec as nc
 from benchmarks.fuzz import Outputs
 from neuralcodec.closed_eyes import with_eyes
 from neuralcodec.concealment import Concealment
+from neuralcodec.decoder import LATE
 from neuralcodec.entropy import EntropyCoder
 from neuralcodec.errors import BitstreamError, MissingReferenceError, PackMismatchError
 from neuralcodec.fragments import split
@@ -629,3 +631,66 @@ def test_what_an_intra_frame_made_useless_does_not_wait_until_its_number_comes_a
     for number in (0, 2, 3, 4, 6, 7, 5):  # the intra frame comes late
         call.receiver.decode(packets[number])
     assert call.receiver._followed == 7 and not call.receiver._ahead
+
+
+def test_a_frame_lost_where_the_square_changes_leaves_the_head_where_it_is(scene_call: SceneCall) -> None:
+    """The next packet names a picture of another square; what is concealed meanwhile is told in that one."""
+    call = scene_call
+    call.picture(2, crop=(64, 0, 256))
+    for number in range(3):
+        (before,) = call.receiver.decode(call.frame(0 if number == 0 else None))
+    call.frame()  # lost
+    (shown,) = call.receiver.decode(call.frame(2))
+    assert shown.state is Concealment.COASTING and shown.reference == 2
+    assert shown.motion.translation[0] == pytest.approx(before.motion.translation[0] - 0.5, abs=0.02)
+
+
+def test_pictures_shown_as_they_are_do_not_hide_that_numbers_go_round(scene_call: SceneCall) -> None:
+    call = scene_call
+    for number in range(3):
+        call.receiver.decode(call.frame(0 if number == 0 else None))
+    as_is = [Motion(number % 256, 0, 0, b"", as_is=True) for number in range(4, 300)]  # 3 is lost
+    times = [frame.pts for packet in as_is for frame in call.receiver.decode(bytes(packet))]
+    assert times == list(range(4, 300)) and call.receiver.wants_intra
+
+
+def test_after_a_silence_in_which_numbers_go_round_an_intra_frame_is_asked_for(scene_call: SceneCall) -> None:
+    call = scene_call
+    for number in range(40):
+        call.receiver.decode(call.frame(0 if number == 0 else None))
+    assert not call.receiver.wants_intra
+    silent = [bytes(Motion(number % 256, 0, 7, b"\x01")) for number in range(40 + 200, 40 + 200 + LATE)]
+    for packet in silent[:-1]:
+        with suppress(BitstreamError):
+            call.receiver.decode(packet)
+    assert not call.receiver.wants_intra  # they may still be late
+    with suppress(BitstreamError):
+        call.receiver.decode(silent[-1])
+    assert call.receiver.wants_intra
+
+
+def test_lost_frames_are_not_taken_back_for_others_that_come_late(scene_call: SceneCall) -> None:
+    call = scene_call
+    packets = [call.frame(0 if number == 0 else None, again=1) for number in range(8)]
+    for number in (0, 1, 2, 3, 4, 7):  # 6 comes again with 7
+        call.receiver.decode(packets[number])
+    assert call.receiver.stats.lost_frames == 1
+    call.receiver.stats.lost_frames += 4  # earlier ones
+    call.receiver.decode(packets[5])  # and 4, which is known
+    assert call.receiver.stats.lost_frames == 4
+
+
+def test_frames_that_take_too_much_memory_together_are_refused(scene_pack: nc.Pack) -> None:
+    receiver = nc.Decoder(pack=scene_pack, device="cpu", threads=1, max_pixels=512 * 512)
+    receiver.decode(bytes(StreamHeader(scene_pack.id, 512, 512, (1, 25), 1, scene_pack.size)))
+    with pytest.raises(nc.LimitError, match="9 frames of 512 x 512 pixels at once are more than 8 times"):
+        receiver.decode(bytes(Motion(0, 0, 0, b"", as_is=True, frames=9)))
+    receiver.decode(bytes(Motion(0, 0, 0, b"", as_is=True, frames=8)))
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_pixels": 0}, {"max_pixels": 1e6}, {"signing_context": "call 7"}, {"threads": 0}]
+)
+def test_arguments_that_cannot_be_are_refused_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        nc.Decoder(**{"device": "cpu", **options})

@@ -1,5 +1,7 @@
+import gc
 import io
 import math
+import weakref
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
@@ -80,7 +82,22 @@ def test_asking_for_a_reference_or_an_intra_frame_gives_one(portrait_clip: list[
     packets = encoder.encode(portrait_clip[3], 3)
     assert isinstance(packets[0], StreamHeader) and any(isinstance(p, ReferencePart) for p in packets)
     assert encoder.stats.references == 2
-    assert encoder.flush() == [End(4)]
+    assert encoder.flush() == encoder.flush() == [End(4)]
+    with pytest.raises(ValueError, match="has ended its stream with flush"):
+        encoder.encode(portrait_clip[4], 4)
+
+
+def test_an_encoder_that_nobody_has_any_more_is_gone_at_once(portrait_clip: list[np.ndarray]) -> None:
+    """It holds some forty megabytes, which must not wait until Python looks for circles."""
+    encoder = nc.Encoder(device="cpu", threads=1, preset=13)
+    encoder.encode(portrait_clip[0], 0)
+    gone = weakref.ref(encoder)
+    gc.disable()
+    try:
+        del encoder
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_frames_before_the_first_face_are_kept_for_it(portrait_clip: list[np.ndarray]) -> None:
@@ -316,7 +333,8 @@ def test_a_gap_longer_than_a_step_can_be_is_told_by_an_intra_frame(portrait_clip
     [{"frame_duration": 1.5}, {"time_base": 0}, {"time_base": -1}, {"lookahead": 1.5}, {"packet_overhead": -5},
      {"frames_per_packet": 0}, {"crop": (0, 0)}, {"crop": (0.5, 0, 100)}, {"preset": 14}, {"preset": -1}, {"loss": 1},
      {"loss": -0.1}, {"frames_per_packet": 17}, {"lookahead": 17}, {"lookahead": -1}, {"frame_duration": 0},
-     {"packet_overhead": 1201}, {"time_base": 1 << 40}, {"window": 0.9}, {"window": "2"}, {"window": float("nan")}],
+     {"packet_overhead": 1201}, {"film": 5}, {"signing_context": "x"}, {"time_base": 1 << 40},
+     {"window": 0.9}, {"window": "2"}, {"window": float("nan")}],
 )  # fmt: skip
 def test_wrong_options_are_refused_at_once(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; expected"):

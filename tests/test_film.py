@@ -223,3 +223,15 @@ def test_a_film_is_for_one_encoder(portrait_clip: list[Array]) -> None:
     nc.Encoder(4, device="cpu", threads=1, film=film)
     with pytest.raises(ValueError, match="A Film is for one Encoder; make another from the same frames"):
         nc.Encoder(4, device="cpu", threads=1, film=film)
+
+
+@pytest.mark.parametrize(("frames", "duration"), [(5, 1.0), ([], "x"), ([], None), ([], float("nan"))])
+def test_a_film_of_anything_else_is_refused(frames: Any, duration: Any) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        nc.Film(frames, duration)
+
+
+def test_pictures_without_times_are_no_film(portrait_clip: list[np.ndarray]) -> None:
+    encoder = nc.Encoder(4, device="cpu", threads=1, film=nc.Film(portrait_clip[:2]))
+    with pytest.raises(ValueError, match="A Film has pairs of pts and picture; found ndarray"):
+        encoder.encode(portrait_clip[0], 0)

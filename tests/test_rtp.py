@@ -1,5 +1,7 @@
 """RTP and RTCP: round trips, reordering, doubles, wraps, cuts and arbitrary bytes."""
 
+import struct
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -178,3 +180,12 @@ def test_any_bytes(data: bytes) -> None:
         parse_rtcp(bytes((0x8F, 206, 0, max(2, -(-len(data) // 4) + 2))) + bytes(8) + data + bytes(-len(data) % 4))
     except BitstreamError as error:
         assert str(error)
+
+
+def test_feedback_about_another_stream_is_passed_over() -> None:
+    ours, other = 0x1234, 0xDEAD
+    pli = struct.pack("!BBHII", 0x81, 206, 2, 1, other)
+    fir = struct.pack("!BBHIIII", 0x84, 206, 4, 1, 0, other, 0)
+    report = rtcp_feedback(FEEDBACK, 1, other)
+    assert parse_rtcp(pli + fir + report, ours) == []
+    assert len(parse_rtcp(pli + fir + report, other)) == len(parse_rtcp(pli + fir + report)) == 3

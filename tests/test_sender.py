@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from neuralcodec.face import Square
+from neuralcodec.inference import MotionEstimate
+from neuralcodec.motion import MotionParams
 from neuralcodec.packet import Feedback, Update
 from neuralcodec.rate import RateControl
-from neuralcodec.sender import ASKED_AGAIN, OVERDUE, Held, PictureSender
+from neuralcodec.sender import ASKED_AGAIN, OVERDUE, Held, PictureSender, Shot
 from neuralcodec.stats import EncoderStats
 
 OLD, NEW = object(), object()  # chains
@@ -104,3 +107,46 @@ def test_a_frame_is_shown_from_the_picture_that_it_looks_most_like(
     grey = {id(held): change for held, change in zip(pictures.held.values(), changes, strict=True)}
     monkeypatch.setattr(pictures, "_change", lambda _, held: grey[id(held)])
     assert pictures._best(shot, dict(enumerate(ways)), 0) == best
+
+
+def test_reports_without_end_do_not_make_the_sender_send_without_end() -> None:
+    """Not even those that name a frame which was never sent, or that come many times a frame."""
+    pictures = sender((0, picture(0, NEW, update=False)), *((n, picture(n, NEW)) for n in (1, 2, 3)))
+    for frame in range(50):
+        for report in (frame + 11, frame + 12, frame + 13):  # the newest frame sent is the first of these
+            pictures.on_feedback(Feedback(report % 256, 0, (0,), need_reference=True), 1.0 + frame / 25, frame + 12)
+    assert len(pictures.again) == 3 * 17  # each of three updates once in 0.1 s, which is every third frame
+
+
+def test_a_receiver_that_asks_for_more_than_the_rate_can_ever_bring_is_not_heard() -> None:
+    pictures = sender((0, picture(0, NEW, update=False)), (1, picture(1, NEW)))
+    pictures.rate.advance(0.0)
+    pictures.rate.spend(100_000)
+    tell(pictures, 0)
+    assert not pictures.again and pictures.rate.owes_much
+
+
+def test_a_receiver_that_has_only_just_seen_the_header_gets_no_second_first_picture() -> None:
+    pictures = sender((0, picture(0, NEW, update=False, at=1.0)))
+    pictures.on_feedback(Feedback(need_reference=True), 1.0 + 0.9 * OVERDUE, 0)
+    assert not pictures.wanted
+    pictures.on_feedback(Feedback(need_reference=True), 1.0 + 1.1 * OVERDUE, 0)
+    assert pictures.wanted
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "old", "leaves"),
+    [
+        (1.1, 0.2, 1.0, True),  # a third of the face is outside of the picture's square, none outside its own
+        (0.4, 0.2, 1.0, False),
+        (1.1, 1.0, 1.0, False),  # its own square would hardly show more of it
+        (1.1, 0.2, 0.3, False),  # the picture has only just been taken
+    ],
+)
+def test_a_head_that_leaves_the_square_of_its_picture_gets_another(
+    there: float, here: float, old: float, leaves: bool
+) -> None:
+    nothing: Any = None
+    face = MotionParams(0, 0, 0, np.array([here, 0, 0], np.float32), 0.5, np.zeros((3, 3), np.float32))
+    shot = Shot(nothing, nothing, Square(round(128 * (there - here)), 0, 256), MotionEstimate(face, nothing, 1.0), old)
+    assert sender((0, picture(0, NEW)))._leaves(shot, 0) is leaves

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuralcodec.face import Square
 from neuralcodec.motion import MotionParams, View
 from neuralcodec.view import EASE, ViewControl, ViewRange
 
@@ -137,3 +138,15 @@ def test_a_range_is_read_and_written() -> None:
                   {**whole, "yaw": 91}):  # fmt: skip
         with pytest.raises(ValueError, match="'view'"):
             ViewRange.parse(wrong)
+
+
+def test_a_view_stays_where_it_is_when_the_square_changes() -> None:
+    """The head stands elsewhere in the new square, the wish is about its place there."""
+    control, view = ViewControl(RANGE), View(yaw=10, x=0.1)
+    before, after = face(x=0.0), face(x=-0.3)
+    control.apply(view, before, before, 0.0, Square(0, 0, 256))
+    seen = control.apply(view, after, after, 0.04, Square(38, 0, 256)).motion
+    assert np.allclose(seen.neck - after.turned(View(yaw=10)).neck, [0.2, 0], atol=1e-4)
+    assert np.isclose(seen.yaw, 10, atol=1e-3)
+    eased = control.apply(View(), after, after, 0.08, Square(76, 0, 256)).motion  # a new wish begins from there
+    assert 5 < eased.yaw < 10
