@@ -34,7 +34,7 @@ REORDER = 32  # frames: motion that comes out of order within so many still find
 SILENT = 2  # frames concealed in a row after which an intra frame is wanted although nothing came that shows a gap
 JUMP = 0.15  # coded-picture units, or of log scale, from one frame to the next: more is another crop, not the head
 FORGET = 128  # frames missing after which the 8-bit sequence numbers may have gone round
-LATE = 8  # packets in a row that are late or doubles, each newer than the one before: the numbers have gone round
+LATE = 8  # packets in a row that are late and no doubles, each newer than the one before: the numbers have gone round
 EARLY = 16  # packets kept that came before the stream header
 DRAWN = 8  # times max_pixels that the frames of one packet may have together, if all are as large as the source
 
@@ -440,6 +440,8 @@ class Decoder:
         """Whether what seems late is new: after a silence of nearly 256 frames numbers look older than they are."""
         if not late:
             self._late = None
+            return False
+        if end in self._past:  # most likely a double
             return False
         before, count = self._late or (end, 0)
         self._late = end, count + 1 if 0 < (end - before) % 256 < REORDER else 1

@@ -46,7 +46,7 @@ from .packet import (
 from .protection import HEARD_SECONDS, Aggregator, Protection, believed, protection
 from .quantizer import Quantizer
 from .rate import QUALITIES, WINDOW_SECONDS, MotionQuality, RateControl, distance
-from .sender import OFTEN_SECONDS, OVERDUE, SENT_AGAIN, Held, PictureSender, Shot, squared_error
+from .sender import OFTEN_SECONDS, OVERDUE, Held, PictureSender, Shot, squared_error
 from .signing import check_context, private_key
 from .stats import EncoderStats, timed
 from .watcher import Watcher
@@ -361,10 +361,10 @@ class Encoder:
 
     def _intra_on_its_way(self, seen: int | None) -> bool:
         """Whether a receiver that has seen this frame may yet get the last intra frame; None: it does not say."""
-        since = self._now - self._intra_at
-        return since <= SENT_AGAIN or (
-            since <= OVERDUE and (seen is None or 0 < (self._intra_sequence - seen) % 256 < 128)
-        )
+        if self._now - self._intra_at > OVERDUE:
+            return False
+        never_sent = seen is None or (self._sequence - 1 - seen) % 256 >= 128
+        return never_sent or 0 < (self._intra_sequence - (seen or 0)) % 256 < 128
 
     @property
     def _sequence(self) -> int:

@@ -247,7 +247,7 @@ class PictureSender:
         if (feedback.need_reference or feedback.need_intra) and feedback.sequence is not None:
             self._replace_lost(feedback.held, feedback.sequence)
         elif feedback.need_reference and self._now - self._asked_at >= ASKED_AGAIN:
-            newest = max((held.at for held in self.held.values()), default=float("-inf"))
+            newest = max((held.at for held in self.held.values() if not held.packets), default=float("-inf"))
             if self._now - newest > OVERDUE:  # else one is on its way to a receiver that has only just seen the header
                 self.wanted, self._asked_at = True, self._now
 
