@@ -423,8 +423,9 @@ class RateControl:
 
     @property
     def owes_much(self) -> bool:
-        """Whether a key and two windows' bytes more were spent than the rate has brought so far."""
-        return self._purse < -(self.key_bytes + 2 * self._window_bytes)
+        """Whether the largest of keys and two windows' bytes more were spent than the rate has brought: nothing but
+        somebody who asks without end leads there, not even a rate that falls to a tenth."""
+        return self._purse < -(REFERENCE_BYTES[1] + 2 * self._window_bytes)
 
     @property
     def room(self) -> float:
