@@ -359,16 +359,14 @@ class Decoder:
                 del self._ahead[next(iter(self._ahead))]
             times = [first + i * header.frame_duration for i in range(packet.frames - fresh, packet.frames)]
             return self._without_motion(times) if packet.as_is else self._held_over(times)
-        numbers = {(packet.sequence + i) % 256 for i in range(packet.frames)}
-        found = len(numbers - self._past.keys())
+        unknown = 0 if steps else sum((packet.sequence + i) % 256 not in self._past for i in range(packet.frames))
         motions = self._follow(packet, known[0], first)
         if packet.intra:  # nothing older is of use, and after a long silence its numbers would mislead
             self._past = {end: self._past[end]}
             # it continues nothing any more, but would seem to when its number comes again
             later = {n: p for n, p in self._ahead.items() if 0 < (n - end) % 256 < 128}
             self._ahead = {} if steps else later
-        if not steps:
-            self.stats.lost_frames -= min(found, self.stats.lost_frames)
+        self.stats.lost_frames -= min(unknown, self.stats.lost_frames)
         self._catch_up()
         self._broken = self._followed != self._sequence
         if not steps and not self._broken:  # the gap was filled: go on from what is known now

@@ -363,8 +363,9 @@ class Encoder:
         """Whether a receiver that has seen this frame may yet get the last intra frame; None: it does not say."""
         if self._now - self._intra_at > OVERDUE:
             return False
-        never_sent = seen is None or (self._sequence - 1 - seen) % 256 >= 128
-        return never_sent or 0 < (self._intra_sequence - (seen or 0)) % 256 < 128
+        if seen is None or (self._sequence - 1 - seen) % 256 >= 128:  # the latter has never been sent
+            return True
+        return 0 < (self._intra_sequence - seen) % 256 < 128
 
     @property
     def _sequence(self) -> int:

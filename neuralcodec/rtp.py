@@ -218,13 +218,18 @@ def parse_rtcp(data: bytes, media_ssrc: int | None = None) -> list[Feedback]:
         if first >> 6 != 2 or len(body) < 4 * words:
             raise BitstreamError("an RTCP packet that is cut or not of version 2; drop the datagram", offset=offset)
         if kind == RTCP_PSFB and words >= 2:
-            fmt, (about,) = first & 31, struct.unpack_from("!I", body, 4)
-            entries = body[8:]  # FIR names its streams there, eight bytes each (RFC 5104 section 4.3.1)
-            named = [struct.unpack_from("!I", entries, at)[0] for at in range(0, len(entries) - 7, 8)]
-            if media_ssrc is None or media_ssrc in (named if fmt == FMT_FIR else [about]):
-                found += _psfb(fmt, entries)
+            if media_ssrc is None or media_ssrc in _about(first & 31, body):
+                found += _psfb(first & 31, body[8:])
         offset += 4 + 4 * words
     return found
+
+
+def _about(fmt: int, body: bytes) -> set[int]:
+    """The streams that a payload-specific message speaks of. FIR names them in entries of eight bytes (RFC 5104 section
+    4.3.1)."""
+    if fmt == FMT_FIR:
+        return {ssrc for ssrc, _ in struct.iter_unpack("!II", body[8 : len(body) // 8 * 8])}
+    return {int.from_bytes(body[4:8], "big")}
 
 
 def _psfb(fmt: int, body: bytes) -> list[Feedback]:

@@ -99,7 +99,7 @@ class ViewControl:
         if self._shown is not None:
             # frames that pass unchanged may be pictures, whose motion nobody asked for: this one's stands for theirs
             coded, picture, shown = (motion, reference, motion) if self.idle else self._shown
-            if square != self._square:  # as the head would have been shown in this one
+            if square != self._square and not self.idle:  # as the head would have been shown in this one
                 there = self._within(self._view, motion, reference).motion
                 coded, picture, shown = motion, reference, _turned(there, self._left)
             if view != self._view or (picture is not reference and not self.idle):
