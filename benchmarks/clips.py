@@ -50,6 +50,12 @@ def luma(frame: Array) -> Array:
     return np.asarray(frame @ LUMA)
 
 
+def looked_at(count: int, every: int) -> range:
+    """Which of ``count`` frames every ``every``-th is, at least one, from the middle of the first stretch: a first
+    frame, the key of whoever codes it, would stand in the sample far more often than in the film."""
+    return range(min(every // 2, count - 1), count, every)
+
+
 def find(folder: Path) -> list[Path]:
     """Every video directly in the folder, sorted by name."""
     if not folder.is_dir():

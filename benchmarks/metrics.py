@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.clips import FPS, luma
+from benchmarks.clips import FPS, looked_at, luma
 from benchmarks.codecs import ffmpeg
 from neuralcodec.quality import ms_ssim, psnr
 
@@ -36,7 +36,8 @@ def vmaf(before: Sequence[Array], after: Sequence[Array], *, every: int = 1) -> 
     Model v0.6.1, made for 1080p at three heights: at 256x256 read it as a ranking. Motion is taken from both neighbours
     of a frame, and no other is handed over: of every eleventh that is a quarter of the film, and the same figure.
     """
-    shown = [index for index in range(len(before)) if (index + 1) % every < 3]
+    first = looked_at(len(before), every).start
+    shown = [index for index in range(first, len(before)) if (index - first + 1) % every < 3]
     step = min(every, 3)
     height, width = before[0].shape[:2]
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +103,6 @@ def temporal(
 
 def picture(before: Sequence[Array], after: Sequence[Array], *, every: int = 1) -> dict[str, float]:
     """psnr and ms_ssim of every ``every``-th frame."""
-    return {
-        "psnr": mean_psnr(before[::every], after[::every]),
-        "ms_ssim": mean_ms_ssim(before[::every], after[::every]),
-    }
+    chosen = looked_at(len(before), every)
+    pair = [before[index] for index in chosen], [after[index] for index in chosen]
+    return {"psnr": mean_psnr(*pair), "ms_ssim": mean_ms_ssim(*pair)}

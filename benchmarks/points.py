@@ -17,6 +17,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from benchmarks import clips, codecs, faces, metrics, ours, perceptual, pretrained, report
@@ -25,7 +26,7 @@ from benchmarks.cache import Cache, Entry
 WIRE_HEADER, WIRE_PAYLOAD = 40, 1200  # bytes
 SHARED_FRAMES = 5  # 200 ms
 PEAK_FRAMES = 50  # two seconds
-EVERY = 11  # odd: held frames and every layer of reordered ones get their turn
+EVERY = 11  # frames from one that is looked at to the next; odd: every layer of reordered frames gets its turn
 CALL_MINUTES = (1, 10)
 OUR_LIBRARIES = ("numpy", "av", "constriction", "onnxruntime", "onnxruntime-gpu")  # those that can change our bytes
 Measure = Callable[[clips.Clip, Sequence[Any], int], dict[str, float]]
@@ -70,19 +71,19 @@ class Group:
 GROUPS = {
     group.name: group
     for group in (
-        Group("picture", "1", lambda c, f, n: metrics.picture(c.frames, f, every=n), lambda: ""),
+        Group("picture", "2", lambda c, f, n: metrics.picture(c.frames, f, every=n), lambda: ""),
         Group(
             "vmaf",
-            "1",
+            "2",
             lambda c, f, n: {"vmaf": metrics.vmaf(c.frames, f, every=n)},
             lambda: "" if metrics.has_vmaf() else "VMAF needs an ffmpeg program: pip install 'neuralcodec[bench]'.",
         ),
-        Group("temporal", "1", lambda c, f, n: metrics.temporal(c.frames, f, luma_before=c.luma), lambda: ""),
-        Group("landmarks", "1", lambda c, f, n: faces.landmark_figures(c, f, every=n), faces.unavailable),
-        Group("identity", "1", lambda c, f, n: faces.identity_figures(c, f, every=n), faces.unavailable),
-        Group("perceptual", "1", lambda c, f, n: perceptual.figures(c, f), perceptual.unavailable),
-        Group("lpips", "1", lambda c, f, n: pretrained.figures("lpips", c, f), lambda: pretrained.unavailable("lpips")),
-        Group("dists", "1", lambda c, f, n: pretrained.figures("dists", c, f), lambda: pretrained.unavailable("dists")),
+        Group("temporal", "2", lambda c, f, n: metrics.temporal(c.frames, f, luma_before=c.luma), lambda: ""),
+        Group("landmarks", "2", lambda c, f, n: faces.landmark_figures(c, f, every=n), faces.unavailable),
+        Group("identity", "2", lambda c, f, n: faces.identity_figures(c, f, every=n), faces.unavailable),
+        Group("perceptual", "2", lambda c, f, n: perceptual.figures(c, f), perceptual.unavailable),
+        Group("lpips", "2", lambda c, f, n: pretrained.figures("lpips", c, f), lambda: pretrained.unavailable("lpips")),
+        Group("dists", "2", lambda c, f, n: pretrained.figures("dists", c, f), lambda: pretrained.unavailable("dists")),
     )
 }
 
@@ -112,6 +113,7 @@ class Baseline:
             "hold": self.hold,
             "passes": codec.passes,
             "library": codec.library,
+            "decoder": f"PyAV {av.__version__}",
         }
 
     def code(self, cache: Cache, entry: Entry) -> list[Any]:
@@ -192,8 +194,10 @@ class Ours:
             "references": sent.bytes_by_kind.get("ReferencePart", 0),
             "sent": per_frame,
             "setting": {
-                "target_kbps": self.kbps, **self.way,
-                "bytes_by_kind": sent.bytes_by_kind, "references": sent.references,
+                "target_kbps": self.kbps,
+                **self.way,
+                "bytes_by_kind": sent.bytes_by_kind,
+                "references": sent.references,
             },  # fmt: skip
             "library": f"{sent.library}, pack {_pack_id(self.pack)}, {sent.provider}",
         }
@@ -266,12 +270,12 @@ def rates(coded: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 @cache
 def source_version() -> str:
-    """Hash of the package's own source: two runs with the same one code the same bytes from the same pack."""
+    """Hash of the package's source and tables: two runs with the same one code the same bytes from the same pack."""
     import neuralcodec
 
     root = Path(neuralcodec.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted((*root.rglob("*.py"), *root.glob("*.json"))):
         if path.relative_to(root).parts[0] not in ("models", "training"):
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -508,8 +508,18 @@ def test_vmaf_of_every_fifth_frame_sees_these_and_their_neighbours() -> None:
     film = [*FRAMES, *FRAMES[::-1]]
     coded = codecs.code(codecs.CODECS["x264-call"], film, 45).frames
     rubbish = np.random.default_rng(0).integers(0, 256, film[0].shape).astype(np.uint8)
-    seen = [[f if i % 5 in (4, 0, 1) else rubbish for i, f in enumerate(frames)] for frames in (film, coded)]
+    seen = [[f if i % 5 in (1, 2, 3) else rubbish for i, f in enumerate(frames)] for frames in (film, coded)]
     assert metrics.vmaf(*seen, every=5) == metrics.vmaf(film, coded, every=5) != metrics.vmaf(film, coded, every=6)
+
+
+@pytest.mark.parametrize(
+    ("count", "every", "chosen"), [(30, 11, [5, 16, 27]), (4, 1, [0, 1, 2, 3]), (3, 11, [2]), (1, 5, [0])]
+)
+def test_the_first_frame_is_looked_at_no_more_than_any_other(count: int, every: int, chosen: list[int]) -> None:
+    assert list(clips.looked_at(count, every)) == chosen
+    film = [np.full((176, 176, 3), 100, np.uint8)] * count
+    spoilt = [film[0] if index in chosen else film[0] + np.uint8(50) for index in range(count)]
+    assert metrics.picture(film, spoilt, every=every)["ms_ssim"] == pytest.approx(1)
 
 
 def test_tremble_of_known_films() -> None:

@@ -54,6 +54,13 @@ def test_each_codec_gives_every_frame_back_and_more_bits_buy_more_quality(name: 
     assert "PyAV" in coarse.library or "ffmpeg" in coarse.library
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_pictures_come_back_as_light_as_they_went_in(scale: float) -> None:
+    coded = code(CODECS["x264-call"], FRAMES, 20, scale=scale)
+    lighter = [after.mean() - before.mean() for before, after in zip(FRAMES, coded.frames, strict=True)]
+    assert abs(np.mean(lighter)) < 0.4
+
+
 @pytest.mark.parametrize("name", [name for name in RUNNABLE if name.endswith("call") and not CODECS[name].binary])
 def test_a_call_delays_no_frame_and_repeats_to_the_byte(name: str) -> None:
     first, second = (code(CODECS[name], FRAMES, 46) for _ in range(2))
