@@ -181,8 +181,6 @@ class Encoder:
         # not self._timed: a circle keeps an encoder that nobody has any more until Python looks for circles
         self._watcher = Watcher(self._networks, follower, self.pack.size, partial(timed, self.stats.stage_seconds))
         self._film = film
-        if film is not None:
-            film.watch_with(self._watcher, self.time_base)
         frame_seconds = frame_duration * float(self.time_base)
         packets_per_second = 1 / (frames_per_packet * frame_seconds)
         self._packet_overhead = packet_overhead
@@ -230,6 +228,8 @@ class Encoder:
         self._measured = 0  # frames in the mean of keypoint_error_px
         self._waiting: list[int] = []  # pts of frames before the first face
         self._ended = False  # by flush
+        if film is not None:  # last: films are there once, and no argument may be refused after it
+            film.watch_with(self._watcher, self.time_base)
 
     # --- the facade ---
 
@@ -247,11 +247,17 @@ class Encoder:
         pts = self._check_pts(pts)
         seconds = float(pts * self.time_base)
         seen = None if self._film is None else self._film.sight(pts)
+        self._given = pts
         elapsed, self._now = seconds - self._now, seconds
         self._rate.advance(seconds)
         self.stats.frames += 1
         self._pictures.protection = self._protection
-        packets, self._pictures.again = self._pictures.again, []
+        if seen is None:
+            sight, tile = self._watcher.see(picture, seconds)
+        else:
+            sight, tile = seen, crop(picture, seen.square, self.pack.size)
+        packets = self._count(self._pictures.again)
+        self._pictures.again = []
         camera = (picture.shape[1], picture.shape[0])
         if camera != self._camera:
             self._camera = camera
@@ -259,15 +265,11 @@ class Encoder:
                 self._avatar.recenter()
         size = self._avatar.size if self._avatar else camera
         if size != self._size:
+            packets += self._drained()  # frames that wait are of the old one
             self._size = size
             self._pictures.header, self._pictures.wanted = self._header(), True
-            packets = [self._pictures.header]
-        self._count(packets)
+            packets += self._count([self._pictures.header])
 
-        if seen is None:
-            sight, tile = self._watcher.see(picture, seconds)
-        else:
-            sight, tile = seen, crop(picture, seen.square, self.pack.size)
         square, estimate, self._moved = sight.square, sight.estimate, sight.moved
         found = estimate  # by which pictures are chosen: what they show is not driven
         if estimate is not None:
@@ -285,18 +287,20 @@ class Encoder:
                 return self._sent(packets)
         often = self._rate.since_picture < max(OFTEN_SECONDS, OFTEN_FRAMES * elapsed)
         shot = Shot(picture, tile, square, found, seconds)
-        if self._avatar is None and self._cuts_to(shot):
-            self._pictures.cut(seconds)
-            self._lids = Lids()
+        if self._avatar is None:
+            before, self._before = self._before, shot
+            if before is not None and self._cuts_to(shot, before):
+                if self._film is not None and not self._pictures.held:  # else the rate has no room for two pictures
+                    packets += self._begin()
+                self._pictures.cut(seconds)
+                self._lids = Lids()
         around = self.full_frame and self._moved  # new surroundings would be put around frames that wait
-        while self._taken and ((around and self.stats.references) or self._own_gives_way()):
+        while self._taken and ((around and self._pictures.held) or self._own_gives_way()):
             packets += self._shown(self._taken.popleft())
-        if self.stats.references or not self._lookahead:
+        if self.stats.references:
             packets += self._refresh(shot)
         active = self._pictures.active
-        self._taken.extend(_Taken(shot, estimate, late, active, often=False) for late in self._waiting)
         self._taken.append(_Taken(shot, estimate, pts, active, often))
-        self._waiting.clear()
         if not self.stats.references:
             if estimate is not None and len(self._taken) <= self._lookahead:
                 return self._sent(packets)
@@ -351,13 +355,16 @@ class Encoder:
         frame can follow."""
         self._ended = True
         packets, self._pictures.again = self._count(self._pictures.again), []
-        if self._taken and not self._pictures.held:
-            packets += self._begin()
+        packets += self._drained()
+        last, self._pictures.again = self._pictures.again, []
+        return self._sent([*packets, *self._count([*last, End(self._coded)])])
+
+    def _drained(self) -> list[Packet]:
+        """Packets of all frames that wait."""
+        packets = self._begin() if self._taken and not self._pictures.held else []
         while self._taken:
             packets += self._shown(self._taken.popleft())
-        last = self._aggregator.close(self._protection.again) + self._pictures.again
-        self._pictures.again = []
-        return self._sent([*packets, *self._count([*last, End(self._coded)])])
+        return packets + self._count(self._aggregator.close(self._protection.again))
 
     def _intra_on_its_way(self, seen: int | None) -> bool:
         """Whether a receiver that has seen this frame may yet get the last intra frame; None: it does not say."""
@@ -381,24 +388,33 @@ class Encoder:
             self.pack.id, *self._size, base, self.frame_duration, self.pack.size, self.full_frame, self.gray
         )
 
-    def _cuts_to(self, shot: Shot) -> bool:
+    def _cuts_to(self, shot: Shot, before: Shot) -> bool:
         """Whether another shot begins with this frame, or began while no face was seen: much has changed at once, and
         not as heads move."""
-        before, self._before = self._before, shot
-        if before is None or not self._pictures.held:
+        if not self._pictures.held and not self._taken:
             return False
         changed = squared_error(shot.half_in(before.square), before.half)
         self._jumped |= shot.estimate is None or self._moved or changed >= JUMP**2
         if shot.estimate is None or not self._jumped:
             return False
-        self._jumped, key = False, self._pictures.nearest(shot)
+        self._jumped, scene = False, np.zeros((0, 2), np.float32)
         with self._timed("check"):
-            scene = self._scene(shot, shot.estimate, key)
-            return self._error_drawn(shot, shot.estimate, scene, self._pictures.held[key]) > STRANGE**2
+            if self._pictures.held:
+                key = self._pictures.nearest(shot)
+                held, scene = self._pictures.held[key], self._scene(shot, shot.estimate, key)
+            else:
+                last = next(frame.shot for frame in reversed(self._taken) if frame.shot.estimate)
+                features = self._networks.reference(last.tile)
+                held = Held(features, last.estimate, last.square, 0.0, self._sequence, last.seconds, last.seconds)
+            return self._error_drawn(shot, shot.estimate, scene, held) > STRANGE**2
 
     def _begin(self) -> list[Packet]:
-        """The first picture: of the waiting frames with open eyes the one whose face is in the middle of the others."""
-        shots = [frame.shot for frame in self._taken]
+        """The first picture: of the waiting frames with open eyes the one whose face is in the middle of the others;
+        where a cut lies among them, of those after it."""
+        shots, first = [frame.shot for frame in self._taken], self._taken[0]
+        shots = [shot for shot in shots if not self._pictures.cut_between(shot.seconds, shots[-1].seconds)]
+        self._taken.extendleft(replace(first, pts=late, often=False) for late in reversed(self._waiting))
+        self._waiting.clear()
         square = shots[-1].square
         if (ahead := self._motion_ahead()) is not None:
             self._rate.begin_with_motion(ahead)
@@ -592,7 +608,6 @@ class Encoder:
         pts = _whole("pts", pts, -PTS_MAX, PTS_MAX)
         if self._given is not None and pts <= self._given:
             raise ValueError(f"pts {pts} does not follow {self._given}: timestamps must rise from frame to frame.")
-        self._given = pts
         return pts
 
     def _timed(self, stage: str) -> AbstractContextManager[None]:

@@ -54,7 +54,7 @@ class MotionEstimate:
         """Where to look in the next frame, float32 (3,): centre x, y and half side, in coded-picture units."""
         return box_of(self.motion)
 
-    @property
+    @cached_property
     def keypoints(self) -> Array:
         """Its keypoints in the picture, float32 (K, 3)."""
         return self.motion.keypoints(self.canonical)

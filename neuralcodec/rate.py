@@ -67,8 +67,10 @@ WINDOW_SECONDS, WINDOW_EXCESS = 2.0, ((3.0, 0.075), (0.0, 0.06))
 # Of the first window: headers of stream and key, and the share of motion; the key takes the rest. Calls of twelve
 # training clips at 4 kbit/s: 0.2 gives 26.7 dB and two seconds that are 15 % over, 0.27 26.9 dB and 10 %, 0.34 26.9 dB
 # and 8 %. Where frames wait and tell how much they move, it is what their motion takes at START_STEP of QUALITIES, and
-# LEAST_MOTION; one step finer would leave the liveliest heads so coarse a key at 2 kbit/s that they lose 0.3 dB.
+# LEAST_MOTION; one step finer would leave the liveliest heads so coarse a key at 2 kbit/s that they lose 0.3 dB. More
+# than START_PACKETS a second take MOTION_HEADER each besides.
 START_BYTES, START_MOTION, LEAST_MOTION, START_STEP = 60, 0.27, 0.22, 6
+START_PACKETS = 25
 PERIOD = 2.0  # seconds between intra frames: how long a late joiner waits, and how long a lost packet is felt
 
 
@@ -178,7 +180,7 @@ class RateControl:
         self._packet_headers = MOTION_HEADER / self._motion_every  # of that, what no quality changes
         rest = max(self._motion / 2, self._motion - self._packet_headers)
         self._finest_motion = self._surge = rest / SIZES[self._finest]  # the rest, if it were at its finest
-        self.key_bytes = self.first_bytes
+        self.key_bytes = self._chain_bytes = self.first_bytes
         self._coming = 0.0  # what the frames that wait would take at their finest
         self._waiting_bytes = 0  # what motion takes that waits for others
         self._motion_at: float | None = None  # seconds, of the last packet of it
@@ -208,7 +210,10 @@ class RateControl:
     def target_kbps(self, value: float) -> None:
         before = self.first_bytes
         self._aim(value)
-        self.key_bytes = int(np.clip(self.key_bytes * self.first_bytes / before, *REFERENCE_BYTES))
+        self.key_bytes, self._chain_bytes = (
+            int(np.clip(size * self.first_bytes / before, *REFERENCE_BYTES))
+            for size in (self.key_bytes, self._chain_bytes)
+        )
 
     def _aim(self, target_kbps: float) -> None:
         if not isinstance(target_kbps, int | float | np.number) or not LOWEST_KBPS <= target_kbps <= 1000:
@@ -339,9 +344,13 @@ class RateControl:
     def sent_key(self, count: int, extra: int = 0, of: float | None = None) -> None:
         """A chain was begun with so many bytes. extra: bytes that each update takes besides its picture. of: seconds,
         when the picture was taken."""
-        self._root_bytes, self._update_extra = UPDATE_SHARE * count, extra
+        self._root_bytes, self._update_extra, self._chain_bytes = UPDATE_SHARE * count, extra, self.key_bytes
         self._evidence, self._plenty, self._idle = 0.0, 0.0, 0.0
         self._picture_at = self._now
+
+    def keeps_chain(self) -> None:
+        """The finer key that was wanted does not go out."""
+        self.key_bytes = self._chain_bytes
 
     def ended_chain(self) -> None:
         """The next picture is a key again."""
@@ -490,7 +499,8 @@ class RateControl:
     def _start_motion(self) -> float:
         """Bytes a second that the motion of the first seconds is expected to take."""
         if self._start_finest is None:
-            return START_MOTION * self.bytes_per_second
+            more = max(0.0, 1 / self._motion_every - START_PACKETS)
+            return START_MOTION * self.bytes_per_second + MOTION_HEADER * more
         return max(LEAST_MOTION * self.bytes_per_second, self._start_finest * SIZES[START_STEP])
 
     @property

@@ -8,6 +8,8 @@ Knows packets, chains and the rate; no motion packets and no clock: time is an a
 
 from __future__ import annotations
 
+from bisect import bisect
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -81,6 +83,7 @@ class Held:
     at: float  # and when it was sent
     chain: ChainEncoder | None = None  # that it belongs to; None: a still
     packets: Sequence[Packet] = ()  # of an update, to send it again
+    after: int = -1  # id of the picture sent before it, which it follows
     lost: bool = False  # a receiver has said so and not yet said that it came after all
 
     @cached_property
@@ -153,7 +156,7 @@ class PictureSender:
         self._coming: _Coming | None = None  # a finer key
         self._late: _Coming | None = None  # an update too large for the rate's present window
         self._newest = -1  # id of the one sent last
-        self._cut_at = float("-inf")  # seconds, of the first frame of the present shot
+        self._cuts: deque[float] = deque(maxlen=REFERENCES_MAX)  # seconds, of the first frames of shots
         self._moved = False  # the coded square has jumped since that one was taken
         self._now, self._sequence = 0.0, 0
         self._asked_at = float("-inf")  # seconds, of the last reference sent because a receiver asked
@@ -165,7 +168,9 @@ class PictureSender:
 
     def cut(self, seconds: float) -> None:
         """Another shot begins with the frame of this time: pictures of the one before show somebody else."""
-        self._cut_at, self._moved, self._coming = seconds, True, None
+        self._cuts.append(seconds)
+        self._moved = True
+        self._drop_coming()
         if self._chain is not None and self.rate.key_bytes > self.rate.first_bytes:  # as fine as a calmer shot allowed
             self.wanted, self.rate.key_bytes = True, self.rate.first_bytes
 
@@ -175,7 +180,11 @@ class PictureSender:
 
     def strange_to(self, shot: Shot, key: int) -> bool:
         """Whether a cut lies between this frame and the held picture of this id."""
-        return (self.held[key].of >= self._cut_at) != (shot.seconds >= self._cut_at)
+        return self.cut_between(self.held[key].of, shot.seconds)
+
+    def cut_between(self, one: float, other: float) -> bool:
+        """Whether frames of these times, seconds, are of different shots."""
+        return bisect(self._cuts, one) != bisect(self._cuts, other)
 
     def best_for(self, shot: Shot, then: int, last: int, *, as_is: bool) -> int:
         """Id of the held picture for a frame that has waited while others were sent. then: in use when it was taken;
@@ -195,7 +204,7 @@ class PictureSender:
         best, drift = self._nearest(shot, as_is=as_is)
         moved = moved or self._leaves(shot, best)
         if self._coming is not None and (as_is or shot.estimate is None) and self._outdated(self._coming, shot):
-            self._coming = None  # it would be shown as it is
+            self._drop_coming()  # it would be shown as it is
         if self._chain is not None and self._coming is None and self.rate.wants_finer():
             if self.rate.room < float("inf"):
                 self._begin_finer(shot)
@@ -324,7 +333,7 @@ class PictureSender:
         cost = sum(len(bytes(packet)) for sent in updates.values() for packet in sent.packets)
         absent = [key for key, sent in self.held.items() if key not in held and sent.chain is self._chain]
         follows = bool(absent and self.held[absent[0]].packets)  # a key that is lost begins nothing
-        if follows and (absent[0] - 1) % 256 in held and cost < self.rate.key_bytes:
+        if follows and self.held[absent[0]].after in held and cost < self.rate.key_bytes:
             for sent in updates.values():
                 self.again += sent.packets
                 sent.since, sent.at, sent.lost = self._sequence, self._now, True
@@ -332,7 +341,7 @@ class PictureSender:
         broken = {id(sent.chain) for sent in missing.values() if sent.chain is not None}
         kept = {
             key: sent for key, sent in self.held.items()
-            if key not in missing and not (sent.packets and id(sent.chain) in broken)
+            if key in held or not (key in missing or (sent.packets and id(sent.chain) in broken))
         }  # fmt: skip
         if not kept and self._now - self._asked_at < ASKED_AGAIN:
             return
@@ -385,7 +394,7 @@ class PictureSender:
     def _send_parts(self, coming: _Coming) -> list[Packet]:
         """What can be paid of the key that is on its way; the last part makes it the picture in use."""
         if (self.next_id - coming.id - 1) % 256 >= REFERENCES_MAX:  # its place at the receiver has been taken
-            self._coming = None
+            self._drop_coming()
             return []
         packets = coming.next(min(self.rate.purse, self.rate.room))
         if coming.complete:
@@ -396,6 +405,12 @@ class PictureSender:
             self.began = True
             self._stats.references += 1
         return packets
+
+    def _drop_coming(self) -> None:
+        """The finer key that is on its way is of no use any more."""
+        if self._coming is not None:
+            self._coming = None
+            self.rate.keeps_chain()
 
     def _send_late(self, coming: _Coming) -> list[Packet]:
         """What the rate's window has room for of the update that is on its way."""
@@ -411,14 +426,21 @@ class PictureSender:
         assert self._chain is not None
         square, self._moved = shot.square, False
         before, place = self._chain.digest, (square.x, square.y, square.side)
-        with self._timed():
-            coded, shown = self._chain.code(self._focused(shot))
+        try:
+            with self._timed():
+                coded, shown = self._chain.code(self._focused(shot))
+        except Exception:
+            self._chain, self.wanted = None, True  # nobody knows where it stands
+            raise
         signature = self._signature(UPDATE, place, coded, self.next_id, before)
         if len(signature) + len(coded) > UPDATE_MAX:  # as after a cut; a chain cannot leave out a picture
             self.wanted = True
             return []
         twice, room = 1 + bool(self.protection.parity), self.rate.room
         whole = twice * (len(signature) + len(coded) + UPDATE_HEADER) <= room
+        if not whole and len(coded) > self.rate.key_bytes:  # the light went on: it would take seconds, for no less
+            self.wanted = True
+            return []
         packets = split_update(
             signature + coded, reference=self.next_id, hash=self._chain.digest[:HASH_BYTES],
             crop=None if square == self.held[self._newest].crop else place, signed=bool(signature),
@@ -450,7 +472,8 @@ class PictureSender:
         self.held = {k: sent for k, sent in self.held.items() if (k - key) % REFERENCES_MAX}
         features, error = self._networks.reference(shown), squared_error(shot.tile, shown)
         self.held[key] = Held(
-            features, shot.estimate, shot.square, error, self._sequence, shot.seconds, self._now, self._chain, packets
+            features, shot.estimate, shot.square, error, self._sequence, shot.seconds, self._now, self._chain,
+            packets, self._newest,
         )  # fmt: skip
         self.active = self._newest = key
 

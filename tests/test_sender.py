@@ -18,10 +18,13 @@ from neuralcodec.stats import EncoderStats
 OLD, NEW = object(), object()  # chains
 
 
-def picture(key: int, chain: Any, *, update: bool = True, since: int = 5, at: float = 0.0) -> Held:
+def picture(
+    key: int, chain: Any, *, update: bool = True, since: int = 5, at: float = 0.0, after: int | None = None
+) -> Held:
     nothing: Any = None
     packets = [Update(key, 0, 1, bytes(4), b"x" * 50)] if update else []
-    return Held(nothing, None, Square(0, 0, 256), 0.0, since, at, at, chain, packets)
+    after = key - 1 if after is None else after
+    return Held(nothing, None, Square(0, 0, 256), 0.0, since, at, at, chain, packets, after)
 
 
 def sender(*pictures: tuple[int, Held]) -> PictureSender:
@@ -78,6 +81,20 @@ def test_an_update_behind_one_that_never_came_does_not_help() -> None:
     pictures = sender((0, picture(0, NEW, update=False)), (2, picture(2, NEW)), (3, picture(3, NEW)))
     tell(pictures, 0)  # 1 has been forgotten at this end
     assert not pictures.again and list(pictures.held) == [0] and pictures._chain is None
+
+
+def test_an_update_that_follows_across_the_id_of_a_key_given_up_is_sent_again() -> None:
+    pictures = sender((0, picture(0, NEW, update=False)), (2, picture(2, NEW, after=0)))  # 1 never went out whole
+    tell(pictures, 0)
+    assert [packet.reference for packet in pictures.again if isinstance(packet, Update)] == [2]
+    assert pictures._chain is NEW
+
+
+def test_what_a_receiver_holds_is_shown_though_its_chain_goes_on_no_more() -> None:
+    pictures = sender(*((n, picture(n, NEW)) for n in range(1, 8)))
+    pictures.held[7].packets = [Update(7, 0, 1, bytes(4), b"x" * 1100)]  # dearer than a key
+    tell(pictures, *range(1, 7))
+    assert list(pictures.held) == [*range(1, 7)] and pictures.active == 6 and pictures._chain is None
 
 
 def test_a_receiver_that_has_seen_no_frame_gets_a_picture_and_not_one_for_every_report() -> None:
