@@ -928,6 +928,91 @@ def test_the_end_counts_the_frames_in_the_stream(portrait_clip: list[Array]) -> 
     assert end == End(sum(p.frames for p in packets if isinstance(p, Motion))) and 10 < end.frames < 60
 
 
+@pytest.mark.parametrize("first", [3, 9])
+def test_a_cut_among_the_frames_that_wait_for_the_first_picture_is_seen(
+    portrait_clip: list[Array], first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a constant rate there is room for one picture, of whoever is to be seen longer; a film has one of each."""
+    images = [*portrait_clip[:first], *map(somebody_else, portrait_clip[first:12])]
+    for film in (None, nc.Film(enumerate(images), 0.5)):
+        encoder = nc.Encoder(8, device="cpu", threads=1, lookahead=12, preset=13, film=film)
+        cuts, shown = cuts_of(encoder, monkeypatch), dict[int, Motion]()
+        taken: dict[int, float] = {}
+        for pts, image in enumerate([*images, None]):
+            packets = encoder.flush() if image is None else encoder.encode(image, pts)
+            taken |= {key: held.of / encoder.time_base for key, held in encoder._pictures.held.items()}
+            motions = [packet for packet in packets if isinstance(packet, Motion)]
+            shown |= {len(shown) + index: motion for index, motion in enumerate(motions)}
+        assert cuts == [first] and len(shown) == 12
+        key = 0
+        for pts, motion in shown.items():
+            key = key if motion.reference is None else motion.reference
+            own = (taken[key] >= first) == (pts >= first)
+            assert own or motion.as_is or motion.intra
+        assert min(taken.values()) < first if film else all(of >= first for of in taken.values())
+
+
+def test_frames_before_the_first_face_do_not_take_the_place_of_those_that_wait(portrait_clip: list[Array]) -> None:
+    encoder = nc.Encoder(8, device="cpu", threads=1, lookahead=4, preset=13, repeat_header=False)
+    counts = []
+    for pts in range(14):
+        packets = encoder.encode(ROOM if pts < 6 else portrait_clip[pts], pts)
+        counts.append(sum(isinstance(packet, Motion) for packet in packets))
+    assert counts == [0] * 10 + [7, 1, 1, 1] and 6 <= encoder._pictures.current.of / encoder.time_base <= 10
+
+
+def test_an_error_costs_the_frame_it_came_with_and_nothing_else(
+    portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first frame's must not take the header along, nor one in the middle of a picture the pictures after it."""
+    encoder, decoder = nc.Encoder(200, device="cpu", threads=1), nc.Decoder(device="cpu", threads=1)
+    shown: list[int] = []
+
+    def fail(*_: object) -> Any:
+        raise nc.InferenceError("no memory")
+
+    for pts, image in enumerate(portrait_clip[:10]):
+        with monkeypatch.context() as patch:
+            if pts == 0:
+                patch.setattr(encoder._watcher, "see", fail)
+            if pts == 5:
+                patch.setattr(encoder._pictures._chain, "code", fail)
+            try:
+                packets = encoder.encode(image, pts)
+            except nc.InferenceError:
+                assert pts in (0, 5)
+                continue
+        shown += [frame.pts for p in packets for frame in decoder.decode(bytes(p), wanted=lambda _: False)]
+    assert shown == [1, 2, 3, 4, 6, 7, 8, 9] and not decoder.wants_reference
+    assert encoder.stats.references == 2 and encoder.stats.updates > 3
+
+
+def test_an_update_that_would_take_longer_than_a_key_gives_way_to_it(
+    portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the light goes on: in parts it would keep every other picture back for seconds."""
+    monkeypatch.setattr(RateControl, "room", 150.0)
+    monkeypatch.setattr(RateControl, "affords_picture", lambda *_, **__: True)
+    encoder = nc.Encoder(8, device="cpu", threads=1, preset=13)
+    for pts, image in enumerate([portrait_clip[0] // 6, portrait_clip[1], portrait_clip[2]]):
+        packets = encoder.encode(image, pts)
+        assert not any(isinstance(packet, Update) for packet in packets)
+        if pts == 1:
+            assert encoder._pictures.wanted and encoder._pictures._late is None
+    assert encoder.stats.references == 2
+
+
+def test_frames_that_wait_go_out_before_the_header_of_another_size(portrait_clip: list[Array]) -> None:
+    encoder = nc.Encoder(8, device="cpu", threads=1, lookahead=4, frames_per_packet=3, preset=13)
+    packets = []
+    for pts, image in enumerate(portrait_clip[:9]):
+        packets += encoder.encode(image if pts < 7 else image[8:-8, 8:-8], pts)
+    header = max(i for i, p in enumerate(packets) if isinstance(p, StreamHeader) and p.width == 240)
+    first = min(i for i, p in enumerate(packets) if isinstance(p, StreamHeader) and p.width == 240)
+    assert sum(p.frames for p in packets[:first] if isinstance(p, Motion)) == 7 and header >= first
+    assert encoder.flush()[-1] == End(9)
+
+
 def test_somebody_who_comes_back_is_shown_from_the_pictures_before_he_left(
     portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -220,6 +220,8 @@ def test_an_end_that_comes_too_early_is_said() -> None:
 
 def test_a_film_is_for_one_encoder(portrait_clip: list[Array]) -> None:
     film = nc.Film(enumerate(portrait_clip))
+    with pytest.raises(ValueError, match="target_kbps is 0.1"):  # the film is not taken with it
+        nc.Encoder(0.1, device="cpu", threads=1, film=film)
     nc.Encoder(4, device="cpu", threads=1, film=film)
     with pytest.raises(ValueError, match="A Film is for one Encoder; make another from the same frames"):
         nc.Encoder(4, device="cpu", threads=1, film=film)

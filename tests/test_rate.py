@@ -230,6 +230,27 @@ def test_a_finer_chain_begins_where_most_of_the_error_is_coding() -> None:
     assert not rate.wants_finer()
 
 
+def test_a_finer_key_that_does_not_go_out_leaves_the_next_as_it_would_have_been() -> None:
+    rate = RateControl(4)
+    rate.advance(0.0)
+    rate.sent_key(700)
+    before = rate.key_bytes
+    assert checked(rate, 100.0, 100.0, 10)
+    rate.keeps_chain()
+    assert rate.key_bytes == before
+    assert checked(rate, 100.0, 100.0, 10)
+    finer = rate.key_bytes
+    rate.sent_key(finer)
+    rate.target_kbps = 2
+    rate.keeps_chain()
+    assert RateControl(2).key_bytes < rate.key_bytes < finer
+
+
+def test_the_first_key_leaves_room_for_the_headers_of_many_frames_a_second() -> None:
+    sizes = [RateControl(4, motion_every=1 / fps).first_bytes for fps in (5, 25, 30, 60)]
+    assert sizes[0] == sizes[1] and [sizes[1] - size for size in sizes[2:]] == [20, 140]  # two seconds of two bytes
+
+
 def test_a_head_that_moves_wants_no_finer_chain() -> None:
     rate = RateControl(4)
     rate.advance(0.0)
