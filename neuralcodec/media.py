@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from secrets import token_hex
@@ -29,6 +29,7 @@ WRITABLE = (".mp4", ".m4v", ".mov")  # containers that keep any time base exactl
 SHORT = 50  # characters of a file's name that its temporary name keeps
 TIMING_PACKETS = 240  # looked at to find the nominal frame duration
 PIXEL_SHAPES = (0.25, 4.0)  # width by height; beyond them a file's word is no use
+CLEAR_TICKS = 8  # of a file's clock between frames, from which on stamps within one of the rate's prove that rate
 ENDS_WITHIN = Fraction(1, 2)  # seconds by which a film may end before its announced end: nobody counts exactly
 MATROSKA_LENGTH = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)$")
 HDR_CURVES = (16, 18)  # PQ and HLG, as FFmpeg numbers transfer curves
@@ -95,7 +96,8 @@ class VideoReader:
 
     Rotation and mirror metadata are honoured, pixels are made square, interlaced frames whole, and HDR (PQ, HLG)
     BT.709. Every picture has the size of the first. pts rise strictly: where a file's own begin anew, they go on a
-    frame after the last.
+    frame after the last. Where a constant rate was rounded to a coarse clock (30 fps in Matroska's milliseconds), they
+    count frames of that rate.
     ``time_base`` is seconds per pts unit, ``frame_duration`` the most common step between frames in those units,
     ``frames`` the count the file announces or 0, ``announced_s`` its seconds or 0, ``gray`` whether it has no colour,
     ``damaged`` how many pieces are not whole: shown as far as they can be, or left out.
@@ -104,15 +106,18 @@ class VideoReader:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.damaged = self._start = self._end = 0
-        steps = self._timing()
+        stamps = self._stamps()
         self._container = self._open()
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.time_base: Fraction = self._stream.time_base or Fraction(1, 1000)
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
-        self.frame_duration = max(1, steps or round(1 / (rate * self.time_base)))
+        self.frame_duration = max(1, _usual_step(stamps) or round(1 / (rate * self.time_base)))
         self.frames = self._stream.frames
         self._announced = self._length()
+        self._ticks, self._base = Fraction(1), 0  # of the file's clock in a unit of pts; on it, the first frame
+        if _rounded(stamps, ticks := 1 / (rate * self.time_base)):
+            self._ticks, self._base, self.time_base, self.frame_duration = ticks, stamps[0], 1 / rate, 1
         self.gray = (self._stream.codec_context.pix_fmt or "").startswith("gray")
         shape = self._stream.sample_aspect_ratio or Fraction(1)
         self._pixel_shape = shape if PIXEL_SHAPES[0] <= shape <= PIXEL_SHAPES[1] else Fraction(1)
@@ -167,8 +172,8 @@ class VideoReader:
             raise MediaError(f"{self.path} holds no video.")
         return container
 
-    def _timing(self) -> int:
-        """The most common pts step of the first packets; 0 when there is none. Nothing is decoded."""
+    def _stamps(self) -> list[int]:
+        """pts of the first packets, rising. Nothing is decoded."""
         with self._open() as container:
             stamps: list[int] = []
             with contextlib.suppress(av.FFmpegError):
@@ -177,8 +182,7 @@ class VideoReader:
                         stamps.append(packet.pts)
                     if len(stamps) == TIMING_PACKETS:
                         break
-        steps = Counter(step for step in np.diff(sorted(stamps)).tolist() if step > 0)
-        return int(steps.most_common(1)[0][0]) if steps else 0
+        return sorted(stamps)
 
     def _length(self) -> Fraction:
         """What the file announces, in seconds; the least where it says several things, 0 where it says nothing."""
@@ -196,17 +200,22 @@ class VideoReader:
         newest = shift = 0  # of the file's own stamps, and what is added to them
         for frame in whole_frames(self._raw_frames()):
             image = self._picture(frame)
+            said = None if frame.pts is None else self._counted(frame.pts)
             if last is None:
-                pts = newest = self._start = 0 if frame.pts is None else frame.pts
+                pts = newest = self._start = said or 0
             else:
-                stamp = last + self.frame_duration - shift if frame.pts is None else frame.pts
+                stamp = last + self.frame_duration - shift if said is None else said
                 if newest - stamp >= self.frame_duration:  # two films in one file, or stamps after frames without
                     newest, shift = stamp, last + self.frame_duration - stamp
                 newest = max(newest, stamp)
                 pts = max(stamp + shift, last + 1)  # a stamp that is there twice keeps its place
             last = pts
-            self._end = pts + max(self.frame_duration, frame.duration or 0)
+            self._end = pts + max(self.frame_duration, round((frame.duration or 0) / self._ticks))
             yield pts, image
+
+    def _counted(self, stamp: int) -> int:
+        """In units of ``time_base``."""
+        return round((stamp - self._base) / self._ticks) + round(self._base / self._ticks)
 
     def _raw_frames(self) -> Iterator[av.VideoFrame]:
         packets = self._container.demux(self._stream)
@@ -396,6 +405,20 @@ def as_picture(image: Any) -> Array:
 def upright(frame: av.VideoFrame, image: Array) -> Array:
     """The picture (H, W, C) of a frame, turned and mirrored as the frame says that it is to be shown."""
     return np.ascontiguousarray(np.rot90(image[::-1] if _mirrored(frame) else image, _turns(frame)))
+
+
+def _usual_step(stamps: Sequence[int]) -> int:
+    """The most common step; 0 when there is none."""
+    steps = Counter(step for step in np.diff(stamps).tolist() if step > 0)
+    return int(steps.most_common(1)[0][0]) if steps else 0
+
+
+def _rounded(stamps: Sequence[int], ticks: Fraction) -> bool:
+    """Whether these are multiples of ``ticks``, which is no whole number, as far as whole numbers can say."""
+    since = [stamp - stamps[0] for stamp in stamps]
+    counts = [round(at / ticks) for at in since]
+    near = all(abs(at - count * ticks) < 1 for at, count in zip(since, counts, strict=True))
+    return ticks.denominator > 1 and ticks >= CLEAR_TICKS and len(stamps) > 2 and near and len({*counts}) == len(counts)
 
 
 def _turns(frame: av.VideoFrame) -> int:

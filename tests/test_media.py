@@ -30,7 +30,7 @@ def picture(width: int, height: int, index: int = 0) -> Array:
 
 def write_film(
     path: Path, images: list[Array], stamps: list[int], time_base: Fraction, *, codec: str = "libx264",
-    pixels: str = "yuv420p", turn: Callable[[av.VideoStream], None] | None = None, rate: int = 25,
+    pixels: str = "yuv420p", turn: Callable[[av.VideoStream], None] | None = None, rate: int | Fraction = 25,
 ) -> None:  # fmt: skip
     """A film from any encoder and pixel format, independent of VideoWriter."""
     with av.open(str(path), "w") as container:
@@ -105,6 +105,25 @@ def test_the_usual_step_is_the_most_common_one_or_what_the_rate_says(
     write_film(tmp_path / "a.mp4", [picture(64, 48)] * len(stamps), stamps, Fraction(1, 1000), rate=10)
     reader = VideoReader(tmp_path / "a.mp4")
     assert reader.frame_duration * reader.time_base * 1000 == usual
+
+
+@pytest.mark.parametrize("rate", [Fraction(30), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(60)])
+@pytest.mark.parametrize("start", [0, 17])
+def test_a_rate_that_milliseconds_cannot_tell_is_told_in_frames(tmp_path: Path, rate: Fraction, start: int) -> None:
+    """As in Matroska: steps of 33 and 34 ms would have to be told frame by frame."""
+    stamps = [start + round(index * 1000 / rate) for index in (*range(20), 23, 24)]
+    write_film(tmp_path / "a.mkv", [picture(64, 48)] * len(stamps), stamps, Fraction(1, 1000), rate=rate)
+    with VideoReader(tmp_path / "a.mkv") as reader:
+        times = [pts for pts, _ in reader]
+        assert reader.time_base == 1 / rate and reader.frame_duration == 1 and reader.missing_s == 0
+    assert [at - times[0] for at in times] == [*range(20), 23, 24] and abs(times[0] / rate - start / 1000) < 0.5 / rate
+
+
+@pytest.mark.parametrize("stamps", [[0, 33, 67, 95, 133, 167], [0, 3, 7, 10, 13, 17, 20], [0, 33]])
+def test_a_rate_that_stamps_do_not_prove_is_not_believed(tmp_path: Path, stamps: list[int]) -> None:
+    write_film(tmp_path / "a.mkv", [picture(64, 48)] * len(stamps), stamps, Fraction(1, 1000), rate=30)
+    with VideoReader(tmp_path / "a.mkv") as reader:
+        assert reader.time_base == Fraction(1, 1000) and [pts for pts, _ in reader] == stamps
 
 
 def film_of(stamps: list[int | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
