@@ -400,16 +400,23 @@ def _seconds(text: str) -> float:
     return _number(text, 0.04, 600, "a length in seconds")
 
 
+def _whole(text: str, low: int, high: int, what: str) -> int:
+    value = _number(text, low, high, what)
+    if not value.is_integer():
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}: expected a whole number")
+    return int(value)
+
+
 def _threads(text: str) -> int:
-    return int(_number(text, 1, 1024, "a number of threads"))
+    return _whole(text, 1, 1024, "a number of threads")
 
 
 def _port(text: str) -> int:
-    return int(_number(text, 0, 65535, "a port"))
+    return _whole(text, 0, 65535, "a port")
 
 
 def _count(text: str) -> int:
-    return int(_number(text, 1, 64, "a number of calls"))
+    return _whole(text, 1, 64, "a number of calls")
 
 
 def _call_kbps(text: str) -> float:

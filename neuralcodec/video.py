@@ -23,6 +23,7 @@ from .encoder import Encoder
 from .errors import BitstreamError, MediaError, MissingReferenceError, NoFaceError, SigningError, TruncatedError
 from .face import resize
 from .film import Film
+from .fragments import Assembler
 from .media import VideoReader, VideoWriter, check_input, check_output, output_path, reason
 from .motion import Array, View
 from .pack import Pack
@@ -313,6 +314,8 @@ def probe(path: str | Path) -> dict[str, Any]:
     problem = str(counted.problem) if counted.problem else None
     if counted.skipped and problem is None:
         problem = f"{len(counted.skipped)} records are damaged, the first: {counted.skipped[0]}"
+    if counted.damaged and problem is None:
+        problem = f"{counted.damaged} of {stats.references} reference pictures are damaged"
     return {
         "format_version": FORMAT_VERSION,
         "pack": header.pack_id.hex(),
@@ -367,6 +370,7 @@ class _Counted:
         self.skipped: list[BitstreamError] = []  # what is wrong with records that were left out
         self.reference = self.motion = self.references = self.updates = 0
         self._parts: dict[tuple[int, bytes, int], set[int]] = {}  # by id, hash, count: of pictures to show frames from
+        self._assembler = Assembler()
         self.complete = False
         self._times: list[int] = []
         check_input(path, "an .ncv file")
@@ -419,6 +423,7 @@ class _Counted:
         if isinstance(packet, ReferencePart):
             self.reference += len(packet.payload)
             self.references += packet.index == 0
+            self._assembler.add(packet)
             if packet.codec & ~SIGNED != BACKDROP:
                 self._count_part(packet)
         elif isinstance(packet, Update):
@@ -436,6 +441,11 @@ class _Counted:
     @property
     def frames(self) -> int:
         return len(self._times)
+
+    @property
+    def damaged(self) -> int:
+        """Pictures that stand on their own and are not what was sent; of updates only decoding tells."""
+        return self._assembler.damaged
 
     @property
     def pictures(self) -> int:

@@ -179,6 +179,7 @@ def test_no_face_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ["decode", "a.ncv", "a.mp4", "--x", "2"],
         ["encode", "a.mp4", "a.ncv", "--transfer", "magic"],
         ["decode", "a.ncv", "a.mp4", "--threads", "0"],
+        ["decode", "a.ncv", "a.mp4", "--threads", "1.5"],
         ["decode", "a.ncv", "a.mp4", "--loss", "1"],
         ["decode", "a.ncv", "a.mp4", "--loss", "100%"],
         ["decode", "a.ncv", "a.mp4", "--burst", "0.5"],

@@ -204,6 +204,8 @@ def test_a_damaged_picture_is_reported(tmp_path: Path) -> None:
         data[at[kind]] ^= 1
         with pytest.raises(BitstreamError, match=f"bad.ncv is damaged.*{words}"):
             decode_file(tmp_path / "bad.ncv", tmp_path / "out.mp4", device="cpu", overwrite=True)
+    assert probe(good)["problem"] is None
+    assert "of 1 reference pictures are damaged" in probe(tmp_path / "bad.ncv")["problem"]
 
 
 def test_a_key_that_was_on_its_way_at_the_end_is_no_damage(tmp_path: Path) -> None:
