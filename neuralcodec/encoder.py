@@ -391,7 +391,8 @@ class Encoder:
     def _cuts_to(self, shot: Shot, before: Shot) -> bool:
         """Whether another shot begins with this frame, or began while no face was seen: much has changed at once, and
         not as heads move."""
-        if not self._pictures.held and not self._taken:
+        last = next((frame.shot for frame in reversed(self._taken) if frame.shot.estimate), None)
+        if not self._pictures.held and last is None:
             return False
         changed = squared_error(shot.half_in(before.square), before.half)
         self._jumped |= shot.estimate is None or self._moved or changed >= JUMP**2
@@ -403,7 +404,7 @@ class Encoder:
                 key = self._pictures.nearest(shot)
                 held, scene = self._pictures.held[key], self._scene(shot, shot.estimate, key)
             else:
-                last = next(frame.shot for frame in reversed(self._taken) if frame.shot.estimate)
+                assert last is not None
                 features = self._networks.reference(last.tile)
                 held = Held(features, last.estimate, last.square, 0.0, self._sequence, last.seconds, last.seconds)
             return self._error_drawn(shot, shot.estimate, scene, held) > STRANGE**2
