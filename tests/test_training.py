@@ -381,6 +381,29 @@ def test_a_run_that_is_stopped_saves_first(data: Path, tmp_path: Path, number: s
     assert (tmp_path / "average.safetensors").exists() and not list(tmp_path.glob("*.part"))
 
 
+def test_an_error_nobody_expected_ends_the_run(data: Path, tmp_path: Path) -> None:
+    """And its workers, which ignore the signal by which Python would end them."""
+    code = f"""
+from pathlib import Path
+from neuralcodec.training.train import Options, Run, train
+def learn(*_):
+    raise RuntimeError("out of memory")
+Run.learn = learn
+data, out, cache = map(Path, {[str(data), str(tmp_path), str(tmp_path / "c")]})
+train(Options(data, out, phase="motion", batch=1, cache=cache))
+"""
+    around = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=around, start_new_session=True
+    ) as run:
+        try:
+            _, said = run.communicate(timeout=90)
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 1 and "RuntimeError: out of memory" in said, said
+
+
 def test_a_run_saves_by_the_clock(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """500 steps can take a processor more than an hour."""
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
@@ -464,6 +487,17 @@ def test_checkpoints_of_something_else_are_named(
     start = ["--start", str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "d.safetensors")]
     assert detector.main([str(data), *start]) == 1
     assert "none.safetensors: no such weights file" in capsys.readouterr().err
+
+
+def test_tables_of_other_networks_are_refused_at_once(data: Path, tmp_path: Path) -> None:
+    tables = json.loads((load_pack().folder / "tables.json").read_text())
+    width = 7 + 3 * tables["keypoints"]
+    tables |= {"scene": 0, "mean": tables["mean"][:width]}
+    tables |= {name: [row[:width] for row in tables[name]] for name in ("analysis", "synthesis")}
+    (tmp_path / "t.json").write_text(json.dumps(tables))
+    with pytest.raises(PackError, match=r"t\.json is for 30 keypoints and a scene of 0 nodes a side; the preset 'port"):
+        Run(Options(data, tmp_path / "run", tables=tmp_path / "t.json", cache=tmp_path / "c"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_several_gpus_train_the_same_networks_and_end_together(data: Path, tmp_path: Path) -> None:

@@ -106,11 +106,17 @@ class Run:
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         torch.backends.cudnn.benchmark = True  # batches are all of one shape
         torch.manual_seed(o.seed)  # the same networks on every GPU: only their gradients are exchanged
+        config = ModelConfig.preset(o.preset)
+        tables = MotionTables.load(o.tables) if o.tables else None
+        if tables is not None and (tables.keypoints, tables.scene) != (config.keypoints, config.scene):
+            raise PackError(
+                f"{o.tables} is for {tables.keypoints} keypoints and a scene of {tables.scene} nodes a side; the "
+                f"preset {o.preset!r} has {config.keypoints} and {config.scene}: give tables fitted to its motion."
+            )
         o.out.mkdir(parents=True, exist_ok=True)
         size = 256 if o.phase == "motion" else o.size  # the motion network cuts its own picture out of a full one
         self.clips = load_clips(o.data, "train", o.cache, size=size, limit=o.limit, received=o.received)
         self.checks = load_clips(o.data, "val", o.cache, size=size)
-        config = ModelConfig.preset(o.preset)
         self.nets, self.average = build(config), build(config)
         if o.preset == "portrait":
             self.nets.motion.mean_shape.copy_(mean_shape(self.clips))  # type: ignore[operator]
@@ -133,7 +139,6 @@ class Run:
             PerceptualLoss(o.vgg).to(self.device) if o.vgg else None,
             IdentityLoss(o.identity).to(self.device) if o.identity else None,
         )
-        tables = MotionTables.load(o.tables) if o.tables else None
         self.phase = Phase(
             o.phase, self.nets, perceive, tables, o.coded, o.near, o.stills, o.before, o.steady, self.device
         )
@@ -276,8 +281,8 @@ def train(options: Options) -> dict[str, float]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[now]}"))
     disabled = run.rank > 0 or not console.is_terminal
-    with stops() as asked, Progress(*columns, console=console, disable=disabled) as progress:
-        supply = iter(loader)
+    showing = Progress(*columns, console=console, disable=disabled)
+    with stops() as asked, showing as progress, batches(loader) as supply:
         bar = progress.add_task(o.phase, total=1.0, now="")
         while (done := run.agreed(1.0 if asked else (time.monotonic() - begin) / (60 * o.minutes))) < 1:
             warm = min(1.0, (run.step - run.first + 1) / 200)
@@ -301,6 +306,18 @@ def train(options: Options) -> dict[str, float]:
     if asked:
         raise SystemExit(f"Stopped and saved at step {run.step}; the same command goes on from there.")
     return run.check() if run.rank == 0 else {}
+
+
+@contextmanager
+def batches(loader: Any) -> Iterator[Iterator[Any]]:
+    """What a loader hands out; its workers end with the block, however that ends: they ignore the signal by which
+    Python ends them where an error's traceback keeps them alive, and it would wait for them for good."""
+    supply = iter(loader)
+    try:
+        yield supply
+    finally:
+        if loader.num_workers:
+            supply._shutdown_workers()
 
 
 @contextmanager
@@ -442,6 +459,8 @@ def main() -> None:
         p.error(f"--batch is {options.batch} and --minutes {options.minutes:g}; both must be more than 0")
     if options.phase == "motion" and options.preset != "portrait":
         p.error("--phase motion is for --preset portrait; the paper's networks train together: --phase joint")
+    if options.tables is not None and options.preset != "portrait":
+        p.error("--tables is for --preset portrait; the paper's networks learn no motion that could be rounded")
     if options.phase in ("render", "adversarial") and options.preset != "portrait":
         p.error(f"--phase {options.phase} needs keypoints that are labelled; train --preset paper with --phase joint")
     try:
