@@ -1,9 +1,9 @@
 """Does the bitstream hold its promises? Bytes of motion, the curve from 1.5 to 32 kbit/s, and how well a rate is kept.
 
 ``python -m benchmarks.coding --clips DIR`` prints the table and keeps it all in ``benchmarks/results/coding.json``; a
-run that was stopped goes on where it stopped (``--fresh`` begins anew). ``--limit`` takes fewer clips, ``--frames``
-fewer frames of each. Streams are files: 8 frames of motion share a packet and wait for 12 more, and the rate is kept
-on average; references and headers are counted.
+run that was stopped goes on where it stopped (``--fresh`` begins anew, as do other clips, sources and libraries).
+``--limit`` takes fewer clips, ``--frames`` fewer frames of each. Streams are files: 8 frames of motion share a packet
+and wait for 12 more, and the rate is kept on average; references and headers are counted.
 
 PSNR and MS-SSIM are measured on every fifth frame. Rate error: of the bytes in any 2 s against the target, in files at
 a constant rate (``encode --constant-rate``), as calls have it. The first picture goes out at once and is then paid off,
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import clips, metrics, ours, report
+from benchmarks import clips, metrics, ours, points, report
 
 TARGETS = (1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
 WINDOW_TARGETS = TARGETS[1:]
@@ -239,7 +239,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = clips.find(options.clips)
     if options.limit is not None and options.limit < len(paths):
         paths = [paths[i * len(paths) // options.limit] for i in range(options.limit)]
-    setting = {"pack": pack.id.hex(), "frames": options.frames, "clips": [path.stem for path in paths]}
+    setting = {
+        **points.coder(options.pack, options.device),
+        "frames": options.frames,
+        "clips": {path.stem: sha256(path.read_bytes()).hexdigest() for path in paths},
+    }
     result: dict[str, Any] = {"machine": report.machine(), "setting": setting, "rows": {}, "alone": {}}
     if options.json.exists() and not options.fresh:
         old = json.loads(options.json.read_text("utf-8"))

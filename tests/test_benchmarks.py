@@ -739,3 +739,26 @@ def test_the_first_picture_counts_for_the_excess_and_its_paying_off_not_for_the_
     late = coding.rate_errors(list(np.cumsum(frames)), 4.0)
     assert late is not None and late["under"] == pytest.approx(-1.0)
     assert coding.rate_errors(list(np.cumsum(frames[:100])), 4.0) is None
+
+
+def test_coding_measures_anew_what_another_source_or_clip_would_change(
+    small_run: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[float] = []
+    monkeypatch.setattr(coding, "measure", lambda _, target, __: measured.append(target) or {})
+    for name in ("held_still", "a_minute", "the_same_twice"):
+        monkeypatch.setattr(coding, name, lambda *_: {})
+    monkeypatch.setattr(coding, "table", lambda _: [])
+    monkeypatch.setattr(report, "pin", lambda _: None)
+    film = tmp_path / "clips" / "clip.mp4"
+    film.parent.mkdir()
+    film.write_bytes((Path(small_run[0][1]) / "clip.mp4").read_bytes())
+    command = ["--clips", str(film.parent), "--frames", "2", "--targets", "4", "--json", str(tmp_path / "r.json")]
+    for change, times in (
+        (lambda: None, 1),
+        (lambda: None, 1),
+        (lambda: monkeypatch.setattr(points, "source_version", lambda: "changed"), 2),
+        (lambda: film.write_bytes(film.read_bytes() + b"\0" * 8), 3),
+    ):
+        change()
+        assert coding.main(command) == 0 and len(measured) == times
