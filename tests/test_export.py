@@ -228,6 +228,11 @@ def test_an_opset_without_volumes_is_a_usage_error(tmp_path: Path) -> None:
     assert caught.value.code == 2
 
 
+def test_an_opset_that_torch_does_not_write_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert to_onnx.main(["--out", str(tmp_path / "o"), "--graph", "reference", "--opset", "99"]) == 1
+    assert "Opset 99 was asked for and torch wrote" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
 # half precision, and variants on clips
 
 
