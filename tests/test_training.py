@@ -454,6 +454,11 @@ def test_a_run_may_train_other_parts_when_it_goes_on(data: Path, tmp_path: Path)
     remembered = run.optimizer.state_dict()["state"]
     assert run.names == ["motion.delta.weight", "motion.delta.bias"]
     assert [int(state["step"]) for state in remembered.values()] == [int(whole["motion.delta.bias/step"]) + 1] * 2
+    run.save()
+    saved = load_file(tmp_path / "motion.safetensors")
+    changed = {name for name in whole if not torch.equal(whole[name], saved[name])}
+    assert saved.keys() == whole.keys() and "motion.delta.bias/step" in changed
+    assert all(name.startswith(("motion.delta.", "step")) for name in changed)
 
 
 def test_folded_norms_stay_at_rest_in_later_runs(data: Path, tmp_path: Path) -> None:

@@ -155,9 +155,9 @@ class Run:
         self.names = [named[id(p)] for p in self.trained]
         self.optimizer = torch.optim.AdamW(self.trained, lr=o.rate, betas=(0.9, 0.99), weight_decay=1e-4)
         self.memory = o.out / f"{o.phase}.safetensors"
-        remembered = read_weights(self.memory) if self.memory.exists() else {}
-        restore(self.optimizer, self.names, remembered)
-        self.step = self.first = int(remembered.get("step", 0))
+        self.remembered = read_weights(self.memory) if self.memory.exists() else {}
+        restore(self.optimizer, self.names, self.remembered)
+        self.step = self.first = int(self.remembered.get("step", 0))
         self.critic_file = o.out / "critic.safetensors"
         self.judge: torch.optim.Optimizer | None = None
         self.judged: list[str] = []
@@ -166,7 +166,7 @@ class Run:
                 fill(self.phase.critic, self.critic_file)
             self.judge = torch.optim.AdamW(self.phase.critic.parameters(), lr=2e-4, betas=(0.5, 0.999))
             self.judged = [f"critic.{name}" for name, _ in self.phase.critic.named_parameters()]
-            restore(self.judge, self.judged, remembered)
+            restore(self.judge, self.judged, self.remembered)
         self.done = 0.0
         torch.manual_seed(o.seed + self.step + 7919 * self.rank)  # other noise on every GPU and in every run
 
@@ -241,7 +241,11 @@ class Run:
         """Each file whole or not at all."""
         if self.rank:
             return
-        memory = {"step": torch.tensor(self.step), **optimizer_tensors(self.optimizer, self.names)}
+        memory = {
+            **self.remembered,  # of parameters that this run does not train: another may
+            "step": torch.tensor(self.step),
+            **optimizer_tensors(self.optimizer, self.names),
+        }
         contents = {self.latest: self.nets.state_dict(), self.smooth: self.average.state_dict(), self.memory: memory}
         if self.phase.critic is not None and self.judge is not None:
             contents[self.critic_file] = self.phase.critic.state_dict()
