@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -234,6 +235,53 @@ def test_data_that_do_not_fit_are_named(data: Path, tmp_path: Path) -> None:
     (wide / "train" / "256" / "one.mp4").write_bytes(b"no film")
     with pytest.raises(MediaError, match=r"one\.mp4 cannot be read as a clip"):
         load_clips(wide, "train", tmp_path)
+
+
+def changed_label(label: dict[str, np.ndarray], name: str) -> bytes:
+    held = io.BytesIO()
+    changes = {"nan": {"scale": label["scale"] * np.nan}, "few": {"landmarks": label["landmarks"][:, :9]},
+               "flat": {"rotation": label["rotation"][:, 0]}}  # fmt: skip
+    np.savez(held, **{**label, **changes.get(name, {})})
+    whole = held.getvalue()
+    return {"empty": b"", "cut": whole[: len(whole) // 2], "junk": b"junk"}.get(name, whole)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "junk", "nan", "few", "flat"])
+def test_labels_that_cannot_be_used_are_named(data: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(data, tmp_path / "d")
+    path = tmp_path / "d" / "train" / "labels" / "one.npz"
+    with np.load(path) as label:
+        whole = dict(label)
+    path.write_bytes(changed_label(whole, damage))
+    with pytest.raises(MediaError, match=r"one\.npz holds no usable labels \(.+\); label it again"):
+        load_clips(tmp_path / "d", "train", tmp_path / "c")
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"mesh_index": [1, 2]}'])
+def test_a_list_of_landmarks_that_is_none_is_named(data: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "landmarks.json").write_text(text)
+    with pytest.raises(MediaError, match=r"landmarks\.json does not name the face-mesh points"):
+        load_stills(tmp_path)
+
+
+def test_pictures_of_receivers_that_cannot_be_read_are_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.npz").write_bytes(b"half")
+    with pytest.raises(MediaError, match=r"one\.npz holds no usable pictures .* remove it and run neuralcodec"):
+        load_clips(data, "train", tmp_path / "c", received=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--minutes", "nan"), ("--rate", "-1"), ("--rate", "inf"), ("--workers", "-1"), ("--limit", "0"),
+     ("--save-every", "0"), ("--steady", "-1"), ("--batch", "0"), ("--near", "nan")],
+)  # fmt: skip
+def test_numbers_of_no_run_are_refused(
+    flags: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), "--out", str(tmp_path / "run"), *flags])
+    with pytest.raises(SystemExit) as caught:
+        training.main()
+    assert caught.value.code == 2 and f"error: {flags[0]} is {flags[1]}; " in capsys.readouterr().err
 
 
 def test_a_photograph_is_not_stored_in_place_of_a_clip(data: Path, tmp_path: Path) -> None:

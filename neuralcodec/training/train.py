@@ -459,8 +459,15 @@ def main() -> None:
     shares = {name: getattr(options, name) for name in ("coded", "near", "stills", "before")}
     if wrong := [f"--{name} is {value:g}" for name, value in shares.items() if not 0 <= value <= 1]:
         p.error(f"{wrong[0]}; a share of the pairs is 0 to 1")
-    if options.batch < 1 or options.minutes <= 0:
-        p.error(f"--batch is {options.batch} and --minutes {options.minutes:g}; both must be more than 0")
+    least = {"batch": 1, "save_every": 1, "sample_every": 1, "limit": 1, "workers": 0}
+    counts = {name: getattr(options, name) for name in least}
+    if few := [name for name, count in counts.items() if count is not None and count < least[name]]:
+        p.error(f"--{few[0].replace('_', '-')} is {counts[few[0]]}; expected {least[few[0]]} or more")
+    for name, value in (("minutes", options.minutes), ("rate", options.rate)):
+        if not 0 < value < math.inf:
+            p.error(f"--{name} is {value:g}; expected a number of more than 0")
+    if not 0 <= options.steady < math.inf:
+        p.error(f"--steady is {options.steady:g}; expected a weight of 0 or more")
     if options.phase == "motion" and options.preset != "portrait":
         p.error("--phase motion is for --preset portrait; the paper's networks train together: --phase joint")
     if options.tables is not None and options.preset != "portrait":
