@@ -222,12 +222,12 @@ def table(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coding", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--clips", type=Path, required=True, help="a folder of video files")
-    parser.add_argument("--limit", type=int, help="take so many clips, evenly spaced by name")
-    parser.add_argument("--frames", type=int, help="first N frames of each clip")
-    parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, metavar="KBPS")
+    parser.add_argument("--limit", type=report.count, help="take so many clips, evenly spaced by name")
+    parser.add_argument("--frames", type=report.count, help="first N frames of each clip")
+    parser.add_argument("--targets", type=report.rate, nargs="+", default=TARGETS, metavar="KBPS")
     parser.add_argument("--pack", help="folder or name of a model pack; default the bundled one")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cores", type=int, default=2, help="processor cores and network threads (default 2)")
+    parser.add_argument("--cores", type=report.count, default=2, help="processor cores and network threads (default 2)")
     parser.add_argument("--json", type=Path, default=RESULT, help="result file, kept up to date while it runs")
     parser.add_argument("--fresh", action="store_true", help="forget what the result file holds")
     parser.add_argument("--pictures", type=Path, help="write a sheet per clip here: original, 2, 4, 8 and 16 kbit/s")
@@ -283,4 +283,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    report.run(main)

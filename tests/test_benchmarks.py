@@ -28,6 +28,9 @@ from benchmarks import (
     coding,
     comparison,
     curves,
+    fuzz,
+    latency,
+    loss,
     metrics,
     ours,
     page,
@@ -493,6 +496,39 @@ def test_a_folder_without_films_is_one_sentence(tmp_path: Path) -> None:
         clips.find(tmp_path)
     with pytest.raises(SystemExit, match="not a folder"):
         clips.find(tmp_path / "nowhere")
+    (tmp_path / "a.mp4").write_bytes(b"no film")
+    for path in (tmp_path / "a.mp4", tmp_path / "nowhere.mp4", tmp_path):
+        with pytest.raises(SystemExit, match=r"cannot be read as a film \(.+\); give a video file"):
+            clips.read(path)
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        (validation, ("--kbps", "0")), (validation, ("--cores", "0")), (coding, ("--limit", "0")),
+        (coding, ("--targets", "nan")), (rate_distortion, ("--kbps", "-1")), (rate_distortion, ("--jobs", "0")),
+        (loss, ("--limit", "0")), (latency, ("--frames", "0")), (fuzz, ("--packets", "few")),
+    ],
+)  # fmt: skip
+def test_options_of_no_measurement_are_one_sentence(
+    module: Any, flags: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *flags])
+    with pytest.raises(SystemExit) as caught:
+        module.main()
+    assert caught.value.code == 2 and f"argument {flags[0]}: " in capsys.readouterr().err
+
+
+def test_what_a_benchmark_cannot_use_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks/validation.py", "--pack", "nowhere"])
+    monkeypatch.setattr(report, "pin", lambda _: None)
+    with pytest.raises(SystemExit, match=r"^benchmarks\.validation: .*nowhere"):
+        report.run(validation.main)
+    with pytest.raises(SystemExit) as caught:
+        report.run(lambda: 3)
+    assert caught.value.code == 3
 
 
 @pytest.mark.skipif(not metrics.has_vmaf(), reason="no ffmpeg program with libvmaf; the bench extra brings one")
