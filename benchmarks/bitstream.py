@@ -14,13 +14,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import clips, report
+from benchmarks import report
 
 
-def commands(films: Path, out: Path, *, quick: bool) -> dict[str, list[str]]:
+def commands(clips: Path, out: Path, *, quick: bool) -> dict[str, list[str]]:
     """What each benchmark is run with. Their records go to the folder ``out``; none goes on from an earlier one, which
     may be of other code."""
-    few = ["--clips", str(films), "--limit", "4", "--frames", "150"]
+    few = ["--clips", str(clips), "--limit", "4", "--frames", "150"]
     every = {
         "coding": [*(few if quick else few[:2]), "--fresh"],
         "loss": few,
@@ -36,7 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("bitstream"), help="folder for the records")
     parser.add_argument("--quick", action="store_true", help="a trial of all four in some minutes")
     options = parser.parse_args(arguments)
-    clips.find(options.clips)  # before hours go into what needs none
     options.out.mkdir(parents=True, exist_ok=True)
     console, codes = Console(), {}
     for name, given in commands(options.clips, options.out, quick=options.quick).items():
