@@ -452,6 +452,16 @@ train(Options(data, out, phase="motion", batch=1, cache=cache))
     assert run.returncode == 1 and "RuntimeError: out of memory" in said, said
 
 
+def test_losses_that_are_no_numbers_end_a_run_and_say_what_is_kept(data: Path, tmp_path: Path) -> None:
+    run = Run(Options(data, tmp_path, phase="motion", cache=tmp_path / "c", workers=0))
+    with pytest.raises(SystemExit, match=r"'points': nan.* and there is no checkpoint yet: lower --rate"):
+        run.read({"points": torch.tensor(float("nan"))})
+    run.save()
+    with pytest.raises(SystemExit, match="and the last checkpoint there is good: lower --rate"):
+        run.read({"points": torch.tensor(float("nan"))})
+    assert run.read({"points": torch.tensor(2.0)}) == {"points": 2.0}
+
+
 def test_a_run_saves_by_the_clock(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """500 steps can take a processor more than an hour."""
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)

@@ -204,9 +204,10 @@ class Run:
         """The terms of the last step as numbers; ends the run, with nothing saved since, where one is not finite."""
         values = {key: float(value.detach()) for key, value in terms.items() if value.dim() == 0}
         if not all(map(math.isfinite, values.values())):
+            kept = "the last checkpoint there is good" if self.latest.exists() else "there is no checkpoint yet"
             raise SystemExit(
-                f"The losses are {values} at step {self.step}; the last checkpoint in {self.options.out} is good: "
-                "lower --rate and start the command again."
+                f"The losses are {values} at step {self.step} of {self.options.out}, and {kept}: lower --rate "
+                "and start the command again."
             )
         return values
 
