@@ -175,6 +175,17 @@ def test_verify_notices_other_weights(networks: Networks, exported: Path, tmp_pa
     assert missed == ["picture"]
 
 
+def test_the_bundled_pack_is_within_its_bounds_and_far_ones_are_not() -> None:
+    networks = load_networks("portrait")
+    start.load_graphs(networks, load_pack().folder)
+    findings = verify.verify(networks, load_pack().folder, rounds=1, bounds=BOUNDS)
+    assert all(f.passed for f in findings), findings
+    with torch.no_grad():
+        next(networks.motion.parameters()).mul_(1.02)
+    missed = {f.graph for f in verify.verify(networks, load_pack().folder, rounds=0, bounds=BOUNDS) if not f.passed}
+    assert missed == {"motion"}, "float16 bounds catch weights that are 2 % off"
+
+
 def test_verify_names_the_graph_that_lacks_an_output(networks: Networks, exported: Path, tmp_path: Path) -> None:
     model = onnx.load(exported / "motion.onnx")
     (node,) = (node for node in model.graph.node if "delta" in node.output)
