@@ -14,6 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks import report
+
 
 def commands(clips: Path, out: Path, *, quick: bool) -> dict[str, list[str]]:
     """What each benchmark is run with. Their records go to the folder ``out``; none goes on from an earlier one, which
@@ -46,4 +48,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    report.run(main)

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import neuralcodec as nc
+from benchmarks import report
 from benchmarks.browser import CallProcess, chromium, missing, processor_seconds, write_camera
 from neuralcodec.call.h264 import SameBytes
 from neuralcodec.demo import moving_portrait
@@ -265,7 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a call in headless Chromium.")
     parser.add_argument("--film", type=Path, help="square film to play as the camera (default: the demo's portrait)")
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--kbps", type=float, default=8.0)
+    parser.add_argument("--kbps", type=report.rate, default=8.0)
     parser.add_argument("--loss", type=float, default=10.0, help="percent")
     parser.add_argument("--ort", type=Path, help="onnxruntime-web's dist folder")
     parser.add_argument("--receiver", action="store_true", help="the browser's receiver alone; needs --ort")
@@ -300,4 +301,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

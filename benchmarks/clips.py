@@ -69,12 +69,15 @@ def find(folder: Path) -> list[Path]:
 def read(path: Path, *, limit: int | None = None, size: int | None = None) -> Clip:
     """All frames of a file (the first ``limit``), resized to ``size`` x ``size`` with Lanczos when asked and needed."""
     frames: list[Array] = []
-    with av.open(str(path)) as container:
-        for frame in container.decode(video=0):
-            if limit is not None and len(frames) >= limit:
-                break
-            side = {} if size is None else {"width": size, "height": size}
-            frames.append(frame.reformat(format="rgb24", interpolation=Interpolation.LANCZOS, **side).to_ndarray())
+    try:
+        with av.open(str(path)) as container:
+            for frame in container.decode(video=0):
+                if limit is not None and len(frames) >= limit:
+                    break
+                side = {} if size is None else {"width": size, "height": size}
+                frames.append(frame.reformat(format="rgb24", interpolation=Interpolation.LANCZOS, **side).to_ndarray())
+    except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: it has no video
+        raise SystemExit(f"{path} cannot be read as a film ({error}); give a video file.") from error
     if not frames:
         raise SystemExit(f"{path} holds no frame.")
     return Clip(path.stem, frames, hashlib.sha256(path.read_bytes()).hexdigest())

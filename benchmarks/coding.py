@@ -1,9 +1,9 @@
 """Does the bitstream hold its promises? Bytes of motion, the curve from 1.5 to 32 kbit/s, and how well a rate is kept.
 
 ``python -m benchmarks.coding --clips DIR`` prints the table and keeps it all in ``benchmarks/results/coding.json``; a
-run that was stopped goes on where it stopped (``--fresh`` begins anew). ``--limit`` takes fewer clips, ``--frames``
-fewer frames of each. Streams are files: 8 frames of motion share a packet and wait for 12 more, and the rate is kept
-on average; references and headers are counted.
+run that was stopped goes on where it stopped (``--fresh`` begins anew, as do other clips, sources and libraries).
+``--limit`` takes fewer clips, ``--frames`` fewer frames of each. Streams are files: 8 frames of motion share a packet
+and wait for 12 more, and the rate is kept on average; references and headers are counted.
 
 PSNR and MS-SSIM are measured on every fifth frame. Rate error: of the bytes in any 2 s against the target, in files at
 a constant rate (``encode --constant-rate``), as calls have it. The first picture goes out at once and is then paid off,
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import clips, metrics, ours, report
+from benchmarks import clips, metrics, ours, points, report
 
 TARGETS = (1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
 WINDOW_TARGETS = TARGETS[1:]
@@ -222,12 +222,12 @@ def table(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coding", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--clips", type=Path, required=True, help="a folder of video files")
-    parser.add_argument("--limit", type=int, help="take so many clips, evenly spaced by name")
-    parser.add_argument("--frames", type=int, help="first N frames of each clip")
-    parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, metavar="KBPS")
+    parser.add_argument("--limit", type=report.count, help="take so many clips, evenly spaced by name")
+    parser.add_argument("--frames", type=report.count, help="first N frames of each clip")
+    parser.add_argument("--targets", type=report.rate, nargs="+", default=TARGETS, metavar="KBPS")
     parser.add_argument("--pack", help="folder or name of a model pack; default the bundled one")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cores", type=int, default=2, help="processor cores and network threads (default 2)")
+    parser.add_argument("--cores", type=report.count, default=2, help="processor cores and network threads (default 2)")
     parser.add_argument("--json", type=Path, default=RESULT, help="result file, kept up to date while it runs")
     parser.add_argument("--fresh", action="store_true", help="forget what the result file holds")
     parser.add_argument("--pictures", type=Path, help="write a sheet per clip here: original, 2, 4, 8 and 16 kbit/s")
@@ -239,7 +239,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = clips.find(options.clips)
     if options.limit is not None and options.limit < len(paths):
         paths = [paths[i * len(paths) // options.limit] for i in range(options.limit)]
-    setting = {"pack": pack.id.hex(), "frames": options.frames, "clips": [path.stem for path in paths]}
+    setting = {
+        **points.coder(options.pack, options.device),
+        "frames": options.frames,
+        "clips": {path.stem: sha256(path.read_bytes()).hexdigest() for path in paths},
+    }
     result: dict[str, Any] = {"machine": report.machine(), "setting": setting, "rows": {}, "alone": {}}
     if options.json.exists() and not options.fresh:
         old = json.loads(options.json.read_text("utf-8"))
@@ -279,4 +283,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    report.run(main)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import report
 from benchmarks.fuzz import resident_mb
 from neuralcodec.entropy import EntropyCoder
 from neuralcodec.pack import load_pack
@@ -95,7 +96,7 @@ class Call:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="A day-long simulated call.")
-    parser.add_argument("--frames", type=int, default=DAY)
+    parser.add_argument("--frames", type=report.count, default=DAY)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--state", type=Path, help="go on from this file, and write it when stopping")
@@ -138,4 +139,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    report.run(main)

@@ -362,9 +362,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=Path, help="a folder of video files; default: the demo's portrait")
     parser.add_argument("--pack", help="folder or name of a model pack; default the bundled one")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
-    parser.add_argument("--frames", type=int, default=100, help="of each clip (default 100)")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th clip")
-    parser.add_argument("--threads", type=int, default=2, help="network threads (default 2)")
+    parser.add_argument("--frames", type=report.count, default=100, help="of each clip (default 100)")
+    parser.add_argument("--every", type=report.count, default=1, metavar="N", help="only every N-th clip")
+    parser.add_argument("--threads", type=report.count, default=2, help="network threads (default 2)")
     parser.add_argument("--landmarks", type=Path, metavar="WEIGHTS", help="3DDFA_V2 mb05 network: a second opinion")
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--pictures", type=Path, help="write sheets of turned heads into this folder")
@@ -416,4 +416,4 @@ def _footage(folder: Path | None, frames: int, size: int) -> list[clips.Clip]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    report.run(main)

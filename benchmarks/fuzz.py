@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import report
 from neuralcodec.chain import HASH_BYTES, chain_digest, start_chain
 from neuralcodec.decoder import DecodedFrame, Decoder
 from neuralcodec.entropy import EntropyCoder
@@ -276,7 +277,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Mutated and random packets into the receiver.")
-    parser.add_argument("--packets", type=int, default=1_000_000)
+    parser.add_argument("--packets", type=report.count, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--decode-every", type=int, default=10, metavar="N", help="0: never (default: 10)")
     parser.add_argument("--render-every", type=int, default=20_000, metavar="N", help="0: never (default: 20000)")
@@ -297,4 +298,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    report.run(main)

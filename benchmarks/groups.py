@@ -174,4 +174,4 @@ def _json(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

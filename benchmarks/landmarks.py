@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks import report
 from neuralcodec.training.feature_networks import FaceNetwork, read_weights
 
 Array = NDArray[Any]
@@ -166,4 +167,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

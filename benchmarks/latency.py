@@ -92,16 +92,16 @@ def summary(spent: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--clips", type=Path, help="one video file; default: the demo's portrait")
-    parser.add_argument("--frames", type=int, default=100, help="first N frames (default 100)")
+    parser.add_argument("--frames", type=report.count, default=100, help="first N frames (default 100)")
     parser.add_argument("--pack")
-    parser.add_argument("--kbps", type=float, default=4.0)
+    parser.add_argument("--kbps", type=report.rate, default=4.0)
     parser.add_argument("--device", action="append", help="repeatable; default: every one that answers")
-    parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--batches", type=int, nargs="*", default=list(BATCHES), help="renderer's batch sizes")
+    parser.add_argument("--cores", type=report.count, default=2)
+    parser.add_argument("--batches", type=report.count, nargs="*", default=list(BATCHES), help="renderer's batch sizes")
     parser.add_argument(
         "--peer", type=Path, action="append", default=[], help="another receiver's checkout; repeatable"
     )
-    parser.add_argument("--peer-frames", type=int, default=3)
+    parser.add_argument("--peer-frames", type=report.count, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     try:
@@ -116,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         frames = list(moving_portrait(options.frames / clips.FPS))
     else:
         frames = clips.read(options.clips, limit=options.frames).frames
+    if len(frames) <= WARM_UP + 1:
+        parser.error(f"{len(frames)} frames are too few: {WARM_UP} warm up, and one more is left out at the end")
     try:
         mine, batched = {}, {}
         for device in options.device or present_devices():
@@ -159,4 +161,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

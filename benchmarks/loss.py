@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import heapq
 import random
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -303,15 +302,15 @@ def _spread(times: Sequence[float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Ours and x264 over a network that loses datagrams.")
     parser.add_argument("--clips", type=Path, help="folder of films (default: the demo's moving portrait)")
-    parser.add_argument("--limit", type=int, help="only so many clips, evenly chosen")
-    parser.add_argument("--frames", type=int, default=250, help="of each clip (default: 250)")
-    parser.add_argument("--kbps", type=float, default=4.0)
-    parser.add_argument("--x264-kbps", type=int, default=40, help="x264's rate (default: 40)")
+    parser.add_argument("--limit", type=report.count, help="only so many clips, evenly chosen")
+    parser.add_argument("--frames", type=report.count, default=250, help="of each clip (default: 250)")
+    parser.add_argument("--kbps", type=report.rate, default=4.0)
+    parser.add_argument("--x264-kbps", type=report.count, default=40, help="x264's rate (default: 40)")
     parser.add_argument("--codecs", nargs="+", choices=CALLS, default=list(CALLS))
     parser.add_argument("--random", nargs="*", type=float, default=RANDOM, metavar="SHARE")
     parser.add_argument("--bursts", nargs="*", type=float, default=BURSTS, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--cores", type=report.count, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pack")
     parser.add_argument("--json", type=Path, help="write every figure here")
@@ -358,4 +357,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    report.run(main)

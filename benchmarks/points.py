@@ -173,10 +173,7 @@ class Ours:
             "codec": self.codec,
             "target_kbps": self.kbps,
             **self.way,
-            "device": self.device,
-            "pack": _pack_id(self.pack),
-            "source": source_version(),
-            "libraries": {name: v for name, v in report.versions().items() if name in OUR_LIBRARIES},
+            **coder(self.pack, self.device),
         }
 
     def code(self, cache: Cache, entry: Entry) -> list[Any]:
@@ -265,6 +262,16 @@ def rates(coded: dict[str, Any], seconds: float) -> dict[str, Any]:
         "wire": (whole + WIRE_HEADER * packets) * scale / seconds,
         "wire_shared": (whole + WIRE_HEADER * shared) * scale / seconds,
         "peak": float((before[span:] - before[:-span]).max() / before[-1] * len(sent) / span),
+    }
+
+
+def coder(pack: str | None, device: str) -> dict[str, Any]:
+    """What decides our bytes besides the clip and the setting."""
+    return {
+        "device": device,
+        "pack": _pack_id(pack),
+        "source": source_version(),
+        "libraries": {name: v for name, v in report.versions().items() if name in OUR_LIBRARIES},
     }
 
 

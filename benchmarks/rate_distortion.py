@@ -204,14 +204,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=Path("cache/rate_distortion"), help="folder of measurements")
     parser.add_argument("--only", choices=("ours", "baselines"), help="measure these; take the others from the cache")
     parser.add_argument("--codecs", nargs="+", choices=tuple(codecs.CODECS), help="default: all that can run here")
-    parser.add_argument("--kbps", nargs="+", type=float, default=OUR_TARGETS, help="our targets (default 2 4 8)")
+    parser.add_argument("--kbps", nargs="+", type=report.rate, default=OUR_TARGETS, help="our targets (default 2 4 8)")
     parser.add_argument("--window", type=float, help="seconds in which our calls keep their rate (default 2)")
     parser.add_argument("--pack", nargs="+", help="model packs; the first is ours (default: the bundled one)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--test", default=OURS, help="put this codec in our place: x264-call must come out at 1.00")
-    parser.add_argument("--frames", type=int, help="first N frames of each clip")
+    parser.add_argument("--frames", type=report.count, help="first N frames of each clip")
     parser.add_argument("--size", type=int, help="resize every clip to this square first")
-    parser.add_argument("--jobs", type=int, default=cores(), help="processes, one thread each")
+    parser.add_argument("--jobs", type=report.count, default=cores(), help="processes, one thread each")
     parser.add_argument("--minutes", type=float, help="stop measuring then; the next run goes on")
     parser.add_argument("--no-bisection", action="store_true", help="interpolate the headline between ladder points")
     parser.add_argument("--no-pictures", action="store_true", help="no stills, no film, no page")
@@ -292,4 +292,4 @@ def _paths(options: argparse.Namespace, cache: Cache) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    report.run(main)

@@ -1,12 +1,15 @@
-"""How results leave a benchmark: JSON with machine and versions, Markdown tables, contact sheets. Measures nothing."""
+"""How options enter a benchmark, and how results leave it: JSON with machine and versions, Markdown tables, contact
+sheets. Measures nothing."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from functools import cache
 from importlib import metadata
@@ -19,6 +22,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from neuralcodec.errors import NeuralCodecError
+from neuralcodec.rate import RateControl
 from neuralcodec.runtime.session import cores
 
 Array = NDArray[Any]
@@ -35,6 +40,30 @@ PACKAGES = (
     "imageio-ffmpeg",
     "dlib-bin",
 )
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """A benchmark as a command: what it cannot use is one sentence."""
+    try:
+        sys.exit(main())
+    except (NeuralCodecError, OSError) as error:
+        sys.exit(f"benchmarks.{Path(sys.argv[0]).stem}: {error}")
+
+
+def count(text: str) -> int:
+    """An option that is a number of things, at least one."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of 1 or more")
+    return int(text)
+
+
+def rate(text: str) -> float:
+    """An option that is a target in kbit/s."""
+    try:
+        RateControl(float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return float(text)
 
 
 def machine() -> dict[str, Any]:

@@ -23,6 +23,7 @@ from benchmarks import clips, codecs, report
 from benchmarks.cache import Cache, Entry
 from benchmarks.points import Footage, Ours
 from benchmarks.probe import peak_mb
+from neuralcodec.errors import NeuralCodecError
 
 FRAMES = 100
 LOOK_SECONDS = 0.005
@@ -49,7 +50,10 @@ def _kept(name: str, footage: Footage, cache: Cache, ours: Ours | None) -> dict[
         if ours is not None and ours.pack is not None:
             command += ["--pack", ours.pack]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        run = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if run.returncode:
+            why = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
+            raise NeuralCodecError(f"{name} could not be measured on {footage.path}: {why}")
         entry.coded = {**json.loads(run.stdout), "busy": busy}
         cache.save(entry)
     return {"codec": name, **entry.coded}

@@ -362,10 +362,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.validation", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--clips", type=Path, help="a video file or a folder of them; default: the demo's portrait")
     parser.add_argument("--pack", help="folder or name of a model pack; default the bundled one")
-    parser.add_argument("--kbps", type=float, default=4.0, help="target rate (default 4)")
+    parser.add_argument("--kbps", type=report.rate, default=4.0, help="target rate (default 4)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cores", type=int, default=2, help="processor cores and network threads (default 2)")
-    parser.add_argument("--frames", type=int, help="first N frames of each clip")
+    parser.add_argument("--cores", type=report.count, default=2, help="processor cores and network threads (default 2)")
+    parser.add_argument("--frames", type=report.count, help="first N frames of each clip")
     parser.add_argument("--call", action="store_true", help="no frame waits for another; default: as files are made")
     parser.add_argument("--window", type=float, default=2.0, help="with --call: seconds that keep the rate (default 2)")
     parser.add_argument("--render-only", action="store_true", help="no bits: uncoded reference, unquantized motion")
@@ -434,4 +434,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    report.run(main)

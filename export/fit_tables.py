@@ -51,6 +51,7 @@ MOMENTUM_RANGE = (0, 52)  # of 64: never backwards, and always dying out
 OWN_THRESHOLDS = (1, 2, 4, 7, 10, 14, 19, 27, 42)  # of activity, 1/16 step
 NEAR_THRESHOLDS = (1, 2, 3, 5, 7, 10, 14)
 BANK_ROWS = 96
+SHORTEST = 3  # frames of a track: how it changes must itself vary
 # Eyes and lips carry the expression; the first keypoints of the `portrait` preset in its own order.
 PORTRAIT_WEIGHTS = (2.0,) * 10 + (1.0,) * 6 + (2.0,) * 10 + (1.0,) * 4
 
@@ -101,10 +102,10 @@ def load_tracks(paths: Iterable[str | Path]) -> list[Track]:
                 f"{file} has flat {track.flat.shape}, canonical {track.canonical.shape} and fresh {track.fresh.shape}; "
                 f"(N, {POSE_SIZE} + 3K + 2M), (K, 3) and (N,) are needed, K and M as in the other tracks."
             )
-        if np.isfinite(track.flat).all() and np.isfinite(track.canonical).all() and len(track.flat) > 1:
+        if np.isfinite(track.flat).all() and np.isfinite(track.canonical).all() and len(track.flat) >= SHORTEST:
             tracks.append(track)
         else:
-            print(f"skipped {file}: not finite, or fewer than two frames", file=sys.stderr)
+            print(f"skipped {file}: not finite, or fewer than {SHORTEST} frames", file=sys.stderr)
     if not tracks:
         raise PackError("No usable motion track (.npz with flat and canonical) was given; see export.motion_tracks.")
     return tracks

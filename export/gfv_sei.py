@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.files import reason
-from neuralcodec.errors import BitstreamError, LimitError, NeuralCodecError, TruncatedError
+from neuralcodec.errors import BitstreamError, LimitError, NeuralCodecError, PackMismatchError, TruncatedError
 from neuralcodec.motion import MotionParams
 from neuralcodec.runtime.engine import write_whole
 
@@ -138,10 +138,11 @@ class GfvWriter:
 
 
 class GfvReader:
-    """SEI payloads of :class:`GfvWriter`'s kind to parameters. Any bytes give parameters or a BitstreamError."""
+    """SEI payloads of :class:`GfvWriter`'s kind to parameters. Any bytes give parameters or a BitstreamError; those for
+    another generator than ``uri``, a PackMismatchError."""
 
-    def __init__(self) -> None:
-        self.uri = ""
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
         self._memory = _Memory()
 
     def read(self, payload: bytes) -> Parameters:
@@ -154,9 +155,11 @@ class GfvReader:
                 if bits.ue() != 1:
                     raise BitstreamError("a generator sent as bytes cannot be used; expected one named by a URI")
                 bits.align()
-                tag, self.uri = bits.text(), bits.text()
+                tag, uri = bits.text(), bits.text()
                 if tag != URI_TAG:
                     raise BitstreamError(f"a generator of another kind, {tag!r}; expected {URI_TAG!r}")
+                if uri != self.uri:
+                    raise PackMismatchError(f"these are for {uri!r:.80}, loaded is {self.uri!r}: give that pack")
             if bits.flag():
                 raise BitstreamError("a chroma key, which means nothing to this generator")
         else:
@@ -325,13 +328,17 @@ def convert(path: Path, pack_source: str | None, out: Path | None) -> dict[str, 
     tables, pictures = pack.tables, Pictures(pack, Inference(pack, device="cpu"), DecoderStats())
     quantizer, coder = Quantizer(tables), EntropyCoder(tables)
     uri = f"urn:neuralcodec:pack:{pack.id.hex()}"
-    writers, readers = [GfvWriter(uri), GfvWriter(uri)], [GfvReader(), GfvReader()]
+    writers, readers = [GfvWriter(uri), GfvWriter(uri)], [GfvReader(uri), GfvReader(uri)]
     sizes: list[list[int]] = [[], [], []]
     header: StreamHeader | None = None
     messages, worst, active = [], 0.0, 0
     with open(path, "rb") as file:
         for packet in ContainerReader(file):
             header = packet if isinstance(packet, StreamHeader) else header
+            if header is not None and header.pack_id != pack.id:
+                raise PackMismatchError(
+                    f"{path} needs the model pack {header.pack_id.hex()}, loaded is {pack.id.hex()}: give that one"
+                )
             if isinstance(packet, ReferencePart | Update):
                 assert header is not None, "a container begins with it"
                 pictures.add(packet, header)

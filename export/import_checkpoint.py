@@ -33,7 +33,7 @@ from export.build_pack import build_pack, check_out
 from export.checkpoints import read_checkpoints
 from export.families import FAMILIES, configure, detect, rename
 from export.files import reason
-from export.fit_tables import Track, fit_tables
+from export.fit_tables import SHORTEST, Track, fit_tables
 from export.to_onnx import export_graphs
 from neuralcodec.errors import MediaError, NeuralCodecError, PackError
 from neuralcodec.face import HEAD_SCALE, HEAD_Y, FaceDetector, Square, resize
@@ -114,8 +114,8 @@ def import_checkpoint(
 ) -> Pack:
     """Write a pack with the networks of ``files`` to ``out``; an existing one is replaced only with ``force``."""
     check_out(out, force)
-    if not 0.08 <= seconds <= 3600:
-        raise PackError(f"--seconds is {seconds}; it must lie between 0.08, which are two frames, and 3600.")
+    if not 0.12 <= seconds <= 3600:
+        raise PackError(f"--seconds is {seconds}; it must lie between 0.12, which are {SHORTEST} frames, and 3600.")
     found, networks, unused = load_family(files, family, size)
     bundled = load_pack()
     detector = FaceDetector(open_session(bundled.graph("detector"), threads=1))
@@ -154,9 +154,9 @@ def observe(
                     poses.append(np.array([*seen[-1].translation[0, :2], seen[-1].scale[0, 0]]))
         watched.append(seen)
     gauge = Gauge.fitted(faces, poses)
-    tracks = [_track(seen, gauge) for seen in watched if len(seen) > 1]
+    tracks = [_track(seen, gauge) for seen in watched if len(seen) >= SHORTEST]
     if not tracks:
-        raise MediaError(f"{clips} holds no clip of two frames or more; give head-and-shoulders clips, or no --clips.")
+        raise MediaError(f"{clips} holds no clip of {SHORTEST} frames; give head-and-shoulders clips, or no --clips.")
     return gauge, tracks
 
 

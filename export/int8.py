@@ -157,8 +157,9 @@ def quantize(
     if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
         raise PackError(f"{graph} computes in float16; export it again without --fp16.")
     chosen = convolutions(model, keep_float)
-    methods = {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy,
-               "percentile": CalibrationMethod.Percentile}  # fmt: skip
+    if not chosen:  # quantize_static takes no name for every name
+        raise PackError(f"--keep-float {keep_float!r} leaves no convolution of {graph} to quantize; name fewer.")
+    methods = {"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         named, written = Path(scratch) / "named.onnx", Path(scratch) / "int8.onnx"
@@ -351,7 +352,7 @@ def main(arguments: list[str] | None = None) -> int:
     q.add_argument("--onnx", type=Path, required=True, help="folder of motion, reference and render.onnx")
     q.add_argument("--inputs", type=Path, required=True, help="folder of collect")
     q.add_argument("--out", type=Path, required=True)
-    q.add_argument("--method", choices=("minmax", "entropy", "percentile"), default="minmax")
+    q.add_argument("--method", choices=("minmax", "percentile"), default="minmax")
     q.add_argument("--signed", action="store_true", help="symmetric activations, for TensorRT")
     q.add_argument(
         "--keep-float", type=_pattern, default=KEEP_FLOAT, help="regular expression of weight names left in float32"

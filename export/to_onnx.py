@@ -213,6 +213,9 @@ def _to_model(
         )  # fmt: skip
     assert program is not None
     model = program.model_proto
+    found = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if found != opset:
+        raise PackError(f"Opset {opset} was asked for and torch wrote {found}, the nearest it knows; ask for {OPSET}.")
     strip_traces(model)
     return model
 

@@ -24,16 +24,14 @@ def build_folder(graphs: Path, out: Path, options: EngineOptions) -> list[Path]:
     found = sorted(graphs.glob("*.onnx"))
     if not found:
         raise PackError(f"{graphs} holds no .onnx file: write them with python -m export.to_onnx --out {graphs}.")
-    out.mkdir(parents=True, exist_ok=True)  # before minutes go into an engine that cannot be written
-    paths = []
+    jobs = []
     for path in found:
-        graph = path.read_bytes()
-        suited = replace(options, tf32=False) if path.stem == "motion" else options
-        tag = here(graph, suited)
-        plan = build_engine(graph, suited, timing=out / "kernels.timing")
-        paths.append(out / f"{path.stem}.engine")
-        write_whole(paths[-1], pack_engine(tag, plan))
-    return paths
+        graph, suited = path.read_bytes(), replace(options, tf32=False) if path.stem == "motion" else options
+        jobs.append((out / f"{path.stem}.engine", graph, suited, here(graph, suited)))
+    out.mkdir(parents=True, exist_ok=True)  # before minutes go into an engine that cannot be written
+    for path, graph, suited, tag in jobs:
+        write_whole(path, pack_engine(tag, build_engine(graph, suited, timing=out / "kernels.timing")))
+    return [path for path, *_ in jobs]
 
 
 def main(arguments: list[str] | None = None) -> int:

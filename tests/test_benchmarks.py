@@ -28,6 +28,9 @@ from benchmarks import (
     coding,
     comparison,
     curves,
+    fuzz,
+    latency,
+    loss,
     metrics,
     ours,
     page,
@@ -493,6 +496,39 @@ def test_a_folder_without_films_is_one_sentence(tmp_path: Path) -> None:
         clips.find(tmp_path)
     with pytest.raises(SystemExit, match="not a folder"):
         clips.find(tmp_path / "nowhere")
+    (tmp_path / "a.mp4").write_bytes(b"no film")
+    for path in (tmp_path / "a.mp4", tmp_path / "nowhere.mp4", tmp_path):
+        with pytest.raises(SystemExit, match=r"cannot be read as a film \(.+\); give a video file"):
+            clips.read(path)
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        (validation, ("--kbps", "0")), (validation, ("--cores", "0")), (coding, ("--limit", "0")),
+        (coding, ("--targets", "nan")), (rate_distortion, ("--kbps", "-1")), (rate_distortion, ("--jobs", "0")),
+        (loss, ("--limit", "0")), (latency, ("--frames", "0")), (fuzz, ("--packets", "few")),
+    ],
+)  # fmt: skip
+def test_options_of_no_measurement_are_one_sentence(
+    module: Any, flags: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *flags])
+    with pytest.raises(SystemExit) as caught:
+        module.main()
+    assert caught.value.code == 2 and f"argument {flags[0]}: " in capsys.readouterr().err
+
+
+def test_what_a_benchmark_cannot_use_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks/validation.py", "--pack", "nowhere"])
+    monkeypatch.setattr(report, "pin", lambda _: None)
+    with pytest.raises(SystemExit, match=r"^benchmarks\.validation: .*nowhere"):
+        report.run(validation.main)
+    with pytest.raises(SystemExit) as caught:
+        report.run(lambda: 3)
+    assert caught.value.code == 3
 
 
 @pytest.mark.skipif(not metrics.has_vmaf(), reason="no ffmpeg program with libvmaf; the bench extra brings one")
@@ -739,3 +775,26 @@ def test_the_first_picture_counts_for_the_excess_and_its_paying_off_not_for_the_
     late = coding.rate_errors(list(np.cumsum(frames)), 4.0)
     assert late is not None and late["under"] == pytest.approx(-1.0)
     assert coding.rate_errors(list(np.cumsum(frames[:100])), 4.0) is None
+
+
+def test_coding_measures_anew_what_another_source_or_clip_would_change(
+    small_run: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[float] = []
+    monkeypatch.setattr(coding, "measure", lambda _, target, __: measured.append(target) or {})
+    for name in ("held_still", "a_minute", "the_same_twice"):
+        monkeypatch.setattr(coding, name, lambda *_: {})
+    monkeypatch.setattr(coding, "table", lambda _: [])
+    monkeypatch.setattr(report, "pin", lambda _: None)
+    film = tmp_path / "clips" / "clip.mp4"
+    film.parent.mkdir()
+    film.write_bytes((Path(small_run[0][1]) / "clip.mp4").read_bytes())
+    command = ["--clips", str(film.parent), "--frames", "2", "--targets", "4", "--json", str(tmp_path / "r.json")]
+    for change, times in (
+        (lambda: None, 1),
+        (lambda: None, 1),
+        (lambda: monkeypatch.setattr(points, "source_version", lambda: "changed"), 2),
+        (lambda: film.write_bytes(film.read_bytes() + b"\0" * 8), 3),
+    ):
+        change()
+        assert coding.main(command) == 0 and len(measured) == times

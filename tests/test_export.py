@@ -175,6 +175,27 @@ def test_verify_notices_other_weights(networks: Networks, exported: Path, tmp_pa
     assert missed == ["picture"]
 
 
+def test_the_bundled_pack_is_within_its_bounds_and_far_ones_are_not() -> None:
+    networks = load_networks("portrait")
+    start.load_graphs(networks, load_pack().folder)
+    findings = verify.verify(networks, load_pack().folder, rounds=1, bounds=BOUNDS)
+    assert all(f.passed for f in findings), findings
+    with torch.no_grad():
+        next(networks.motion.parameters()).mul_(1.02)
+    missed = {f.graph for f in verify.verify(networks, load_pack().folder, rounds=0, bounds=BOUNDS) if not f.passed}
+    assert missed == {"motion"}, "float16 bounds catch weights that are 2 % off"
+
+
+def test_verify_names_the_graph_that_lacks_an_output(networks: Networks, exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported / "motion.onnx")
+    (node,) = (node for node in model.graph.node if "delta" in node.output)
+    (shown,) = (value for value in model.graph.output if value.name == "delta")
+    shown.name = node.output[list(node.output).index("delta")] = "offsets"
+    onnx.save(model, tmp_path / "motion.onnx")
+    with pytest.raises(PackError, match=r"motion\.onnx has the outputs .*offsets.* and lacks delta; write it with"):
+        verify.verify(networks, tmp_path, rounds=0, bounds=BOUNDS)
+
+
 def test_verify_names_what_no_bound_excuses() -> None:
     picture = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
     assert verify.fault(picture, picture, picture=True) == ""
@@ -226,6 +247,11 @@ def test_an_opset_without_volumes_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         to_onnx.main(["--out", str(tmp_path), "--opset", "17"])
     assert caught.value.code == 2
+
+
+def test_an_opset_that_torch_does_not_write_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert to_onnx.main(["--out", str(tmp_path / "o"), "--graph", "reference", "--opset", "99"]) == 1
+    assert "Opset 99 was asked for and torch wrote" in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
 # half precision, and variants on clips
@@ -307,7 +333,8 @@ def test_variants_are_judged_on_clips(
     assert not ClipLoss("int8", 2, psnr=30.0, loss=0.31, worst=0.5, bound=0.3, fault="").passed
     assert verify.main([*command[:4], "--clips", str(black), "--variant", str(half)]) == 1
     assert "is no folder with clips" in capsys.readouterr().err
-    for wrong in (command[:6], [*command[:4], "--variant", str(half)], command[:2]):
+    nothing = [*command, str(half), "--frames", "0"]
+    for wrong in (command[:6], [*command[:4], "--variant", str(half)], command[:2], nothing):
         with pytest.raises(SystemExit):
             verify.main(wrong)
 
@@ -382,6 +409,20 @@ def test_int8_takes_stored_halves_and_wants_matching_inputs(convolution_graph: P
         assert tensor.data_type == TensorProto.FLOAT
         np.testing.assert_allclose(numpy_helper.to_array(tensor), plain[tensor.name], rtol=1e-3, atol=1e-6)
     assert int8.convolutions(model, int8.KEEP_FLOAT) == ["first"]
+
+
+def test_int8_with_nothing_to_quantize_is_refused(convolution_graph: Path, tmp_path: Path) -> None:
+    feeds = int8.load_inputs(stored_inputs(tmp_path / "inputs", 2), ["x"])
+    with pytest.raises(PackError, match=r"--keep-float '\.\*' leaves no convolution of .*render\.onnx to quantize"):
+        int8.quantize(convolution_graph, feeds, tmp_path / "out" / "render.onnx", keep_float=".*")
+    assert not (tmp_path / "out").exists()
+
+
+def test_int8_calibrates_as_it_is_told(convolution_graph: Path, tmp_path: Path) -> None:
+    feeds = int8.load_inputs(stored_inputs(tmp_path / "inputs", 4), ["x"])
+    for method in ("minmax", "percentile"):
+        int8.quantize(convolution_graph, feeds, tmp_path / f"{method}.onnx", method=method)
+    assert (tmp_path / "minmax.onnx").read_bytes() != (tmp_path / "percentile.onnx").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -623,10 +664,14 @@ def test_verify_and_int8_refuse_what_they_cannot_read(
     (tmp_path / "motion.onnx").write_text("no graph")
     with pytest.raises(PackError, match="motion.onnx is not an ONNX file"):
         verify.storage(tmp_path / "motion.onnx")
-    (tmp_path / "list.json").write_text("[1]")
+    wrong = ("[1]", "{", json.dumps({**BOUNDS, "clips": {}}), json.dumps({**BOUNDS, "half": {"motion": "x"}}))
     command = ["--onnx", str(exported), "--clips", str(tmp_path), "--variant", str(half)]
-    assert verify.main([*command, "--bounds", str(tmp_path / "list.json")]) == 1
-    assert "must hold an object of bounds" in capsys.readouterr().err
+    what = ("for motion of float32", "is not JSON", "for float32 of clips", "for motion of half")
+    for text, words in zip(wrong, what, strict=True):
+        (tmp_path / "b.json").write_text(text)
+        assert verify.main([*command, "--bounds", str(tmp_path / "b.json")]) == 1
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and "b.json" in message and words in message
 
     inputs, out = stored_inputs(tmp_path / "inputs", 2), tmp_path / "out"
     for graph, words in ((half / "render.onnx", "in float16"), (eight_bits / "render.onnx", "in 8 bits already")):

@@ -58,6 +58,9 @@ def test_a_track_that_is_none_is_named(arrays: Any, words: str, tmp_path: Path, 
 def test_no_tracks_and_no_streams(tmp_path: Path, capsys: Any) -> None:
     assert fit_tables.main([str(tmp_path), "--out", str(tmp_path / "t.json")]) == 1
     assert "No usable motion track" in capsys.readouterr().err
+    np.savez(tmp_path / "short.npz", flat=FLAT[:2], canonical=CANONICAL)
+    assert fit_tables.main([str(tmp_path / "short.npz"), "--out", str(tmp_path / "t.json")]) == 1
+    assert "short.npz: not finite, or fewer than 3 frames\n" in capsys.readouterr().err
     assert fit_frame_header.main([str(tmp_path), "--out", str(tmp_path / "t.json")]) == 1
     assert "holds no .ncv file" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """The SEI study: bits by hand, both forms there and back, and bytes that are no payload."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from export.gfv_sei import (
     to_state,
 )
 from neuralcodec.container import ContainerWriter
-from neuralcodec.errors import BitstreamError
+from neuralcodec.errors import BitstreamError, PackMismatchError
 from neuralcodec.motion import MotionParams
 from neuralcodec.quantizer import MotionTables, Quantizer
 
@@ -45,18 +46,18 @@ def test_a_predicted_payload_bit_by_bit() -> None:
 
 def test_the_integers_come_back_exactly() -> None:
     quantizer = Quantizer(MotionTables.load(VECTORS / "tables.json"))
-    writer, reader = GfvWriter(URI), GfvReader()
+    writer, reader = GfvWriter(URI), GfvReader(URI)
     sizes = []
     for number, motion in enumerate(motions()):
         quantizer.forward(motion, level=2, components=5, intra=number % 25 == 0)
         payload = writer.write(from_state(quantizer.state.values), base=number % 25 == 0)
         assert to_state(reader.read(payload)) == quantizer.state.values
         sizes.append(len(payload))
-    assert reader.uri == URI and np.mean(sizes[1:25]) < sizes[0] / 2
+    assert np.mean(sizes[1:25]) < sizes[0] / 2
 
 
 def test_keypoints_come_back_within_their_rounding() -> None:
-    writer, reader = GfvWriter(URI), GfvReader()
+    writer, reader = GfvWriter(URI), GfvReader(URI)
     for motion in motions(30):
         canonical = np.linspace(-0.5, 0.5, motion.delta.size, dtype=np.float32).reshape(-1, 3)
         found = reader.read(writer.write(from_motion(motion, canonical)))
@@ -73,14 +74,14 @@ def test_message_header() -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60), st.booleans())
 def test_any_bytes(data: bytes, warm: bool) -> None:
-    reader = GfvReader()
+    reader = GfvReader(URI)
     good = GfvWriter(URI).write(from_state(range(40)))
     if warm:
         reader.read(good)
     for payload in (data, good[:-1], good[: len(data)]):
         try:
             assert isinstance(reader.read(payload), Parameters)
-        except BitstreamError as error:
+        except (BitstreamError, PackMismatchError) as error:
             assert str(error)
 
 
@@ -88,7 +89,21 @@ def test_a_picture_needs_its_base() -> None:
     writer = GfvWriter(URI)
     writer.write(from_state(range(5)))
     with pytest.raises(BitstreamError, match="wait for one"):
-        GfvReader().read(writer.write(from_state(range(5))))
+        GfvReader(URI).read(writer.write(from_state(range(5))))
+
+
+def test_parameters_of_another_pack_are_refused() -> None:
+    payload = GfvWriter(URI).write(from_state(range(5)))
+    other = URI.replace("0123", "3210")
+    with pytest.raises(PackMismatchError, match=f"for '{URI}', loaded is '{other}': give that pack"):
+        GfvReader(other).read(payload)
+
+
+def test_a_stream_of_another_pack_is_one_sentence(coded: Any, tmp_path: Path, capsys: Any) -> None:
+    with open(tmp_path / "a.ncv", "wb") as file:
+        ContainerWriter(file, replace(coded[1][0][0], pack_id=bytes(8)))
+    assert main([str(tmp_path / "a.ncv")]) == 1
+    assert "a.ncv needs the model pack 0000000000000000, loaded is" in capsys.readouterr().err
 
 
 def test_a_stream_there_and_back(coded: Any, tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ def test_an_imported_pack_encodes_and_decodes(vectors: Any, tmp_path: Path, port
     assert [p.name for p in out.parent.iterdir()] == ["theirs"]
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "0.08", "nan", "inf"])
 def test_a_length_of_no_clip_is_refused(seconds: str, tmp_path: Path, capsys: Any) -> None:
     assert main([str(tmp_path / "a.pth"), "--out", str(tmp_path / "pack"), "--seconds", seconds]) == 1
     assert "--seconds is" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -236,6 +237,53 @@ def test_data_that_do_not_fit_are_named(data: Path, tmp_path: Path) -> None:
         load_clips(wide, "train", tmp_path)
 
 
+def changed_label(label: dict[str, np.ndarray], name: str) -> bytes:
+    held = io.BytesIO()
+    changes = {"nan": {"scale": label["scale"] * np.nan}, "few": {"landmarks": label["landmarks"][:, :9]},
+               "flat": {"rotation": label["rotation"][:, 0]}}  # fmt: skip
+    np.savez(held, **{**label, **changes.get(name, {})})
+    whole = held.getvalue()
+    return {"empty": b"", "cut": whole[: len(whole) // 2], "junk": b"junk"}.get(name, whole)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "junk", "nan", "few", "flat"])
+def test_labels_that_cannot_be_used_are_named(data: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(data, tmp_path / "d")
+    path = tmp_path / "d" / "train" / "labels" / "one.npz"
+    with np.load(path) as label:
+        whole = dict(label)
+    path.write_bytes(changed_label(whole, damage))
+    with pytest.raises(MediaError, match=r"one\.npz holds no usable labels \(.+\); label it again"):
+        load_clips(tmp_path / "d", "train", tmp_path / "c")
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"mesh_index": [1, 2]}'])
+def test_a_list_of_landmarks_that_is_none_is_named(data: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "landmarks.json").write_text(text)
+    with pytest.raises(MediaError, match=r"landmarks\.json does not name the face-mesh points"):
+        load_stills(tmp_path)
+
+
+def test_pictures_of_receivers_that_cannot_be_read_are_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.npz").write_bytes(b"half")
+    with pytest.raises(MediaError, match=r"one\.npz holds no usable pictures .* remove it and run neuralcodec"):
+        load_clips(data, "train", tmp_path / "c", received=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--minutes", "nan"), ("--rate", "-1"), ("--rate", "inf"), ("--workers", "-1"), ("--limit", "0"),
+     ("--save-every", "0"), ("--steady", "-1"), ("--batch", "0"), ("--near", "nan")],
+)  # fmt: skip
+def test_numbers_of_no_run_are_refused(
+    flags: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), "--out", str(tmp_path / "run"), *flags])
+    with pytest.raises(SystemExit) as caught:
+        training.main()
+    assert caught.value.code == 2 and f"error: {flags[0]} is {flags[1]}; " in capsys.readouterr().err
+
+
 def test_a_photograph_is_not_stored_in_place_of_a_clip(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "d")
     (tmp_path / "d" / "stills").mkdir()
@@ -381,6 +429,39 @@ def test_a_run_that_is_stopped_saves_first(data: Path, tmp_path: Path, number: s
     assert (tmp_path / "average.safetensors").exists() and not list(tmp_path.glob("*.part"))
 
 
+def test_an_error_nobody_expected_ends_the_run(data: Path, tmp_path: Path) -> None:
+    """And its workers, which ignore the signal by which Python would end them."""
+    code = f"""
+from pathlib import Path
+from neuralcodec.training.train import Options, Run, train
+def learn(*_):
+    raise RuntimeError("out of memory")
+Run.learn = learn
+data, out, cache = map(Path, {[str(data), str(tmp_path), str(tmp_path / "c")]})
+train(Options(data, out, phase="motion", batch=1, cache=cache))
+"""
+    around = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=around, start_new_session=True
+    ) as run:
+        try:
+            _, said = run.communicate(timeout=90)
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 1 and "RuntimeError: out of memory" in said, said
+
+
+def test_losses_that_are_no_numbers_end_a_run_and_say_what_is_kept(data: Path, tmp_path: Path) -> None:
+    run = Run(Options(data, tmp_path, phase="motion", cache=tmp_path / "c", workers=0))
+    with pytest.raises(SystemExit, match=r"'points': nan.* and there is no checkpoint yet: lower --rate"):
+        run.read({"points": torch.tensor(float("nan"))})
+    run.save()
+    with pytest.raises(SystemExit, match="and the last checkpoint there is good: lower --rate"):
+        run.read({"points": torch.tensor(float("nan"))})
+    assert run.read({"points": torch.tensor(2.0)}) == {"points": 2.0}
+
+
 def test_a_run_saves_by_the_clock(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """500 steps can take a processor more than an hour."""
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
@@ -431,6 +512,11 @@ def test_a_run_may_train_other_parts_when_it_goes_on(data: Path, tmp_path: Path)
     remembered = run.optimizer.state_dict()["state"]
     assert run.names == ["motion.delta.weight", "motion.delta.bias"]
     assert [int(state["step"]) for state in remembered.values()] == [int(whole["motion.delta.bias/step"]) + 1] * 2
+    run.save()
+    saved = load_file(tmp_path / "motion.safetensors")
+    changed = {name for name in whole if not torch.equal(whole[name], saved[name])}
+    assert saved.keys() == whole.keys() and "motion.delta.bias/step" in changed
+    assert all(name.startswith(("motion.delta.", "step")) for name in changed)
 
 
 def test_folded_norms_stay_at_rest_in_later_runs(data: Path, tmp_path: Path) -> None:
@@ -464,6 +550,17 @@ def test_checkpoints_of_something_else_are_named(
     start = ["--start", str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "d.safetensors")]
     assert detector.main([str(data), *start]) == 1
     assert "none.safetensors: no such weights file" in capsys.readouterr().err
+
+
+def test_tables_of_other_networks_are_refused_at_once(data: Path, tmp_path: Path) -> None:
+    tables = json.loads((load_pack().folder / "tables.json").read_text())
+    width = 7 + 3 * tables["keypoints"]
+    tables |= {"scene": 0, "mean": tables["mean"][:width]}
+    tables |= {name: [row[:width] for row in tables[name]] for name in ("analysis", "synthesis")}
+    (tmp_path / "t.json").write_text(json.dumps(tables))
+    with pytest.raises(PackError, match=r"t\.json is for 30 keypoints and a scene of 0 nodes a side; the preset 'port"):
+        Run(Options(data, tmp_path / "run", tables=tmp_path / "t.json", cache=tmp_path / "c"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_several_gpus_train_the_same_networks_and_end_together(data: Path, tmp_path: Path) -> None:

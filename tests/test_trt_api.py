@@ -317,6 +317,16 @@ def test_the_motion_engine_is_built_without_tf32(monkeypatch: pytest.MonkeyPatch
     assert not built  # for a folder that cannot be there
 
 
+def test_a_machine_without_tensorrt_keeps_no_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def here(graph: bytes, options: EngineOptions) -> EngineTag:
+        raise BackendUnavailableError("TensorRT is not installed")
+
+    monkeypatch.setattr(to_tensorrt, "here", here)
+    (tmp_path / "motion.onnx").write_bytes(b"graph")
+    assert to_tensorrt.main(["--onnx", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_cache_name_depends_on_everything_in_the_tag() -> None:
     others = [
         EngineTag("cd" * 32, TAG.gpu, TAG.capability, TAG.tensorrt, TAG.options),

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import av
 import numpy as np
@@ -84,7 +86,7 @@ def load_clips(
     (cache / split).mkdir(parents=True, exist_ok=True)
     clips = []
     for path in track(sorted((data / split / "labels").glob("*.npz"))[:limit], f"frames of {split}"):
-        label = np.load(path)
+        label = read_labels(path, pick)
         film = data / split / "256" / f"{path.stem}.mp4"
         stored = cached(film, cache / split, size)
         if not made_of(stored, film):
@@ -116,7 +118,7 @@ def load_stills(data: Path, *, size: int = 256, received: Path | None = None) ->
     _check_received(received)
     stills = []
     for path in sorted(data.glob("stills*/labels/*.npz")):
-        label = np.load(path)
+        label = read_labels(path, pick)
         if label["found"].all():
             frames = squares(path.parent.parent / f"{path.stem}.jpg", size)
             held = _received(received / f"{path.stem}.npz", range(1), size) if received else ()
@@ -134,8 +136,35 @@ def _picked(data: Path) -> list[int]:
     named = data / "landmarks.json"
     if not named.is_file():
         raise MediaError(f"{named} is not there; give a folder that neuralcodec.training.prepare has written.")
-    mesh = json.loads(named.read_text())["mesh_index"]
-    return [mesh.index(point) for point in PORTRAIT_POINTS]
+    try:
+        mesh = json.loads(named.read_bytes())["mesh_index"]
+        return [mesh.index(point) for point in PORTRAIT_POINTS]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise MediaError(
+            f"{named} does not name the face-mesh points of the labels ({type(error).__name__}: {error}); take the one "
+            "that neuralcodec.training.prepare writes."
+        ) from error
+
+
+def read_labels(path: Path, pick: Sequence[int] = ()) -> dict[str, Any]:
+    """The arrays of a label file. MediaError where it is none, is damaged, or lacks one of the landmarks ``pick``."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            label = {name: stored[name] for name in ("found", "rotation", "scale", "translation", "landmarks")}
+        found, points = label["found"], label["landmarks"]
+        n = len(found)
+        wanted = {"found": (n,), "rotation": (n, 3, 3), "scale": (n,), "translation": (n, 3)}
+        if any(label[name].shape != shape for name, shape in wanted.items()) or found.dtype != bool:
+            raise ValueError("arrays of other shapes")
+        if points.ndim != 3 or (len(points), points.shape[2]) != (n, 3) or points.shape[1] <= max(pick, default=0):
+            raise ValueError(f"landmarks {points.shape}")
+        if not all(np.isfinite(label[name][found]).all() for name in ("rotation", "scale", "translation", "landmarks")):
+            raise ValueError("NaN or infinity")
+    except (ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        raise MediaError(
+            f"{path} holds no usable labels ({error}); label it again: neuralcodec.training.prepare --labels-only -f."
+        ) from error
+    return label
 
 
 def _check_received(folder: Path | None) -> None:
@@ -174,8 +203,15 @@ def _received(path: Path, good: Any, size: int) -> list[tuple[int, Any]]:
     """Pictures of a file of received.py, by row among the frames ``good`` that are labelled."""
     if not path.exists():
         return []
-    with np.load(path) as stored:
-        numbers, pictures = stored["frames"], shrink(stored["pictures"], size)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            numbers, pictures = stored["frames"], shrink(stored["pictures"], size)
+        if pictures.shape != (len(numbers), size, size, 3):
+            raise ValueError(f"{len(numbers)} numbers and pictures {pictures.shape}")
+    except (ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        raise MediaError(
+            f"{path} holds no usable pictures ({error}); remove it and run neuralcodec.training.received again."
+        ) from error
     row = {int(number): i for i, number in enumerate(good)}
     return [(row[n], picture) for n, picture in zip(numbers.tolist(), pictures, strict=True) if n in row]
 

@@ -33,7 +33,7 @@ from neuralcodec.face import THRESHOLD, Square, crop, decode_faces
 from neuralcodec.models.detector import SIZE, STRIDE, Detector, export_onnx
 from neuralcodec.motion import Array
 from neuralcodec.runtime.engine import write_whole
-from neuralcodec.training.data import cached, made_of
+from neuralcodec.training.data import cached, made_of, read_labels
 from neuralcodec.training.feature_networks import read_weights
 
 FACELESS = ["brick", "chelsea", "chessboard_GRAY", "clock_motion", "coffee", "coins", "color", "grass", "gravel",
@@ -68,7 +68,7 @@ def load_faces(data: Path, split: str, per_clip: int, cache: Path | None = None)
     """Evenly spaced labelled frames of every clip of a split; ``cache`` is the one of `neuralcodec.training.train`."""
     pictures, boxes = [], []
     for path in track(sorted((data / split / "labels").glob("*.npz")), f"faces of {split}"):
-        label = np.load(path)
+        label = read_labels(path)
         good = np.flatnonzero(label["found"])
         wanted = good[:: max(1, len(good) // per_clip)].tolist()
         for number, image in clip_frames(data / split / "256" / f"{path.stem}.mp4", wanted, cache and cache / split):

@@ -106,11 +106,17 @@ class Run:
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         torch.backends.cudnn.benchmark = True  # batches are all of one shape
         torch.manual_seed(o.seed)  # the same networks on every GPU: only their gradients are exchanged
+        config = ModelConfig.preset(o.preset)
+        tables = MotionTables.load(o.tables) if o.tables else None
+        if tables is not None and (tables.keypoints, tables.scene) != (config.keypoints, config.scene):
+            raise PackError(
+                f"{o.tables} is for {tables.keypoints} keypoints and a scene of {tables.scene} nodes a side; the "
+                f"preset {o.preset!r} has {config.keypoints} and {config.scene}: give tables fitted to its motion."
+            )
         o.out.mkdir(parents=True, exist_ok=True)
         size = 256 if o.phase == "motion" else o.size  # the motion network cuts its own picture out of a full one
         self.clips = load_clips(o.data, "train", o.cache, size=size, limit=o.limit, received=o.received)
         self.checks = load_clips(o.data, "val", o.cache, size=size)
-        config = ModelConfig.preset(o.preset)
         self.nets, self.average = build(config), build(config)
         if o.preset == "portrait":
             self.nets.motion.mean_shape.copy_(mean_shape(self.clips))  # type: ignore[operator]
@@ -133,7 +139,6 @@ class Run:
             PerceptualLoss(o.vgg).to(self.device) if o.vgg else None,
             IdentityLoss(o.identity).to(self.device) if o.identity else None,
         )
-        tables = MotionTables.load(o.tables) if o.tables else None
         self.phase = Phase(
             o.phase, self.nets, perceive, tables, o.coded, o.near, o.stills, o.before, o.steady, self.device
         )
@@ -150,9 +155,9 @@ class Run:
         self.names = [named[id(p)] for p in self.trained]
         self.optimizer = torch.optim.AdamW(self.trained, lr=o.rate, betas=(0.9, 0.99), weight_decay=1e-4)
         self.memory = o.out / f"{o.phase}.safetensors"
-        remembered = read_weights(self.memory) if self.memory.exists() else {}
-        restore(self.optimizer, self.names, remembered)
-        self.step = self.first = int(remembered.get("step", 0))
+        self.remembered = read_weights(self.memory) if self.memory.exists() else {}
+        restore(self.optimizer, self.names, self.remembered)
+        self.step = self.first = int(self.remembered.get("step", 0))
         self.critic_file = o.out / "critic.safetensors"
         self.judge: torch.optim.Optimizer | None = None
         self.judged: list[str] = []
@@ -161,7 +166,7 @@ class Run:
                 fill(self.phase.critic, self.critic_file)
             self.judge = torch.optim.AdamW(self.phase.critic.parameters(), lr=2e-4, betas=(0.5, 0.999))
             self.judged = [f"critic.{name}" for name, _ in self.phase.critic.named_parameters()]
-            restore(self.judge, self.judged, remembered)
+            restore(self.judge, self.judged, self.remembered)
         self.done = 0.0
         torch.manual_seed(o.seed + self.step + 7919 * self.rank)  # other noise on every GPU and in every run
 
@@ -199,9 +204,10 @@ class Run:
         """The terms of the last step as numbers; ends the run, with nothing saved since, where one is not finite."""
         values = {key: float(value.detach()) for key, value in terms.items() if value.dim() == 0}
         if not all(map(math.isfinite, values.values())):
+            kept = "the last checkpoint there is good" if self.latest.exists() else "there is no checkpoint yet"
             raise SystemExit(
-                f"The losses are {values} at step {self.step}; the last checkpoint in {self.options.out} is good: "
-                "lower --rate and start the command again."
+                f"The losses are {values} at step {self.step} of {self.options.out}, and {kept}: lower --rate "
+                "and start the command again."
             )
         return values
 
@@ -236,7 +242,11 @@ class Run:
         """Each file whole or not at all."""
         if self.rank:
             return
-        memory = {"step": torch.tensor(self.step), **optimizer_tensors(self.optimizer, self.names)}
+        memory = {
+            **self.remembered,  # of parameters that this run does not train: another may
+            "step": torch.tensor(self.step),
+            **optimizer_tensors(self.optimizer, self.names),
+        }
         contents = {self.latest: self.nets.state_dict(), self.smooth: self.average.state_dict(), self.memory: memory}
         if self.phase.critic is not None and self.judge is not None:
             contents[self.critic_file] = self.phase.critic.state_dict()
@@ -276,8 +286,8 @@ def train(options: Options) -> dict[str, float]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[now]}"))
     disabled = run.rank > 0 or not console.is_terminal
-    with stops() as asked, Progress(*columns, console=console, disable=disabled) as progress:
-        supply = iter(loader)
+    showing = Progress(*columns, console=console, disable=disabled)
+    with stops() as asked, showing as progress, batches(loader) as supply:
         bar = progress.add_task(o.phase, total=1.0, now="")
         while (done := run.agreed(1.0 if asked else (time.monotonic() - begin) / (60 * o.minutes))) < 1:
             warm = min(1.0, (run.step - run.first + 1) / 200)
@@ -301,6 +311,18 @@ def train(options: Options) -> dict[str, float]:
     if asked:
         raise SystemExit(f"Stopped and saved at step {run.step}; the same command goes on from there.")
     return run.check() if run.rank == 0 else {}
+
+
+@contextmanager
+def batches(loader: Any) -> Iterator[Iterator[Any]]:
+    """What a loader hands out; its workers end with the block, however that ends: they ignore the signal by which
+    Python ends them where an error's traceback keeps them alive, and it would wait for them for good."""
+    supply = iter(loader)
+    try:
+        yield supply
+    finally:
+        if loader.num_workers:
+            supply._shutdown_workers()
 
 
 @contextmanager
@@ -438,10 +460,19 @@ def main() -> None:
     shares = {name: getattr(options, name) for name in ("coded", "near", "stills", "before")}
     if wrong := [f"--{name} is {value:g}" for name, value in shares.items() if not 0 <= value <= 1]:
         p.error(f"{wrong[0]}; a share of the pairs is 0 to 1")
-    if options.batch < 1 or options.minutes <= 0:
-        p.error(f"--batch is {options.batch} and --minutes {options.minutes:g}; both must be more than 0")
+    least = {"batch": 1, "save_every": 1, "sample_every": 1, "limit": 1, "workers": 0}
+    counts = {name: getattr(options, name) for name in least}
+    if few := [name for name, count in counts.items() if count is not None and count < least[name]]:
+        p.error(f"--{few[0].replace('_', '-')} is {counts[few[0]]}; expected {least[few[0]]} or more")
+    for name, value in (("minutes", options.minutes), ("rate", options.rate)):
+        if not 0 < value < math.inf:
+            p.error(f"--{name} is {value:g}; expected a number of more than 0")
+    if not 0 <= options.steady < math.inf:
+        p.error(f"--steady is {options.steady:g}; expected a weight of 0 or more")
     if options.phase == "motion" and options.preset != "portrait":
         p.error("--phase motion is for --preset portrait; the paper's networks train together: --phase joint")
+    if options.tables is not None and options.preset != "portrait":
+        p.error("--tables is for --preset portrait; the paper's networks learn no motion that could be rounded")
     if options.phase in ("render", "adversarial") and options.preset != "portrait":
         p.error(f"--phase {options.phase} needs keypoints that are labelled; train --preset paper with --phase joint")
     try:
