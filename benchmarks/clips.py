@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +55,11 @@ def looked_at(count: int, every: int) -> range:
     """Which of ``count`` frames every ``every``-th is, at least one, from the middle of the first stretch: a first
     frame, the key of whoever codes it, would stand in the sample far more often than in the film."""
     return range(min(every // 2, count - 1), count, every)
+
+
+def chosen(frames: Sequence[Any], every: int) -> list[Any]:
+    """Of these, those that are :func:`looked_at`."""
+    return [frames[index] for index in looked_at(len(frames), every)]
 
 
 def find(folder: Path) -> list[Path]:

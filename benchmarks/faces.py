@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.clips import Clip, looked_at
+from benchmarks.clips import Clip, chosen
 
 Array = NDArray[Any]
 
@@ -79,14 +79,14 @@ def unavailable() -> str:
 
 def tracks(original: Clip, decoded: Sequence[Array], *, every: int = 1) -> tuple[Track, Track] | None:
     """Landmarks of both films on every ``every``-th frame; None when no face is found in any of them."""
-    before = _original(original.sha256, every, _Frames(_chosen(original.frames, every)))
-    return None if before is None else (before[0], _look(_chosen(decoded, every), before[1]))
+    before = _original(original.sha256, every, _Frames(chosen(original.frames, every)))
+    return None if before is None else (before[0], _look(chosen(decoded, every), before[1]))
 
 
 def identities(original: Clip, decoded: Sequence[Array], *, every: int = 1) -> tuple[Array, Array] | None:
     """The face network's numbers, (M, 128) each, on every ``every``-th frame; None when no face is found."""
-    before = _original_identity(original.sha256, every, _Frames(_chosen(original.frames, every)))
-    return None if before is None else (before[0], _recognise(_chosen(decoded, every), before[1]))
+    before = _original_identity(original.sha256, every, _Frames(chosen(original.frames, every)))
+    return None if before is None else (before[0], _recognise(chosen(decoded, every), before[1]))
 
 
 def landmark_figures(original: Clip, decoded: Sequence[Array], *, every: int = 1) -> dict[str, float]:
@@ -168,10 +168,6 @@ def centred_similarity(pairs: Sequence[tuple[Array, Array]]) -> list[float]:
         cosine = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
         result.append(float(cosine.mean()))
     return result
-
-
-def _chosen(frames: Sequence[Array], every: int) -> list[Array]:
-    return [frames[index] for index in looked_at(len(frames), every)]
 
 
 class _Frames:

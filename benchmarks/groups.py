@@ -140,7 +140,7 @@ def add_looks(results: Sequence[dict[str, Any]], folder: Path) -> None:
                 raise SystemExit(f"{paths[r['clip']]} is not the file that was measured: give the same clips.")
             tracks = faces.tracks(clip, clip.frames, every=LOOKED_AT)
             if tracks is not None:
-                r["look"] = regions.look(clip.frames[::LOOKED_AT], tracks[0])
+                r["look"] = regions.look(clips.chosen(clip.frames, LOOKED_AT), tracks[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.clips import FPS, looked_at, luma
+from benchmarks.clips import FPS, chosen, looked_at, luma
 from benchmarks.codecs import ffmpeg
 from neuralcodec.quality import ms_ssim, psnr
 
@@ -103,6 +103,5 @@ def temporal(
 
 def picture(before: Sequence[Array], after: Sequence[Array], *, every: int = 1) -> dict[str, float]:
     """psnr and ms_ssim of every ``every``-th frame."""
-    chosen = looked_at(len(before), every)
-    pair = [before[index] for index in chosen], [after[index] for index in chosen]
+    pair = chosen(before, every), chosen(after, every)
     return {"psnr": mean_psnr(*pair), "ms_ssim": mean_ms_ssim(*pair)}

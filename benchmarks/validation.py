@@ -163,7 +163,8 @@ def _quality(
         if tracks is not None:
             scores["landmarks"] = (-apart(tracks[0].landmarks - tracks[1].landmarks, axis=2).mean(axis=1), every)
         if result.get("identities") is not None:
-            scores["identity"] = (-apart(np.subtract(*result["identities"]), axis=1), every[::IDENTITY_EVERY])
+            looked_at = clips.looked_at(len(frames), IDENTITY_EVERY)
+            scores["identity"] = (-apart(np.subtract(*result["identities"]), axis=1), looked_at)
         pictures.sheet(clip, frames, freeze)
         pictures.failures(clip, frames, freeze, scores)
     return result
