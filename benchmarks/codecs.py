@@ -39,6 +39,7 @@ from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from benchmarks.clips import FPS
+from neuralcodec.media import EXACT_RGB
 from neuralcodec.reference import scheduling_kept
 
 Array = NDArray[Any]
@@ -114,9 +115,7 @@ X265_COMMON = "keyint=-1:scenecut=0:pools=none:frame-threads=1:log-level=error"
 X265_LOW_DELAY = "bframes=0:rc-lookahead=0:lookahead-slices=0:cutree=0"
 LADDER_SIDE = 256  # pixels
 FINER = 6  # steps of any codec's quality: about half as many bits again
-# SWS_LANCZOS | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT. Without the last two swscale rounds down on the way to RGB:
-# pictures come out a whole grey level darker, which takes a tenth to a quarter of a dB at the rates measured here.
-EXACT = int(Interpolation.LANCZOS) | 0x40000 | 0x2000
+EXACT = int(Interpolation.LANCZOS) | EXACT_RGB  # else a tenth to a quarter of a dB is lost at the rates measured here
 VPX_COMMON = {"b": "0", "g": "9999"}
 
 CODECS: dict[str, Codec] = {

@@ -17,7 +17,7 @@ import numpy as np
 
 from .errors import BackendUnavailableError, MediaError
 from .face import resize
-from .media import VideoWriter, check_output, read_frames, reason
+from .media import VideoWriter, check_output, exact_rgb, read_frames, reason
 from .motion import Array
 from .pack import Pack
 from .quality import ms_ssim, psnr
@@ -241,7 +241,7 @@ class _X264:
         packets = self._coded(small, low, hold)
         coder = av.CodecContext.create("h264", "r")
         shown = [
-            resize(frame.to_ndarray(format="rgb24"), SIZE, SIZE)
+            resize(exact_rgb(frame), SIZE, SIZE)
             for packet in [*map(av.Packet, packets), None]
             for frame in coder.decode(packet)
         ]

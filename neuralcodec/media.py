@@ -19,7 +19,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from .errors import MediaError
 from .motion import Array
@@ -34,6 +34,9 @@ ENDS_WITHIN = Fraction(1, 2)  # seconds by which a film may end before its annou
 MATROSKA_LENGTH = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)$")
 HDR_CURVES = (16, 18)  # PQ and HLG, as FFmpeg numbers transfer curves
 HD_HEIGHT = 720  # untagged pictures this high are BT.709, lower ones BT.601, as players assume
+# SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT, for FFmpeg's way from YUV to RGB, which else rounds down: pictures come out a
+# whole grey level darker. For small ones that are compared; of 1280 x 720 it takes 12 ms a frame in place of 0.4.
+EXACT_RGB = 0x40000 | 0x2000
 X264 = {"crf": "14", "preset": "veryfast"}  # visually lossless next to what the codec costs; 1 ms a frame at 256 x 256
 
 
@@ -377,6 +380,11 @@ def whole_frames(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         yield from [frame] if graph is None else _filtered(graph, frame)
     if graph is not None:
         yield from _filtered(graph, None)
+
+
+def exact_rgb(frame: av.VideoFrame) -> Array:
+    """uint8 RGB (H, W, 3) of a decoded picture, as light as it went in."""
+    return frame.reformat(format="rgb24", interpolation=int(Interpolation.BICUBIC) | EXACT_RGB).to_ndarray()
 
 
 def _filtered(graph: av.filter.Graph, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:

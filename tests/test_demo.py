@@ -70,6 +70,8 @@ def test_x264_is_counted_without_its_signature_and_takes_no_more_than_it_may(cli
     assert b"x264 - core" in b"".join(coded.packets)  # the signature is in the packets, not in the count
     assert 15 < coded.kbps <= 30 and coded.kbps < sum(map(len, coded.packets)) * 8 / 1000 / 0.4 - 8
     assert len(coded.frames) == 10 and all(frame.shape == (256, 256, 3) for frame in coded.frames)
+    fine = demo._X264(clip[:10], 300.0).frames
+    assert abs(np.mean([after.mean() - before.mean() for before, after in zip(clip, fine, strict=False)])) < 0.4
 
 
 def test_x264_shrinks_its_pictures_where_that_shows_more(clip: list[Array], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import av
 import numpy as np
 
 from neuralcodec.face import resize
+from neuralcodec.media import exact_rgb
 from neuralcodec.motion import Array
 
 # What x264 does best with, by rate, on the demo's clip (PSNR and MS-SSIM over sizes, frame rates and qualities, frames
@@ -68,7 +69,7 @@ class SameBytes:
             self.bytes += spent
             self._purse -= spent
             for shown in self._decoder.decode(packet):
-                self._shown = resize(shown.to_ndarray(format="rgb24"), self.size, self.size)
+                self._shown = resize(exact_rgb(shown), self.size, self.size)
                 self.frames += 1
         return self._shown
 
