@@ -34,7 +34,6 @@ from benchmarks import (
 )
 from benchmarks.cache import Cache
 from benchmarks.points import Baseline, Footage, Ours
-from neuralcodec.errors import NeuralCodecError
 from neuralcodec.runtime.session import cores
 
 TARGET = 4.0  # kbit/s, of the headline
@@ -216,12 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-bisection", action="store_true", help="interpolate the headline between ladder points")
     parser.add_argument("--no-pictures", action="store_true", help="no stills, no film, no page")
     parser.add_argument("--quick", action="store_true", help="2 codecs, one target, 6 clips, 50 frames, no slow metric")
-    options = parser.parse_args(arguments)
-    try:
-        return benchmark(options)
-    except NeuralCodecError as error:
-        print(f"benchmarks.rate_distortion: {error}", file=sys.stderr)
-        return 1
+    return benchmark(parser.parse_args(arguments))
 
 
 def benchmark(options: argparse.Namespace) -> int:
