@@ -470,8 +470,8 @@ class Encoder:
         as_is = self._as_is or strange or estimate is None or (fresh and frame.often and not self._wants_intra)
         as_is &= self._avatar is None  # its picture is nobody's present state
         with self._timed("scene"):
-            if estimate is None or self._avatar is not None or fresh:
-                scene = np.zeros((0, 2), np.float32)  # nothing moved since a picture of this very frame
+            if estimate is None or self._avatar is not None or fresh or strange:
+                scene = np.zeros((0, 2), np.float32)  # nothing moved since a picture of this very frame, or all did
             else:
                 scene = self._scene(frame.shot, estimate, key)
         packets = self._motion(frame, scene, key, as_is=as_is)
@@ -497,7 +497,8 @@ class Encoder:
 
     def _motion(self, frame: _Taken, scene: Array, key: int, *, as_is: bool) -> list[Packet]:
         """Its motion was found in its own square; what is sent is in the square that the picture was cut from."""
-        estimate, pts, seconds = frame.estimate, frame.pts, frame.shot.seconds
+        pts, seconds = frame.pts, frame.shot.seconds
+        estimate = None if self._pictures.strange_to(frame.shot, key) else frame.estimate
         held, before, period = self._pictures.held[key], self._quantizer.last, self._protection.period
         step = None if self._pts is None else pts - self._pts
         intra = before is None or ((self._wants_intra or seconds - self._intra_at >= period) and not as_is)
@@ -509,6 +510,8 @@ class Encoder:
                 true = replace(_told(frame.shot, estimate, held), scene=scene)
             elif intra and before is not None:  # no face to be seen: it stays where it was
                 true = before if key == self._named else replace(before, scene=scene)
+            elif intra:  # the first picture is of somebody else, who comes after a cut
+                true = replace(reference.estimate.relative_to(reference.canonical), scene=scene)
         # no intra frame comes to the help of a receiver that lost the packet which named a picture shown as it is
         unnamed = seconds - self._named_at
         names = intra or key != self._named or (as_is and unnamed >= (OVERDUE if self._wants_intra else period))

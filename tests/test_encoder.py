@@ -938,8 +938,10 @@ def test_a_cut_among_the_frames_that_wait_for_the_first_picture_is_seen(
         encoder = nc.Encoder(8, device="cpu", threads=1, lookahead=12, preset=13, film=film)
         cuts, shown = cuts_of(encoder, monkeypatch), dict[int, Motion]()
         taken: dict[int, float] = {}
+        decoder, seen = nc.Decoder(device="cpu", threads=1), list[Array]()
         for pts, image in enumerate([*images, None]):
             packets = encoder.flush() if image is None else encoder.encode(image, pts)
+            seen += [frame.image for packet in packets for frame in decoder.decode(bytes(packet))]
             taken |= {key: held.of / encoder.time_base for key, held in encoder._pictures.held.items()}
             motions = [packet for packet in packets if isinstance(packet, Motion)]
             shown |= {len(shown) + index: motion for index, motion in enumerate(motions)}
@@ -950,6 +952,7 @@ def test_a_cut_among_the_frames_that_wait_for_the_first_picture_is_seen(
             own = (taken[key] >= first) == (pts >= first)
             assert own or motion.as_is or motion.intra
         assert min(taken.values()) < first if film else all(of >= first for of in taken.values())
+        assert psnr(seen[0], seen[1]) > 30  # the first, which cannot be told to show a picture, shows it none the less
 
 
 def test_frames_before_the_first_face_do_not_take_the_place_of_those_that_wait(portrait_clip: list[Array]) -> None:
