@@ -391,8 +391,7 @@ class Encoder:
     def _cuts_to(self, shot: Shot, before: Shot) -> bool:
         """Whether another shot begins with this frame, or began while no face was seen: much has changed at once, and
         not as heads move."""
-        last = next((frame.shot for frame in reversed(self._taken) if frame.shot.estimate), None)
-        if not self._pictures.held and last is None:
+        if not self._pictures.held and not any(frame.shot.estimate for frame in self._taken):
             return False
         changed = squared_error(shot.half_in(before.square), before.half)
         self._jumped |= shot.estimate is None or self._moved or changed >= JUMP**2
@@ -404,7 +403,7 @@ class Encoder:
                 key = self._pictures.nearest(shot)
                 held, scene = self._pictures.held[key], self._scene(shot, shot.estimate, key)
             else:
-                assert last is not None
+                last = next(frame.shot for frame in reversed(self._taken) if frame.shot.estimate)
                 features = self._networks.reference(last.tile)
                 held = Held(features, last.estimate, last.square, 0.0, self._sequence, last.seconds, last.seconds)
             return self._error_drawn(shot, shot.estimate, scene, held) > STRANGE**2
@@ -464,18 +463,19 @@ class Encoder:
         key = self._pictures.active
         if self._lookahead:
             key = self._pictures.best_for(frame.shot, frame.reference, self._named, as_is=self._as_is)
+        if self._pictures.strange_to(frame.shot, key):  # nobody's motion drives another's face
+            frame = replace(frame, estimate=None)
         held, estimate = self._pictures.held[key], frame.estimate
         fresh = held.of == frame.shot.seconds  # that picture is of this very frame
-        strange = self._pictures.strange_to(frame.shot, key)  # nobody's motion drives another's face
-        as_is = self._as_is or strange or estimate is None or (fresh and frame.often and not self._wants_intra)
+        as_is = self._as_is or estimate is None or (fresh and frame.often and not self._wants_intra)
         as_is &= self._avatar is None  # its picture is nobody's present state
         with self._timed("scene"):
-            if estimate is None or self._avatar is not None or fresh or strange:
-                scene = np.zeros((0, 2), np.float32)  # nothing moved since a picture of this very frame, or all did
+            if estimate is None or self._avatar is not None or fresh:
+                scene = np.zeros((0, 2), np.float32)  # nothing moved since a picture of this very frame
             else:
                 scene = self._scene(frame.shot, estimate, key)
         packets = self._motion(frame, scene, key, as_is=as_is)
-        if estimate is not None and self._avatar is None and not strange:
+        if estimate is not None and self._avatar is None:
             self._check(frame, estimate, scene, held, as_is=as_is)
         return self._count(packets)
 
@@ -497,8 +497,7 @@ class Encoder:
 
     def _motion(self, frame: _Taken, scene: Array, key: int, *, as_is: bool) -> list[Packet]:
         """Its motion was found in its own square; what is sent is in the square that the picture was cut from."""
-        pts, seconds = frame.pts, frame.shot.seconds
-        estimate = None if self._pictures.strange_to(frame.shot, key) else frame.estimate
+        estimate, pts, seconds = frame.estimate, frame.pts, frame.shot.seconds
         held, before, period = self._pictures.held[key], self._quantizer.last, self._protection.period
         step = None if self._pts is None else pts - self._pts
         intra = before is None or ((self._wants_intra or seconds - self._intra_at >= period) and not as_is)
