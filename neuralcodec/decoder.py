@@ -224,8 +224,9 @@ class Decoder:
         sent.
         """
         return self._reports.due(
-            seconds, round_trip, self._pictures.ids, lacks=self.wants_reference or self.wants_intra
-        )
+            seconds, round_trip, self._pictures.ids,
+            lacks=self.wants_reference or self.wants_intra, began=self._newest is not None,
+        )  # fmt: skip
 
     def feedback(self, lost: float | None = None) -> Feedback:
         """What to tell the sender when :meth:`wants_feedback`: its ``Encoder.on_feedback`` takes it, as it is or as
@@ -236,11 +237,20 @@ class Decoder:
         """
         if lost is not None and not 0 <= lost <= 1:
             raise ValueError(f"lost is {lost}; expected a share of datagrams, 0 to 1.")
-        if self._sequence is None:
+        newest = self._newest
+        if newest is None:
             return Feedback(need_reference=self.wants_reference, need_intra=self.wants_intra)
         seen = self._losses.share()
         loss, held = min(255, round(256 * (seen if lost is None else lost))), self._pictures.ids
-        return Feedback(self._sequence, loss, held, self.wants_reference, self.wants_intra)
+        return Feedback(newest, loss, held, self.wants_reference, self.wants_intra)
+
+    @property
+    def _newest(self) -> int | None:
+        """Number of the newest frame seen, be it one that still waits for the header."""
+        if self._sequence is not None:
+            return self._sequence
+        early = [packet for packet in self._early if isinstance(packet, Motion)]
+        return (early[-1].sequence + early[-1].frames - 1) % 256 if early else None
 
     @property
     def time_base(self) -> Fraction:

@@ -95,17 +95,19 @@ class LossMeter:
 
 
 class Reports:
-    """When a receiver is to report: at once when something begins to be missing and when a picture comes soon after
-    that, which the sender may have sent again and then waits to hear of; else once a round trip or less often."""
+    """When a receiver is to report: at once when something begins to be missing, when the first frame shows that it
+    will not come by itself, and when a picture comes soon after that, which the sender may have sent again and then
+    waits to hear of; else once a round trip or less often."""
 
     def __init__(self) -> None:
         self._at = self._lacked_at = float("-inf")  # seconds, of the last report, and when something was missing last
-        self._lacked = False
+        self._lacked = self._began = False
         self._held: tuple[int, ...] = ()  # what the last report named
 
-    def due(self, seconds: float, round_trip: float, held: tuple[int, ...], *, lacks: bool) -> bool:
-        """Whether one is, which then counts as sent. held: ids of pictures."""
-        begins, self._lacked = lacks and not self._lacked, lacks
+    def due(self, seconds: float, round_trip: float, held: tuple[int, ...], *, lacks: bool, began: bool = True) -> bool:
+        """Whether one is, which then counts as sent. held: ids of pictures. began: a frame has come."""
+        begins = lacks and not (self._lacked and self._began == began)
+        self._lacked, self._began = lacks, began
         if lacks:
             self._lacked_at = seconds
         came = held != self._held and seconds - self._lacked_at <= RECOVERY_SECONDS

@@ -359,7 +359,11 @@ class PictureSender:
         """A picture that stands on its own, at once: a key that begins a chain, or a still."""
         self.rate.begin_at_once(shot.seconds, self._signature_bytes)
         budget = self.rate.still_bytes if self.held and not self._updates else self.rate.key_bytes
-        packets: list[Packet] = [self.header] if self._repeat_header and self.held and self.header else []
+        packets: list[Packet] = []
+        if self._newest < 0:
+            self._asked_at = float("-inf")  # the first would have been sent unasked
+        elif self._repeat_header and self.header:
+            packets.append(self.header)
         if self._backdrop_due or surroundings:
             backdrop = encode_reference(resize(shot.picture, *shot.tile.shape[:2]), max_bytes=2 * budget)
             packets += self._unprotected(self._parts(backdrop, BACKDROP, shot.square, self.next_id))

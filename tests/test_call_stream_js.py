@@ -116,3 +116,20 @@ def test_a_frozen_packet_that_begins_with_a_frame_sent_before() -> None:
     assert lost[2]["frames"] == whole[2]["frames"][1:]  # the same integers, whichever packet brought them
     assert [len(step["frames"]) for step in late] == [1, 0, 0, 0] and not late[-1]["broken"]
     assert late[1]["broken"] and late[2]["broken"] is False
+
+
+def test_motion_before_the_header_is_told_as_python_tells_it(scene_pack: nc.Pack, scene_tables: dict[str, Any]) -> None:
+    script = """
+        const stream = new MotionStream(given.tables);
+        const early = given.packets.map((data) => data && bitstream.parsePacket(unhex(data)));
+        result = early.map((packet) => bitstream.hex(stream.report([], true, packet)));
+    """
+    got = node(script, {"tables": scene_tables, "packets": [None, *AGAIN]})
+    expected = []
+    for data in [None, *AGAIN]:
+        decoder = nc.Decoder(pack=scene_pack, device="cpu", threads=1)
+        if data is not None:
+            assert decoder.decode(bytes.fromhex(data)) == []
+        expected.append(decoder.feedback())
+    assert [parse_packet(bytes.fromhex(report)) for report in got] == expected
+    assert [report.sequence for report in expected] == [None, 0, 1, 2, 3]

@@ -127,10 +127,11 @@ def test_a_key_that_an_outage_swallowed_is_replaced_at_once(portrait_clip: Clip)
 
 def test_a_late_joiner_is_shown_within_one_request(portrait_clip: Clip) -> None:
     sender, receiver = ends()
-    sent(sender, portrait_clip, range(6))  # until then the first picture might be on its way
+    sent(sender, portrait_clip, range(6))
     assert received(receiver, sent(sender, portrait_clip, range(6, 7))[0]) == []
     feedback = receiver.feedback()
-    assert feedback == Feedback(need_reference=True, need_intra=True) and parse_packet(bytes(feedback)) == feedback
+    assert feedback == Feedback(6, 0, (), need_reference=True, need_intra=True)
+    assert parse_packet(bytes(feedback)) == feedback
     sender.on_feedback(feedback)
     sender.on_feedback(feedback)
     packets = sender.encode(portrait_clip[4], 7)
@@ -139,6 +140,35 @@ def test_a_late_joiner_is_shown_within_one_request(portrait_clip: Clip) -> None:
     assert shown.state is Concealment.RECEIVED and shown.pts == 7
     sender.on_feedback(feedback)  # asked again at once, as somebody might to make us send: not yet
     assert not any(isinstance(p, ReferencePart) for p in sender.encode(portrait_clip[5], 8))
+
+
+def test_who_has_seen_only_the_header_waits_for_the_picture_that_may_be_on_its_way(portrait_clip: Clip) -> None:
+    sender, receiver = ends()
+    packets = sender.encode(portrait_clip[0], 0)
+    received(receiver, [bytes(p) for p in packets if isinstance(p, StreamHeader)])
+    feedback = receiver.feedback()
+    assert feedback == Feedback(need_reference=True, need_intra=True)
+    times = iter(range(1, 9))
+
+    def replaced() -> bool:
+        sender.on_feedback(feedback)
+        return any(isinstance(p, ReferencePart) for p in sender.encode(portrait_clip[0], next(times)))
+
+    assert [replaced() for _ in range(8)] == [False] * 6 + [True, False]
+
+
+def test_a_first_datagram_that_is_lost_is_replaced_as_soon_as_the_second_is_heard_of(portrait_clip: Clip) -> None:
+    sender, receiver = ends()
+    assert receiver.wants_feedback(0.0, 0.08)  # nothing has come: it may not have been sent
+    sender.on_feedback(receiver.feedback())
+    _, second = sent(sender, portrait_clip, range(2))
+    assert received(receiver, second) == [] and receiver.wants_feedback(0.04, 0.08)
+    assert not receiver.wants_feedback(0.08, 0.08)
+    feedback = receiver.feedback()
+    assert feedback == Feedback(1, 0, (), need_reference=True, need_intra=True)
+    sender.on_feedback(feedback)
+    (shown,) = received(receiver, sent(sender, portrait_clip, range(2, 3))[0])
+    assert shown.state is Concealment.RECEIVED and shown.pts == 2
 
 
 def test_reported_loss_turns_protection_on_and_slowly_off() -> None:

@@ -139,7 +139,7 @@ function report() {
   if (missing) lacked = now;
   if (!begins && !(came && now - lacked <= RECOVERY) && now - reported < (missing ? URGENT : REPORT)) return;
   [reported, told] = [now, String(ids)];
-  self.postMessage({ feedback: hex(motion.report(ids, needs)) });
+  self.postMessage({ feedback: hex(motion.report(ids, needs, unopened.findLast(({ kind }) => kind === "motion"))) });
 }
 
 /** The whole picture that a part completes, null until then. */

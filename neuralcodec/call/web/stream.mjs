@@ -116,11 +116,13 @@ export class MotionStream {
     this.began = false;
   }
 
-  /** A feedback packet (3.9): what is missing, what came, and the ids of the pictures held. */
-  report(held, lacks) {
+  /** A feedback packet (3.9): what is missing, what came, and the ids of the pictures held. early: the last packet of
+   * motion that waits for the header. */
+  report(held, lacks, early) {
     const flags = (lacks ? 1 : 0) | (this.broken ? 2 : 0);
-    if (this.sequence === null) return Uint8Array.of(8, flags);
-    return Uint8Array.of(8, flags | 4, this.sequence, Math.min(255, Math.round(256 * this.losses.share())), ...[...held].sort((a, b) => a - b));
+    const newest = this.sequence ?? (early ? round(early.sequence + early.frames - 1) : null);
+    if (newest === null) return Uint8Array.of(8, flags);
+    return Uint8Array.of(8, flags | 4, newest, Math.min(255, Math.round(256 * this.losses.share())), ...[...held].sort((a, b) => a - b));
   }
 
   isAfter(number) {
