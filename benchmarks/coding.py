@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -246,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     result: dict[str, Any] = {"machine": report.machine(), "setting": setting, "rows": {}, "alone": {}}
     if options.json.exists() and not options.fresh:
-        old = json.loads(options.json.read_text("utf-8"))
+        old = report.load(options.json, "setting", "rows", "alone")
         if old["setting"] == setting:
             result = old
     jobs = [(path, target) for path in paths for target in options.targets]

@@ -114,6 +114,19 @@ def save(path: Path, result: Any, *, lines: Sequence[str] = ()) -> None:
     write(path, (text + "\n").encode())
 
 
+def load(path: Path, *keys: str) -> Any:
+    """What a benchmark has written there, with at least these keys; SystemExit with one sentence for another file."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as problem:
+        raise SystemExit(f"{path} cannot be read ({problem.strerror}); give a JSON file.") from None
+    except ValueError:
+        raise SystemExit(f"{path} is not JSON; give a file that one of the benchmarks wrote.") from None
+    if keys and not (isinstance(found, dict) and set(keys) <= set(found)):
+        raise SystemExit(f"{path} lacks {', '.join(keys)}; give a file that this benchmark wrote, or another name.")
+    return found
+
+
 def write(path: Path, data: bytes) -> None:
     """A file in one step, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -798,3 +798,17 @@ def test_coding_measures_anew_what_another_source_or_clip_would_change(
     ):
         change()
         assert coding.main(command) == 0 and len(measured) == times
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("{", "is not JSON"), ("[]", "lacks setting, rows"), ('{"rows": {}}', "lacks setting")]
+)
+def test_coding_leaves_a_file_alone_that_is_no_result_of_it(
+    content: str, words: str, small_run: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "pin", lambda _: None)
+    path = tmp_path / "r.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit, match=rf"^{path} {words}.*; give a file that"):
+        coding.main(["--clips", small_run[0][1], "--json", str(path)])
+    assert path.read_text() == content
