@@ -6,6 +6,7 @@ Exit code 0: done. 1: failed, with one sentence. 2: wrong usage. Knows no codec:
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 INTERRUPTED = "Interrupted: nothing was written."
+UNWRITABLE = errno.ENOSPC, errno.EFBIG, errno.EIO  # what becomes of ``> /dev/full``
 
 
 def program() -> None:
@@ -35,9 +37,13 @@ def program() -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that its encoding lacks must not end a finished job
         sys.stdout.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):  # None where whoever started this has closed it
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # which main has told of
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 
@@ -60,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (Exception, MemoryError) as error:
             if interrupts:
                 return _fail(INTERRUPTED)
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
+                return _fail(f"Cannot write the output: {error.strerror}.")
             if os.environ.get("NEURALCODEC_DEBUG"):
                 raise
             text = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -224,9 +232,7 @@ def _decode(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if stats.clamped:
-        print(
-            f"The view was clamped to the pack's range in {stats.clamped} of {stats.frames} frames.", file=sys.stderr
-        )
+        print(f"The view was clamped to the pack's range in {stats.clamped} of {stats.frames} frames.", file=sys.stderr)
     return 0
 
 

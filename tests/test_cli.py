@@ -426,6 +426,30 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [("info", "a.ncv", "--packets"), ("pack", "list"), ("doctor",)])
+def test_an_output_that_cannot_be_written_is_one_sentence(
+    arguments: tuple[str, ...], unbuffered: str, tmp_path: Path
+) -> None:
+    stream(tmp_path / "a.ncv")
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "neuralcodec", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (1, "neuralcodec: Cannot write the output: No space left on device.\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX file descriptors")
+def test_an_output_that_is_closed_is_none(tmp_path: Path) -> None:
+    path = str(stream(tmp_path / "a.ncv"))
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -m neuralcodec info "$1" >&-', sys.executable, path],
+        stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_as_a_program(tmp_path: Path) -> None:
     done = run("info", str(tmp_path / "none.ncv"))
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
