@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from neuralcodec.encoder import WINDOWS
 from neuralcodec.errors import NeuralCodecError
 from neuralcodec.rate import RateControl
 from neuralcodec.runtime.session import cores
@@ -64,6 +65,18 @@ def rate(text: str) -> float:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return float(text)
+
+
+def window(text: str) -> float:
+    """An option that is a number of seconds in which a call keeps its rate."""
+    least, most = WINDOWS
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not least <= seconds <= most:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected {least:g} to {most:g} seconds")
+    return seconds
 
 
 def machine() -> dict[str, Any]:
