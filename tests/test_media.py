@@ -376,6 +376,26 @@ def test_still_picture_is_a_film_of_one_frame(tmp_path: Path) -> None:
     assert pts == 0 and np.array_equal(image, picture(64, 48))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white_whatever_colour_it_hides(tmp_path: Path, mode: str) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.zeros((48, 64, 4), np.uint8)
+    pixels[:24] = (90, 90, 90, 255)
+    pixels[24:36] = (90, 90, 90, 128)
+    if mode == "P":
+        colours = image.fromarray(pixels[..., 3]).convert("P")
+        colours.putpalette([90] * 768)
+        colours.save(tmp_path / "a.png", transparency=bytes(range(256)))
+    else:
+        image.fromarray(pixels if mode == "RGBA" else pixels[..., [0, 3]], mode).save(tmp_path / "a.png")
+    ((_, found),) = read_frames(tmp_path / "a.png")
+    half = round((90 * 128 + 255 * 127) / 255)
+    assert found.shape == (48, 64, 3)
+    assert [found[y, 5].tolist() for y in (0, 30, 47)] == [[90] * 3, [half] * 3, [255] * 3]
+    with av.open(str(tmp_path / "a.png")) as container:
+        assert np.array_equal(as_picture(next(container.decode(video=0))), found)
+
+
 def test_photographs_of_phones_are_turned_as_they_say(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     exif = image.Exif()
@@ -428,9 +448,7 @@ def test_a_last_frame_that_stays_long_is_no_missing_film(tmp_path: Path) -> None
     assert len(list(reader)) == 4 and reader._announced > 3 and reader.missing_s == 0
 
 
-def test_matroska_says_its_length_in_hours_minutes_and_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_matroska_says_its_length_in_hours_minutes_and_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_film(tmp_path / "a.mkv", [picture(64, 48)], [0], Fraction(1, 1000))
     with VideoReader(tmp_path / "a.mkv") as reader:
         monkeypatch.setattr(reader, "_container", SimpleNamespace(duration=None, close=reader._container.close))
