@@ -42,14 +42,16 @@ X264 = {"crf": "14", "preset": "veryfast"}  # visually lossless next to what the
 
 @contextlib.contextmanager
 def output_path(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; renamed when the block ends well, removed on any exception."""
+    """A temporary name beside ``path`` to write to; renamed when the block ends well, removed on any exception. A link
+    stays one, to the new file."""
     target = Path(path)
     check_output(target, overwrite=overwrite)
+    file = Path(os.path.realpath(target))
     # a name may be of 255 bytes, of which a character takes up to four
-    temporary = target.with_name(f".{target.name[:SHORT]}.{os.getpid()}.{token_hex(4)}.part")
+    temporary = file.with_name(f".{file.name[:SHORT]}.{os.getpid()}.{token_hex(4)}.part")
     try:
         yield temporary
-        os.replace(temporary, target)
+        os.replace(temporary, file)
     except OSError as error:
         if isinstance(error, MediaError):
             raise
@@ -61,12 +63,13 @@ def output_path(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     """Refuse a target that exists (without ``overwrite``), is no plain file, or has no folder."""
     target = Path(path)
+    folder = Path(os.path.realpath(target)).parent
     try:
-        folder, exists, plain = target.parent.is_dir(), target.exists(), target.is_file()
+        there, exists, plain = folder.is_dir(), target.exists(), target.is_file()
     except OSError as error:  # a name that is too long, a folder that may not be looked into
         raise MediaError(f"Cannot write {target}: {reason(error)}.") from error
-    if not folder:
-        raise MediaError(f"Cannot write {target}: the folder {target.parent} does not exist.")
+    if not there:
+        raise MediaError(f"Cannot write {target}: the folder {folder} does not exist.")
     if exists and not plain:
         raise MediaError(f"Cannot write {target}: it is not a plain file.")
     if exists and not overwrite:

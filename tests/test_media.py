@@ -631,6 +631,28 @@ def test_output_path_hides_system_errors_behind_one_sentence(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links are not everybody's there")
+def test_a_link_stays_and_what_it_points_to_is_written(tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    link, file = tmp_path / "here" / "a.mp4", tmp_path / "there" / "b.mp4"
+    link.symlink_to("../there/b.mp4")  # to nothing yet
+    for overwrite in (False, True):
+        with VideoWriter(link, 64, 64, Fraction(1, 25), overwrite=overwrite) as writer:
+            writer.write(picture(64, 64), 0)
+        assert link.is_symlink() and file.is_file() and not file.is_symlink()
+        assert len(list(read_frames(file))) == 1
+        file.write_bytes(b"old")
+    with pytest.raises(MediaError, match=r"a\.mp4 exists already"), output_path(link):
+        raise AssertionError
+    assert file.read_bytes() == b"old" and list((tmp_path / "here").iterdir()) == [link]
+    assert list((tmp_path / "there").iterdir()) == [file]
+    link.unlink()
+    link.symlink_to("../nowhere/b.mp4")
+    with pytest.raises(MediaError, match=r"Cannot write .*here/a\.mp4: the folder .*/nowhere does not exist\.$"):
+        VideoWriter(link, 64, 64, Fraction(1, 25))
+
+
 FULL_DISK = """
 import resource, signal, sys
 from fractions import Fraction
