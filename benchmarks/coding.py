@@ -5,19 +5,18 @@ run that was stopped goes on where it stopped (``--fresh`` begins anew, as do ot
 ``--limit`` takes fewer clips, ``--frames`` fewer frames of each. Streams are files: 8 frames of motion share a packet
 and wait for 12 more, and the rate is kept on average; references and headers are counted.
 
-PSNR and MS-SSIM are measured on every fifth frame. Rate error: of the bytes in any 2 s against the target, in files at
-a constant rate (``encode --constant-rate``), as calls have it. The first picture goes out at once and is then paid off,
-so the first seconds after it take less than the target. All windows count for the excess, from the first byte on; those
-that begin 4 s after the start or later for the shortfall: a head that rests needs less than any target (see the held-
-still figure), and nothing is sent only to fill it. Overhead: bytes of a motion packet's payload beyond the code length
-of its own tables. Held still: one frame repeated for 100.
+PSNR and MS-SSIM are measured on every fifth frame from the third on. Rate error: of the bytes in any 2 s against the
+target, in files at a constant rate (``encode --constant-rate``), as calls have it. The first picture goes out at once
+and is then paid off, so the first seconds after it take less than the target. All windows count for the excess, from
+the first byte on; those that begin 4 s after the start or later for the shortfall: a head that rests needs less than
+any target (see the held-still figure), and nothing is sent only to fill it. Overhead: bytes of a motion packet's
+payload beyond the code length of its own tables. Held still: one frame repeated for 100.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -63,8 +62,7 @@ def measure(clip: clips.Clip, target: float, options: argparse.Namespace) -> dic
         "keypoint_error_px": sent.keypoint_error_px,
         "encode_ms": float(np.mean(sent.encode_ms)),
         "rate_error": rate_errors(steady.bytes_until, target),
-        "psnr": metrics.mean_psnr(clip.frames[::EVERY], sent.frames[::EVERY]),
-        "ms_ssim": metrics.mean_ms_ssim(clip.frames[::EVERY], sent.frames[::EVERY]),
+        **metrics.picture(clip.frames, sent.frames, every=EVERY),
     }
     if target == MOTION_TARGET:
         row |= coder_figures(sent.file, options.pack)
@@ -75,12 +73,11 @@ def measure(clip: clips.Clip, target: float, options: argparse.Namespace) -> dic
 
 def pictures(clip: clips.Clip, options: argparse.Namespace) -> list[list[Any]]:
     """Four frames of a clip: the original, then what each rate shows."""
-    chosen = np.linspace(0, len(clip.frames) - 1, 4).round().astype(int).tolist()
-    columns = [[clip.frames[i] for i in chosen]]
+    every = max(1, len(clip.frames) // 4)
+    columns = [clips.chosen(clip.frames, every)[:4]]
     for target in (2.0, 4.0, 8.0, 16.0):
-        step = max(1, chosen[1])
-        sent = ours.send(clip, kbps=target, pack=options.pack, device=options.device, every=step, **ours.FILE)
-        columns.append([sent.frames[i // step * step] for i in chosen])
+        sent = ours.send(clip, kbps=target, pack=options.pack, device=options.device, every=every, **ours.FILE)
+        columns.append(clips.chosen(sent.frames, every)[:4])
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -246,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     result: dict[str, Any] = {"machine": report.machine(), "setting": setting, "rows": {}, "alone": {}}
     if options.json.exists() and not options.fresh:
-        old = json.loads(options.json.read_text("utf-8"))
+        old = report.load(options.json, "setting", "rows", "alone")
         if old["setting"] == setting:
             result = old
     jobs = [(path, target) for path in paths for target in options.targets]

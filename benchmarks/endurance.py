@@ -85,7 +85,7 @@ class Call:
     def load(cls, tables: MotionTables, saved: dict[str, Any]) -> Call:
         call = cls(tables, saved["seed"])
         call.frame, call.bytes_sent, call.drifted = saved["frame"], saved["bytes_sent"], saved["drifted"]
-        call.values = np.array(saved["values"])
+        call.values = np.array(saved["values"], float).reshape(tables.size)
         call._dice = np.random.default_rng((call.seed, call.frame // 1000 * 1000))
         call._noise = call._dice.normal(0, 1, (1000, tables.size))
         for name, end in (("sender", call.sender), ("receiver", call.receiver)):
@@ -104,9 +104,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
     tables = load_pack(options.pack).tables
-    saved = json.loads(options.state.read_text("utf-8")) if options.state and options.state.exists() else None
-    call = Call.load(tables, saved["call"]) if saved else Call(tables, options.seed)
-    before = saved["minutes"] if saved else 0.0
+    call, before, growth = Call(tables, options.seed), 0.0, 0.0
+    if options.state and options.state.exists():
+        saved = report.load(options.state, "call", "minutes", "growth_mb")
+        try:
+            call, before, growth = Call.load(tables, saved["call"]), float(saved["minutes"]), float(saved["growth_mb"])
+        except (LookupError, TypeError, ValueError):
+            raise SystemExit(f"{options.state} holds no call of this pack; give another name with --state.") from None
     begin, levels = time.monotonic(), [resident_mb()]
     minutes = before
     try:
@@ -120,7 +124,7 @@ def main() -> int:
     except KeyboardInterrupt:
         pass
     print(file=sys.stderr)
-    growth = max(saved["growth_mb"] if saved else 0.0, levels[-1] - levels[min(2, len(levels) - 1)])
+    growth = max(growth, levels[-1] - levels[min(2, len(levels) - 1)])
     result = {
         "frames": call.frame, "drifted": call.drifted, "bytes_a_frame": call.bytes_sent / max(1, call.frame),
         "minutes": minutes, "growth_mb": growth, "seed": call.seed,

@@ -20,7 +20,6 @@ renderer was trained with a loss on its features.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -379,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {}
     runs: dict[str, Any] = {}
     if options.json is not None and options.json.is_file() and set(options.parts) != set(PARTS):
-        old = json.loads(options.json.read_text("utf-8"))
+        old = report.load(options.json, "figures", "runs")
         found, runs = old["figures"], old["runs"]
     hashes = {clip.name: clip.sha256 for clip in footage}
     run = {"machine": machine, "pack": pack.id.hex(), "clips": hashes, "frames": options.frames}

@@ -12,7 +12,6 @@ interval in twenty misses by chance.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ class Labels:
 
 def labels(path: Path = LABELS) -> Labels:
     """Read a file of labels; SystemExit with one sentence when it is none."""
-    found = _json(path)
+    found = report.load(path)
     try:
         unknown = {label for given in found["clips"].values() for label in given} - set(found["labels"])
         result = Labels(found["labels"], found["clips"], found["hands"])
@@ -149,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--labels", type=Path, default=LABELS, help=f"default {LABELS.name} beside this program")
     parser.add_argument("--clips", type=Path, help="folder of the clips: turns and skin, where the record lacks them")
     options = parser.parse_args(arguments)
-    record, given = _json(options.record), labels(options.labels)
+    record, given = report.load(options.record), labels(options.labels)
     results = record.get("clips") if isinstance(record, dict) else None
     if not results or not all(isinstance(r, dict) and {"clip", "sha256", "psnr", "ms_ssim"} <= set(r) for r in results):
         raise SystemExit(f"{options.record} is no record of benchmarks.validation: write one with its option --json.")
@@ -162,15 +161,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\nNot in {options.labels.name}, so in no labelled group: {', '.join(unlabelled)}.")
     if unseen := [r["clip"] for r in results if "look" not in r]:
         print(f"\nNot known how {len(unseen)} clips look (turns, skin): give --clips, or measure them again.")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as problem:
-        raise SystemExit(f"{path} cannot be read ({problem.strerror}); give a JSON file.") from None
-    except ValueError:
-        raise SystemExit(f"{path} is not JSON; give a file that one of the benchmarks wrote.") from None
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks import clips, codecs, peers, report
-from neuralcodec.errors import NeuralCodecError
 from neuralcodec.runtime.session import present_devices
 
 WARM_UP = 10  # frames left out at the start of each run
@@ -104,10 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--peer-frames", type=report.count, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    try:
-        receivers = [peers.load_peer(folder) for folder in options.peer]
-    except NeuralCodecError as error:
-        raise SystemExit(f"benchmarks.latency: {error}") from error
+    receivers = [peers.load_peer(folder) for folder in options.peer]
     report.pin(options.cores)
     machine = report.machine()
     if options.clips is None:
@@ -118,15 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         frames = clips.read(options.clips, limit=options.frames).frames
     if len(frames) <= WARM_UP + 1:
         parser.error(f"{len(frames)} frames are too few: {WARM_UP} warm up, and one more is left out at the end")
-    try:
-        mine, batched = {}, {}
-        for device in options.device or present_devices():
-            here = {"pack": options.pack, "device": device, "threads": options.cores}
-            mine[device] = summary(ours(frames, kbps=options.kbps, **here))
-            times = batches(frames, sizes=options.batches, **here) if options.batches else {}
-            batched[device] = summary({f"render, batch {size}": times[size] for size in options.batches})
-    except NeuralCodecError as error:
-        raise SystemExit(f"benchmarks.latency: {error}") from error
+    mine, batched = {}, {}
+    for device in options.device or present_devices():
+        here = {"pack": options.pack, "device": device, "threads": options.cores}
+        mine[device] = summary(ours(frames, kbps=options.kbps, **here))
+        times = batches(frames, sizes=options.batches, **here) if options.batches else {}
+        batched[device] = summary({f"render, batch {size}": times[size] for size in options.batches})
     theirs = summary(peer(frames))
     others = {r.name: summary({"render": peers.time_peer(r, options.peer_frames, options.cores)}) for r in receivers}
     ratios = {

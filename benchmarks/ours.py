@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.clips import FPS, Clip
+from benchmarks.clips import FPS, Clip, looked_at
 
 if TYPE_CHECKING:
     from neuralcodec import DecodedFrame, MotionParams
@@ -73,11 +73,11 @@ class Sent:
 def send(
     clip: Clip, *, kbps: float, pack: str | None, device: str, threads: int | None = None,
     every: int = 1, film: bool = False, **options: Any
-) -> Sent:
+) -> Sent:  # fmt: skip
     """Encode every frame, write the file, decode the file packet by packet. options: further ones of the Encoder.
 
     film: the encoder may look at all frames before it begins, and keeps the rate on average over them.
-    every: show every so many frames only (and repeat them), where speed and the frames between do not matter.
+    every: show only the frames that are `looked_at` (and repeat them), where speed and the others do not matter.
     """
     import neuralcodec
     from neuralcodec.container import ContainerWriter
@@ -154,21 +154,22 @@ class Shown:
 def decode(
     file: bytes, clip: Clip, *, pack: str | None, device: str, threads: int | None = None, every: int = 1
 ) -> Shown:
-    """Decode a file packet by packet; one frame per frame of ``clip``, of which every so many are made."""
+    """Decode a file packet by packet; one frame per frame of ``clip``, of which those that are `looked_at` are made."""
     import neuralcodec
     from neuralcodec.container import ContainerReader
 
     decoder = neuralcodec.Decoder(pack=pack, device=device, threads=threads)
+    wanted = looked_at(len(clip.frames), every)
     shown: dict[int, DecodedFrame] = {}
     decode_ms: list[float] = []
     for packet in ContainerReader(io.BytesIO(file)):
         data = bytes(packet)
         start = time.perf_counter()
-        frames = decoder.decode(data, wanted=lambda pts: pts % every == 0)
+        frames = decoder.decode(data, wanted=wanted.__contains__)
         decode_ms.append((time.perf_counter() - start) * 1000)
         shown.update((frame.pts, frame) for frame in frames)
     return Shown(
-        frames=_filled({pts: frame.image for pts, frame in shown.items() if pts % every == 0}, clip),
+        frames=_filled({pts: frame.image for pts, frame in shown.items() if pts in wanted}, clip),
         motions=[frame.motion for frame in shown.values()],
         missing=sum(pts not in shown for pts in range(len(clip.frames))),
         decode_ms=tuple(decode_ms),

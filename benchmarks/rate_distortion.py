@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=("ours", "baselines"), help="measure these; take the others from the cache")
     parser.add_argument("--codecs", nargs="+", choices=tuple(codecs.CODECS), help="default: all that can run here")
     parser.add_argument("--kbps", nargs="+", type=report.rate, default=OUR_TARGETS, help="our targets (default 2 4 8)")
-    parser.add_argument("--window", type=float, help="seconds in which our calls keep their rate (default 2)")
+    parser.add_argument("--window", type=report.window, help="seconds in which our calls keep their rate (default 2)")
     parser.add_argument("--pack", nargs="+", help="model packs; the first is ours (default: the bundled one)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--test", default=OURS, help="put this codec in our place: x264-call must come out at 1.00")

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from neuralcodec.encoder import WINDOWS
 from neuralcodec.errors import NeuralCodecError
 from neuralcodec.rate import RateControl
 from neuralcodec.runtime.session import cores
@@ -64,6 +65,18 @@ def rate(text: str) -> float:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return float(text)
+
+
+def window(text: str) -> float:
+    """An option that is a number of seconds in which a call keeps its rate."""
+    least, most = WINDOWS
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not least <= seconds <= most:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected {least:g} to {most:g} seconds")
+    return seconds
 
 
 def machine() -> dict[str, Any]:
@@ -112,6 +125,19 @@ def save(path: Path, result: Any, *, lines: Sequence[str] = ()) -> None:
         items = ",\n  ".join(json.dumps(_rounded(item), allow_nan=False, default=plain) for item in result[key])
         text = f'{text[:-2]},\n "{key}": [\n  {items}\n ]\n}}'
     write(path, (text + "\n").encode())
+
+
+def load(path: Path, *keys: str) -> Any:
+    """What a benchmark has written there, with at least these keys; SystemExit with one sentence for another file."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as problem:
+        raise SystemExit(f"{path} cannot be read ({problem.strerror}); give a JSON file.") from None
+    except ValueError:
+        raise SystemExit(f"{path} is not JSON; give a file that one of the benchmarks wrote.") from None
+    if keys and not (isinstance(found, dict) and set(keys) <= set(found)):
+        raise SystemExit(f"{path} lacks {', '.join(keys)}; give a file that this benchmark wrote, or another name.")
+    return found
 
 
 def write(path: Path, data: bytes) -> None:

@@ -32,6 +32,7 @@ from benchmarks import clips, faces, groups, metrics, ours, regions, report
 from neuralcodec.errors import NeuralCodecError
 from neuralcodec.face import resize
 from neuralcodec.quality import psnr
+from neuralcodec.rate import WINDOW_SECONDS
 
 IDENTITY_EVERY = clips.FPS  # frames
 ROWS = 4  # frames of a contact sheet, evenly spaced, the last one included
@@ -377,7 +378,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--call", action="store_true", help="no frame waits for another; default: as files are made")
     way.add_argument("--constant-rate", action="store_true", help="files that keep the rate in any two seconds")
-    parser.add_argument("--window", type=float, default=2.0, help="with --call: seconds that keep the rate (default 2)")
+    parser.add_argument(
+        "--window", type=report.window, default=WINDOW_SECONDS,
+        help="with --call: seconds that keep the rate (default %(default)g)",
+    )  # fmt: skip
     parser.add_argument("--render-only", action="store_true", help="no bits: uncoded reference, unquantized motion")
     parser.add_argument("--shrunk", type=float, metavar="N", help="no codec: the originals N times smaller and back")
     parser.add_argument("--landmarks", type=Path, metavar="WEIGHTS", help="3DDFA_V2 mb05 network: adds head turns")

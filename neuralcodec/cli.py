@@ -6,6 +6,7 @@ Exit code 0: done. 1: failed, with one sentence. 2: wrong usage. Knows no codec:
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 INTERRUPTED = "Interrupted: nothing was written."
+UNWRITABLE = errno.ENOSPC, errno.EFBIG, errno.EIO  # what becomes of ``> /dev/full``
 
 
 def program() -> None:
@@ -35,9 +37,13 @@ def program() -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that its encoding lacks must not end a finished job
         sys.stdout.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):  # None where whoever started this has closed it
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # which main has told of
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 
@@ -60,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (Exception, MemoryError) as error:
             if interrupts:
                 return _fail(INTERRUPTED)
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
+                return _fail(f"Cannot write the output: {error.strerror}.")
             if os.environ.get("NEURALCODEC_DEBUG"):
                 raise
             text = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -79,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--constant-rate", action="store_true", help="keep it in any two seconds, not on average over the film"
     )
+    _add_window(command, "with --constant-rate or --avatar: seconds in place of these two")
     command.add_argument(
         "--crop", type=_crop, default="auto", metavar="auto|none|x,y,side",
         help="follow the face (default), code the whole frame, or a fixed square in pixels",
@@ -145,6 +154,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     command.add_argument("--port", type=_port, default=8475, help="0 takes any free one (default: %(default)s)")
     command.add_argument("--kbps", type=_call_kbps, default=8.0, help="target rate, headers included (default: 8)")
+    _add_window(command, "seconds in which the rate is kept")
     command.add_argument("--sessions", type=_count, default=4, metavar="N", help="calls at a time (default: 4)")
     command.add_argument(
         "--ort", metavar="DIR", help="onnxruntime-web's dist folder: the page can then decode by itself"
@@ -158,18 +168,21 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _encode(options: argparse.Namespace) -> int:
+    from .rate import WINDOW_SECONDS
     from .video import encode_file
 
     try:
         avatar = _avatar(options)
     except ValueError as error:
         return _fail(str(error))
+    if options.window and not (options.constant_rate or avatar):
+        return _fail("--window goes with --constant-rate or --avatar: else the rate is kept on average over the film.")
     with _progress("Encoding") as progress:
         stats = encode_file(
             options.input, options.output, target_kbps=options.kbps, pack=options.pack, device=options.device,
             crop=options.crop, full_frame=options.full_frame, avatar=avatar, threads=options.threads,
             signing_key=options.sign, constant_rate=options.constant_rate,
-            overwrite=options.force, progress=progress,
+            window=options.window or WINDOW_SECONDS, overwrite=options.force, progress=progress,
         )  # fmt: skip
     print(_summary(options.output, stats))
     if stats.face_lost:
@@ -224,9 +237,7 @@ def _decode(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if stats.clamped:
-        print(
-            f"The view was clamped to the pack's range in {stats.clamped} of {stats.frames} frames.", file=sys.stderr
-        )
+        print(f"The view was clamped to the pack's range in {stats.clamped} of {stats.frames} frames.", file=sys.stderr)
     return 0
 
 
@@ -322,6 +333,7 @@ def _call(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from .call.server import ServerOptions, serve
+    from .rate import WINDOW_SECONDS
 
     def ready(address: str) -> None:
         print(f"Open {address} in a browser; Ctrl-C ends.", flush=True)
@@ -331,7 +343,7 @@ def _call(options: argparse.Namespace) -> int:
     serve(
         ServerOptions(
             options.host, options.port, options.kbps, options.sessions, options.pack, options.device, options.threads,
-            Path(options.ort) if options.ort else None,
+            Path(options.ort) if options.ort else None, options.window or WINDOW_SECONDS,
         ),
         ready,
     )  # fmt: skip
@@ -366,6 +378,11 @@ def _add_runtime(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=_threads, help="CPU threads for the networks (default: one a core)")
 
 
+def _add_window(command: argparse.ArgumentParser, text: str) -> None:
+    trade = "in longer ones a movement gets what a rest has left, and the link must let as much pass at once"
+    command.add_argument("--window", type=_window, metavar="SECONDS", help=f"{text} (default: 2); {trade}")
+
+
 def _add_force(command: argparse.ArgumentParser) -> None:
     command.add_argument("-f", "--force", action="store_true", help="replace the output if it exists")
 
@@ -398,6 +415,10 @@ def _burst(text: str) -> float:
 
 def _seconds(text: str) -> float:
     return _number(text, 0.04, 600, "a length in seconds")
+
+
+def _window(text: str) -> float:
+    return _number(text, 1, 60, "a length in seconds")
 
 
 def _whole(text: str, low: int, high: int, what: str) -> int:

@@ -338,7 +338,8 @@ class Encoder:
             self._wants_intra = True
         if packet.sequence is not None:
             newest = self._coded - 1 - (self._sequence - 1 - packet.sequence) % 256
-            if newest >= self._reported:  # else a later report came first, and has told of this loss
+            # else no such frame was sent, or a later report came first and has told of this loss
+            if newest >= max(0, self._reported):
                 self._loss = max(self._expected_loss, believed(self._loss, packet.lost / 256, newest - self._reported))
                 self._reported = newest
             self._heard_at = self._now
@@ -445,9 +446,7 @@ class Encoder:
         if self._avatar is not None and self._pictures.keeps:
             packets = self._pictures.refine(shot, self._now, self._sequence)
         else:
-            packets = self._pictures.refresh(
-                shot, self._now, self._sequence, as_is=self._as_is, moved=self._moved
-            )
+            packets = self._pictures.refresh(shot, self._now, self._sequence, as_is=self._as_is, moved=self._moved)
         self._wants_intra |= self._pictures.began
         if packets and self._named not in self._pictures.held:  # by frames that wait for others to share a packet
             packets = [*self._aggregator.close(self._protection.again), *packets]

@@ -42,14 +42,16 @@ X264 = {"crf": "14", "preset": "veryfast"}  # visually lossless next to what the
 
 @contextlib.contextmanager
 def output_path(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; renamed when the block ends well, removed on any exception."""
+    """A temporary name beside ``path`` to write to; renamed when the block ends well, removed on any exception. A link
+    stays one, to the new file."""
     target = Path(path)
     check_output(target, overwrite=overwrite)
+    file = Path(os.path.realpath(target))
     # a name may be of 255 bytes, of which a character takes up to four
-    temporary = target.with_name(f".{target.name[:SHORT]}.{os.getpid()}.{token_hex(4)}.part")
+    temporary = file.with_name(f".{file.name[:SHORT]}.{os.getpid()}.{token_hex(4)}.part")
     try:
         yield temporary
-        os.replace(temporary, target)
+        os.replace(temporary, file)
     except OSError as error:
         if isinstance(error, MediaError):
             raise
@@ -61,12 +63,13 @@ def output_path(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     """Refuse a target that exists (without ``overwrite``), is no plain file, or has no folder."""
     target = Path(path)
+    folder = Path(os.path.realpath(target)).parent
     try:
-        folder, exists, plain = target.parent.is_dir(), target.exists(), target.is_file()
+        there, exists, plain = folder.is_dir(), target.exists(), target.is_file()
     except OSError as error:  # a name that is too long, a folder that may not be looked into
         raise MediaError(f"Cannot write {target}: {reason(error)}.") from error
-    if not folder:
-        raise MediaError(f"Cannot write {target}: the folder {target.parent} does not exist.")
+    if not there:
+        raise MediaError(f"Cannot write {target}: the folder {folder} does not exist.")
     if exists and not plain:
         raise MediaError(f"Cannot write {target}: it is not a plain file.")
     if exists and not overwrite:
@@ -97,10 +100,10 @@ def read_frames(path: str | Path) -> Iterator[tuple[int, Array]]:
 class VideoReader:
     """Iterates (pts, uint8 RGB (H, W, 3)) of the first video stream of a file, one frame in memory at a time.
 
-    Rotation and mirror metadata are honoured, pixels are made square, interlaced frames whole, and HDR (PQ, HLG)
-    BT.709. Every picture has the size of the first. pts rise strictly: where a file's own begin anew, they go on a
-    frame after the last. Where a constant rate was rounded to a coarse clock (30 fps in Matroska's milliseconds), they
-    count frames of that rate.
+    Rotation and mirror metadata are honoured, pixels are made square, interlaced frames whole, HDR (PQ, HLG) BT.709,
+    and what is transparent white. Every picture has the size of the first. pts rise strictly: where a file's own begin
+    anew, they go on a frame after the last. Where a constant rate was rounded to a coarse clock (30 fps in Matroska's
+    milliseconds), they count frames of that rate.
     ``time_base`` is seconds per pts unit, ``frame_duration`` the most common step between frames in those units,
     ``frames`` the count the file announces or 0, ``announced_s`` its seconds or 0, ``gray`` whether it has no colour,
     ``damaged`` how many pieces are not whole: shown as far as they can be, or left out.
@@ -246,14 +249,15 @@ class VideoReader:
         matrix = "ITU709" if untagged and frame.height >= HD_HEIGHT else None
         size = (self.width, self.height) if _turns(frame) % 2 == 0 else (self.height, self.width)
         width, height = size if self.width else (self._square_width(frame), frame.height)
+        kind = _rgb(frame)
         if int(frame.color_trc) in HDR_CURVES:
             # to BT.709, bright parts pressed together; one converter for all frames, as its tables take seconds
             frame = self._tones.reformat(
-                frame, width, height, "rgb24", interpolation="BICUBIC", dst_color_trc=1, dst_color_primaries=1
+                frame, width, height, kind, interpolation="BICUBIC", dst_color_trc=1, dst_color_primaries=1
             )
         else:
-            frame = frame.reformat(width, height, "rgb24", src_colorspace=matrix, interpolation="BICUBIC")
-        image = upright(frame, frame.to_ndarray())
+            frame = frame.reformat(width, height, kind, src_colorspace=matrix, interpolation="BICUBIC")
+        image = _on_white(upright(frame, frame.to_ndarray()))
         self.height, self.width = image.shape[:2]
         return image
 
@@ -400,7 +404,7 @@ def _filtered(graph: av.filter.Graph, frame: av.VideoFrame | None) -> Iterator[a
 def as_picture(image: Any) -> Array:
     """uint8 RGB (H, W, 3) from an array, or from an av.VideoFrame, which says how it is to be turned and mirrored."""
     framed = isinstance(image, av.VideoFrame)
-    picture = upright(image, image.to_ndarray(format="rgb24")) if framed else np.asarray(image)
+    picture = _on_white(upright(image, image.to_ndarray(format=_rgb(image)))) if framed else np.asarray(image)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
         raise ValueError(
             f"A frame is a uint8 RGB (H, W, 3) array or an av.VideoFrame; found {picture.dtype} {picture.shape}."
@@ -413,6 +417,19 @@ def as_picture(image: Any) -> Array:
 def upright(frame: av.VideoFrame, image: Array) -> Array:
     """The picture (H, W, C) of a frame, turned and mirrored as the frame says that it is to be shown."""
     return np.ascontiguousarray(np.rot90(image[::-1] if _mirrored(frame) else image, _turns(frame)))
+
+
+def _rgb(frame: av.VideoFrame) -> str:
+    """The format in which nothing of it is lost that is seen."""
+    return "rgba" if frame.format.has_palette or any(part.is_alpha for part in frame.format.components) else "rgb24"
+
+
+def _on_white(image: Array) -> Array:
+    """uint8 RGB of the same or of RGBA: under what is transparent, files hold any colour or none."""
+    if image.shape[2] == 3:
+        return image
+    opaque = image[..., 3:].astype(np.uint16)
+    return ((image[..., :3] * opaque + 255 * (255 - opaque) + 127) // 255).astype(np.uint8)
 
 
 def _usual_step(stamps: Sequence[int]) -> int:

@@ -39,6 +39,7 @@ from .packet import (
     StreamHeader,
     Update,
 )
+from .rate import WINDOW_SECONDS
 from .reference import BACKDROP
 
 # Of a file, for which nobody waits: frames that share a packet save up to 3 bytes each, and frames that wait for the
@@ -98,12 +99,14 @@ def encode_file(
     frames_per_packet: int = FRAMES_PER_PACKET,
     lookahead: int = LOOKAHEAD,
     constant_rate: bool = False,
+    window: float = WINDOW_SECONDS,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FileStats:
     """Code the film ``src`` as the .ncv file ``dst``; see :class:`Encoder` for the options.
 
     The target is kept on average over the film; constant_rate: in any two seconds, as in a call and for an avatar.
+    window: seconds in place of these two, 1 to 60. A wrong option: ValueError.
     """
     started = perf_counter()
     check_output(dst, overwrite=overwrite)
@@ -124,7 +127,7 @@ def encode_file(
             target_kbps, pack=pack, device=device, crop=crop, time_base=reader.time_base,
             frame_duration=reader.frame_duration, full_frame=full_frame, gray=reader.gray and avatar is None,
             avatar=avatar, threads=threads, repeat_header=False, signing_key=signing_key,
-            frames_per_packet=frames_per_packet, lookahead=lookahead, film=film,
+            frames_per_packet=frames_per_packet, lookahead=lookahead, film=film, window=window,
         )  # fmt: skip
         with output_path(dst, overwrite=overwrite) as temporary:
             with open(temporary, "wb") as file:

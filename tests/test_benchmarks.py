@@ -43,6 +43,7 @@ from benchmarks import (
 )
 from benchmarks.cache import Cache
 from benchmarks.curves import Point
+from neuralcodec import Decoder
 from neuralcodec.errors import NoFaceError
 from neuralcodec.video import FRAMES_PER_PACKET, LOOKAHEAD
 
@@ -508,6 +509,7 @@ def test_a_folder_without_films_is_one_sentence(tmp_path: Path) -> None:
         (validation, ("--kbps", "0")), (validation, ("--cores", "0")), (coding, ("--limit", "0")),
         (coding, ("--targets", "nan")), (rate_distortion, ("--kbps", "-1")), (rate_distortion, ("--jobs", "0")),
         (loss, ("--limit", "0")), (latency, ("--frames", "0")), (fuzz, ("--packets", "few")),
+        (validation, ("--window", "0.5")), (rate_distortion, ("--window", "nan")),
     ],
 )  # fmt: skip
 def test_options_of_no_measurement_are_one_sentence(
@@ -777,6 +779,32 @@ def test_the_first_picture_counts_for_the_excess_and_its_paying_off_not_for_the_
     assert coding.rate_errors(list(np.cumsum(frames[:100])), 4.0) is None
 
 
+def test_coding_looks_at_the_frames_that_the_others_do(
+    portrait_clip: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, sent, send = clips.from_frames("portrait", portrait_clip[:8]), [], ours.send
+
+    def kept(*clip: Any, **options: Any) -> Any:
+        sent.append(send(*clip, **options, preset=13))
+        return sent[-1]
+
+    def seen(file: int, at: Sequence[int]) -> list[Any]:
+        decoder = Decoder(device="cpu", threads=1)
+        frames = [frame for data in sent[file].packets for frame in decoder.decode(data, wanted=at.__contains__)]
+        return [frames[index].image for index in at]
+
+    monkeypatch.setattr(ours, "send", kept)
+    options = Namespace(pack=None, device="cpu", cores=1, pictures=None)
+    row = coding.measure(clip, 4.5, options)
+    expected = metrics.picture([clip.frames[2], clip.frames[7]], seen(0, (2, 7)))
+    assert (row["psnr"], row["ms_ssim"]) == (expected["psnr"], expected["ms_ssim"])
+    sent.clear()
+    quarters = (1, 3, 5, 7)
+    columns = [list(column) for column in zip(*coding.pictures(clip, options), strict=True)]
+    assert len(columns) == 5 and np.array_equal(columns[0], [clip.frames[i] for i in quarters])
+    assert np.array_equal(columns[4], seen(3, quarters))
+
+
 def test_coding_measures_anew_what_another_source_or_clip_would_change(
     small_run: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -798,3 +826,17 @@ def test_coding_measures_anew_what_another_source_or_clip_would_change(
     ):
         change()
         assert coding.main(command) == 0 and len(measured) == times
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("{", "is not JSON"), ("[]", "lacks setting, rows"), ('{"rows": {}}', "lacks setting")]
+)
+def test_coding_leaves_a_file_alone_that_is_no_result_of_it(
+    content: str, words: str, small_run: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "pin", lambda _: None)
+    path = tmp_path / "r.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit, match=rf"^{path} {words}.*; give a file that"):
+        coding.main(["--clips", small_run[0][1], "--json", str(path)])
+    assert path.read_text() == content

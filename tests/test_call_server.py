@@ -43,8 +43,11 @@ from neuralcodec.call.pipeline import Pipeline
 from neuralcodec.call.prompt import hurry
 from neuralcodec.call.server import HEADERS, MARK_ROWS, OFFER_MAX, CallServer, ServerOptions, Session
 from neuralcodec.cli import main
+from neuralcodec.errors import MediaError
 from neuralcodec.motion import Array
+from neuralcodec.pack import load_pack
 from neuralcodec.quality import psnr
+from neuralcodec.rate import WINDOW_SECONDS
 from neuralcodec.runtime.dequantize import is_quantized
 
 PATIENCE = 180  # seconds, for what takes a few on a free machine
@@ -257,6 +260,32 @@ def test_a_codec_that_starts_slowly_does_not_use_up_the_time_to_connect(
     asyncio.run(call())
 
 
+def test_the_window_of_the_command_reaches_the_encoder(
+    portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def noted(*_: Any, **options: Any) -> Pipeline:
+        given.update(options)
+        raise MediaError("That is enough.")
+
+    async def call(options: ServerOptions) -> None:
+        async with Served(window=options.window) as served:
+            peer = Peer(served, portrait_clip)
+            await peer.offer()
+            await peer.peer.close()
+
+    told: list[ServerOptions] = []
+    monkeypatch.setattr("neuralcodec.call.server.serve", lambda options, _: told.append(options))
+    monkeypatch.setattr("neuralcodec.call.server.Pipeline", noted)
+    assert main(["call"]) == main(["call", "--window", "6.5"]) == 0
+    for options, window in zip(told, (WINDOW_SECONDS, 6.5), strict=True):
+        asyncio.run(call(options))
+        assert given["window"] == options.window == window
+    with pytest.raises(ValueError, match="window is 0.5"):
+        Pipeline(load_pack(), show=lambda _: None, device="cpu", threads=1, window=0.5)
+
+
 def test_only_our_page_may_start_a_call() -> None:
     async def call() -> None:
         async with Served() as served:
@@ -385,9 +414,7 @@ def test_onnxruntime_web_is_served_from_its_folder_only(tmp_path: Path) -> None:
     asyncio.run(call())
 
 
-def test_a_taken_port_and_a_wrong_folder_are_one_sentence(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_taken_port_and_a_wrong_folder_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     async def occupied() -> tuple[int, str]:
         async with Served() as served:
             port = served.origin.rsplit(":", 1)[1]

@@ -18,11 +18,13 @@ import pytest
 from neuralcodec import __version__
 from neuralcodec.cli import main, make_parser
 from neuralcodec.container import ContainerWriter
+from neuralcodec.encoder import WINDOWS
 from neuralcodec.errors import MediaError
 from neuralcodec.media import VideoReader, VideoWriter
 from neuralcodec.motion import View
 from neuralcodec.pack import load_pack
 from neuralcodec.packet import End, Motion, StreamHeader
+from neuralcodec.rate import WINDOW_SECONDS
 from neuralcodec.video import FileStats
 
 ROOT = Path(__file__).parents[1]
@@ -184,6 +186,8 @@ def test_no_face_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ["decode", "a.ncv", "a.mp4", "--loss", "100%"],
         ["decode", "a.ncv", "a.mp4", "--burst", "0.5"],
         ["encode", "a.mp4", "a.ncv", "--kbps", "0.4"],
+        ["encode", "a.mp4", "a.ncv", "--constant-rate", "--window", "0.9"],
+        ["call", "--window", "61"],
         ["pack"],
         ["demo", "--seconds", "-1"],
     ],
@@ -265,13 +269,14 @@ def test_every_flag_of_encode_reaches_the_library(monkeypatch: pytest.MonkeyPatc
     plain = {
         "src": "in", "dst": "out", "target_kbps": 4.0, "pack": None, "device": "auto", "crop": "auto", "avatar": None,
         "full_frame": False, "threads": None, "signing_key": None, "overwrite": False,
-        "constant_rate": False,
+        "constant_rate": False, "window": WINDOW_SECONDS,
     }  # fmt: skip
     assert told(monkeypatch, "encode_file", ["encode", "in", "out"]) == plain
     flags = "--constant-rate --kbps 6 --pack p --device cpu --crop 1,2,300 --full-frame --threads 2 --sign key -f"
-    assert told(monkeypatch, "encode_file", ["encode", "in", "out", *flags.split()]) == {
+    assert told(monkeypatch, "encode_file", ["encode", "in", "out", *flags.split(), "--window", "6.5"]) == {
         "src": "in", "dst": "out", "target_kbps": 6.0, "pack": "p", "device": "cpu", "crop": "1,2,300", "avatar": None,
         "full_frame": True, "threads": 2, "signing_key": "key", "overwrite": True, "constant_rate": True,
+        "window": 6.5,
     }  # fmt: skip
     with VideoWriter(tmp_path / "a.mp4", 64, 48, Fraction(1, 25)) as writer:
         writer.write(np.full((48, 64, 3), 90, np.uint8), 0)
@@ -279,7 +284,15 @@ def test_every_flag_of_encode_reaches_the_library(monkeypatch: pytest.MonkeyPatc
     for further, transfer in (([], "relative"), (["--transfer", "absolute"], "absolute")):
         avatar = told(monkeypatch, "encode_file", ["encode", "in", "out", *flags, *further])["avatar"]
         assert (avatar.picture.shape, avatar.consent, avatar.transfer) == ((48, 64, 3), "she said yes", transfer)
+    assert told(monkeypatch, "encode_file", ["encode", "in", "out", *flags, "--window", "6"])["window"] == 6
     assert main(["encode", "in", "out", *flags, "--full-frame"]) == 1
+
+
+def test_a_window_goes_with_a_constant_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "in.mp4", "a.ncv", "--window", "2"]) == 1
+    assert failed_with_one_sentence(capsys, "--window goes with --constant-rate or --avatar")
+    for command in (["encode", "in", "out"], ["call"]):
+        assert [make_parser().parse_args([*command, "--window", str(most)]).window for most in WINDOWS] == [*WINDOWS]
 
 
 def test_every_flag_of_decode_reaches_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,6 +437,30 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [("info", "a.ncv", "--packets"), ("pack", "list"), ("doctor",)])
+def test_an_output_that_cannot_be_written_is_one_sentence(
+    arguments: tuple[str, ...], unbuffered: str, tmp_path: Path
+) -> None:
+    stream(tmp_path / "a.ncv")
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "neuralcodec", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (1, "neuralcodec: Cannot write the output: No space left on device.\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX file descriptors")
+def test_an_output_that_is_closed_is_none(tmp_path: Path) -> None:
+    path = str(stream(tmp_path / "a.ncv"))
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -m neuralcodec info "$1" >&-', sys.executable, path],
+        stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_as_a_program(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from neuralcodec.fragments import PART_BYTES
 from neuralcodec.gaze import EYES
 from neuralcodec.inference import Inference, MotionEstimate
 from neuralcodec.motion import Array
-from neuralcodec.packet import End, Motion, Parity, ReferencePart, StreamHeader, Update, parse_packet
+from neuralcodec.packet import End, Feedback, Motion, Parity, ReferencePart, StreamHeader, Update, parse_packet
 from neuralcodec.quality import psnr
 from neuralcodec.rate import PART_HEADER, QUALITIES, RateControl
 from neuralcodec.reference import BACKDROP, PICTURE
@@ -154,6 +154,24 @@ def test_time_must_rise(portrait_clip: list[np.ndarray]) -> None:
     encoder.encode(portrait_clip[0], 5)
     with pytest.raises(ValueError, match="pts 5 does not follow 5"):
         encoder.encode(portrait_clip[1], 5)
+
+
+def test_reports_from_before_the_first_frame_change_nothing(portrait_clip: list[np.ndarray]) -> None:
+    """Those of a receiver that has followed another stream, say; times below zero are as good as others."""
+    reports = [
+        Feedback(None, need_reference=True, need_intra=True),
+        *(Feedback(sequence, 200, held, need_reference=True) for sequence in (0, 255) for held in ((), (0, 7))),
+    ]
+    streams = []
+    for given in ([], reports, [bytes(report) for report in reports]):
+        encoder = nc.Encoder(device="cpu", threads=1, preset=13)
+        for report in given:
+            encoder.on_feedback(report)
+        packets = [p for pts, image in enumerate(portrait_clip[:4], -2) for p in encoder.encode(image, pts)]
+        streams.append([bytes(packet) for packet in packets])
+    assert streams[0] == streams[1] == streams[2]
+    receiver = nc.Decoder(device="cpu", threads=1)
+    assert [frame.pts for data in streams[0] for frame in receiver.decode(data)] == [-2, -1, 0, 1]
 
 
 def test_a_moving_crop_does_not_send_a_reference_for_every_frame(portrait_clip: list[np.ndarray]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import latency, peers
+from benchmarks import latency, peers, report
 from neuralcodec.errors import MediaError
 
 
@@ -20,9 +20,12 @@ def test_the_renderer_is_timed_at_every_batch_size(portrait_clip: list[Any], mon
     }  # fmt: skip
 
 
-def test_a_folder_that_is_no_peer_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_peer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "modules").mkdir()
     with pytest.raises(MediaError, match="holds neither zhanglonghao1992's modules/generator.py nor LivePortrait's"):
         peers.load_peer(tmp_path)
+    monkeypatch.setattr(
+        "sys.argv", ["benchmarks/latency.py", "--frames", "12", "--device", "cpu", "--peer", str(tmp_path)]
+    )
     with pytest.raises(SystemExit, match="benchmarks.latency: .* give the root of a checkout"):
-        latency.main(["--frames", "12", "--device", "cpu", "--peer", str(tmp_path)])
+        report.run(latency.main)

@@ -376,6 +376,26 @@ def test_still_picture_is_a_film_of_one_frame(tmp_path: Path) -> None:
     assert pts == 0 and np.array_equal(image, picture(64, 48))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white_whatever_colour_it_hides(tmp_path: Path, mode: str) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.zeros((48, 64, 4), np.uint8)
+    pixels[:24] = (90, 90, 90, 255)
+    pixels[24:36] = (90, 90, 90, 128)
+    if mode == "P":
+        colours = image.fromarray(pixels[..., 3]).convert("P")
+        colours.putpalette([90] * 768)
+        colours.save(tmp_path / "a.png", transparency=bytes(range(256)))
+    else:
+        image.fromarray(pixels if mode == "RGBA" else pixels[..., [0, 3]], mode).save(tmp_path / "a.png")
+    ((_, found),) = read_frames(tmp_path / "a.png")
+    half = round((90 * 128 + 255 * 127) / 255)
+    assert found.shape == (48, 64, 3)
+    assert [found[y, 5].tolist() for y in (0, 30, 47)] == [[90] * 3, [half] * 3, [255] * 3]
+    with av.open(str(tmp_path / "a.png")) as container:
+        assert np.array_equal(as_picture(next(container.decode(video=0))), found)
+
+
 def test_photographs_of_phones_are_turned_as_they_say(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     exif = image.Exif()
@@ -428,9 +448,7 @@ def test_a_last_frame_that_stays_long_is_no_missing_film(tmp_path: Path) -> None
     assert len(list(reader)) == 4 and reader._announced > 3 and reader.missing_s == 0
 
 
-def test_matroska_says_its_length_in_hours_minutes_and_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_matroska_says_its_length_in_hours_minutes_and_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_film(tmp_path / "a.mkv", [picture(64, 48)], [0], Fraction(1, 1000))
     with VideoReader(tmp_path / "a.mkv") as reader:
         monkeypatch.setattr(reader, "_container", SimpleNamespace(duration=None, close=reader._container.close))
@@ -611,6 +629,28 @@ def test_output_path_hides_system_errors_behind_one_sentence(tmp_path: Path) -> 
             temporary.write_bytes(b"half")
             raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links are not everybody's there")
+def test_a_link_stays_and_what_it_points_to_is_written(tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    link, file = tmp_path / "here" / "a.mp4", tmp_path / "there" / "b.mp4"
+    link.symlink_to("../there/b.mp4")  # to nothing yet
+    for overwrite in (False, True):
+        with VideoWriter(link, 64, 64, Fraction(1, 25), overwrite=overwrite) as writer:
+            writer.write(picture(64, 64), 0)
+        assert link.is_symlink() and file.is_file() and not file.is_symlink()
+        assert len(list(read_frames(file))) == 1
+        file.write_bytes(b"old")
+    with pytest.raises(MediaError, match=r"a\.mp4 exists already"), output_path(link):
+        raise AssertionError
+    assert file.read_bytes() == b"old" and list((tmp_path / "here").iterdir()) == [link]
+    assert list((tmp_path / "there").iterdir()) == [file]
+    link.unlink()
+    link.symlink_to("../nowhere/b.mp4")
+    with pytest.raises(MediaError, match=r"Cannot write .*here/a\.mp4: the folder .*/nowhere does not exist\.$"):
+        VideoWriter(link, 64, 64, Fraction(1, 25))
 
 
 FULL_DISK = """

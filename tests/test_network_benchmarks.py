@@ -58,6 +58,26 @@ def test_a_stopped_endurance_run_goes_on_as_if_it_had_not() -> None:
     assert second.save() == whole.save() and whole.drifted == 0 and whole.bytes_sent > 0
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is not JSON"), ("[]", "lacks call"), ('{"minutes": 1, "growth_mb": 0}', "lacks call"),
+        ('{"call": [], "minutes": 1, "growth_mb": 0}', "holds no call of this pack"),
+        ('{"minutes": 1, "growth_mb": 0, "call": {"seed": 1, "frame": 0, "bytes_sent": 0, "drifted": 0, "values": []}}',
+         "holds no call of this pack"),
+    ],
+)  # fmt: skip
+def test_a_state_that_is_none_is_one_sentence_and_stays(
+    content: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(content)
+    monkeypatch.setattr("sys.argv", ["endurance", "--frames", "1", "--state", str(path)])
+    with pytest.raises(SystemExit, match=rf"^{path} {words}.*; give "):
+        endurance.main()
+    assert path.read_text() == content
+
+
 def test_drift_is_noticed() -> None:
     call = endurance.Call(load_pack().tables, 4)
     for _ in range(10):

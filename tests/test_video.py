@@ -461,8 +461,8 @@ def test_every_option_reaches_the_encoder(
         given = options_of(monkeypatch, "Encoder", lambda: encode_file(source, target, avatar=avatar))  # noqa: B023
         assert given["gray"] is (avatar is None) and given["avatar"] is avatar
         assert (given["film"] is None) is (avatar is not None)
-    given = options_of(monkeypatch, "Encoder", lambda: encode_file(source, target, constant_rate=True))
-    assert given["film"] is None
+    given = options_of(monkeypatch, "Encoder", lambda: encode_file(source, target, constant_rate=True, window=6))
+    assert given["film"] is None and given["window"] == 6
     assert isinstance(plain["film"], Film) and plain["film"].duration == pytest.approx(LENGTH)
     assert list(tmp_path.iterdir()) == []
 

@@ -30,6 +30,7 @@ from neuralcodec.media import as_picture
 from neuralcodec.motion import Array, View
 from neuralcodec.pack import Pack
 from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, Update, bundled, parse_packet
+from neuralcodec.rate import WINDOW_SECONDS
 
 FPS = 25  # of the stream: a camera's jittery times are moved to this grid, so that no time costs bits
 PRESET = 8  # of SVT-AV1: a picture takes 8 ms of processor time where 4 takes 26, and 29 % more bytes
@@ -86,7 +87,7 @@ class Pipeline:
     def __init__(
         self, pack: Pack, *, show: Callable[[Comparison], None], forward: Callable[[bytes], None] | None = None,
         settings: Settings | None = None, device: str = "auto", threads: int | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        window: float = WINDOW_SECONDS, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.settings = settings or Settings()
         self.problem = ""  # a sentence once a thread has ended by an error
@@ -95,7 +96,8 @@ class Pipeline:
         # took a frame through the codec in 254 ms instead of 663.
         threads = threads or max(1, (os.cpu_count() or 2) // 2)
         self._encoder = Encoder(self.settings.kbps, pack=pack, device=device, threads=threads,
-                                time_base=Fraction(1, FPS), packet_overhead=HEADERS, preset=PRESET)  # fmt: skip
+                                time_base=Fraction(1, FPS), packet_overhead=HEADERS, preset=PRESET,
+                                window=window)  # fmt: skip
         self._decoder = Decoder(pack=pack, device=device, threads=threads)
         self._h264 = SameBytes(pack.size, self.settings.kbps)
         self._there, self._back = Link(seed=1), Link(seed=2)

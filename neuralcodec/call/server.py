@@ -29,6 +29,7 @@ from neuralcodec.call.settings import Settings, parse_message
 from neuralcodec.errors import BackendUnavailableError, MediaError, NeuralCodecError
 from neuralcodec.face import resize
 from neuralcodec.pack import GRAPHS, TABLES, Pack, load_pack
+from neuralcodec.rate import WINDOW_SECONDS
 from neuralcodec.runtime.dequantize import float_graph
 
 try:
@@ -77,6 +78,7 @@ class ServerOptions:
     device: str = "auto"
     threads: int | None = None
     ort: Path | None = None
+    window: float = WINDOW_SECONDS  # seconds in which the rate is kept
 
 
 class ComparisonTrack(MediaStreamTrack):
@@ -141,7 +143,7 @@ class Session:
         options = self._options
         pipeline = await asyncio.to_thread(
             Pipeline, self._pack, show=self._track.show, forward=self._forward, settings=Settings(kbps=options.kbps),
-            device=options.device, threads=options.threads,
+            device=options.device, threads=options.threads, window=options.window,
         )  # fmt: skip
         if self._closing:  # `close` found no pipeline to end
             await asyncio.to_thread(pipeline.close)
