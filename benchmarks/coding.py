@@ -43,9 +43,8 @@ RESULT = Path(__file__).parent / "results" / "coding.json"
 def measure(clip: clips.Clip, target: float, options: argparse.Namespace) -> dict[str, Any]:
     """One clip at one rate."""
     sent = ours.send(
-        clip, kbps=target, pack=options.pack, device=options.device, threads=options.cores,
-        every=EVERY, **ours.FILE,
-    )  # fmt: skip
+        clip, kbps=target, pack=options.pack, device=options.device, threads=options.cores, **ours.FILE
+    )  # all shown: frames are steadied by those before
     steady = ours.send(
         clip, kbps=target, pack=options.pack, device=options.device, threads=options.cores,
         every=MINUTE, **ours.STEADY,
