@@ -93,16 +93,19 @@ class Held:
 
 @dataclass
 class _Coming:
-    """A picture on its way in small parts; nothing refers to it until the last of them has gone out."""
+    """A picture on its way in small parts; nothing refers to it until the last of them has gone out. since: frame with
+    which the first of them went. at: and when, seconds."""
 
     id: int
     chain: ChainEncoder
     shot: Shot
     shown: Array
     size: int
+    since: int
+    at: float
     parts: Sequence[Packet] = ()
-    sent: int = 0  # of the parts
     parity: Sequence[Packet] = ()  # goes behind the last of them
+    sent: int = 0  # of the parts
 
     @property
     def complete(self) -> bool:
@@ -254,6 +257,9 @@ class PictureSender:
         if self.rate.owes_much:
             return  # whoever asks without end must not make this end send without end
         if (feedback.need_reference or feedback.need_intra) and feedback.sequence is not None:
+            if (late := self._late) is not None and (feedback.sequence - late.since) % 256 >= 128:
+                if self._now - late.at > OVERDUE:  # nothing sent with its first part or after has come
+                    late.sent, late.since, late.at = 0, self._sequence, self._now
             self._replace_lost(feedback.held, feedback.sequence)
         elif feedback.need_reference and self._now - self._asked_at >= ASKED_AGAIN:
             newest = max((held.at for held in self.held.values() if not held.packets), default=float("-inf"))
@@ -393,7 +399,7 @@ class PictureSender:
         # with the parity a receiver would have the key before it has gone out, and be ahead of this end
         whole = self._parts(coded, KEY, shot.square, key, self.rate.part_bytes)
         parts, parity = ([p for p in whole if isinstance(p, kind)] for kind in (ReferencePart, Parity))
-        self._coming = _Coming(key, chain, shot, shown, len(coded), parts, parity=parity)
+        self._coming = _Coming(key, chain, shot, shown, len(coded), self._sequence, self._now, parts, parity)
 
     def _send_parts(self, coming: _Coming) -> list[Packet]:
         """What can be paid of the key that is on its way; the last part makes it the picture in use."""
@@ -452,7 +458,9 @@ class PictureSender:
         )  # fmt: skip
         size = sum(len(bytes(packet)) for packet in packets)
         self.rate.sent_update(twice * size)
-        self._late = _Coming(self._take_id(), self._chain, shot, shown, size, packets)
+        self._late = _Coming(
+            self._take_id(), self._chain, shot, shown, size, self._sequence, self._now, packets
+        )  # fmt: skip
         self._stats.updates += 1
         return self._send_late(self._late)
 

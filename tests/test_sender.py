@@ -12,7 +12,7 @@ from neuralcodec.inference import MotionEstimate
 from neuralcodec.motion import MotionParams
 from neuralcodec.packet import Feedback, Update
 from neuralcodec.rate import RateControl
-from neuralcodec.sender import ASKED_AGAIN, OVERDUE, Held, PictureSender, Shot
+from neuralcodec.sender import ASKED_AGAIN, OVERDUE, Held, PictureSender, Shot, _Coming
 from neuralcodec.stats import EncoderStats
 
 OLD, NEW = object(), object()  # chains
@@ -59,6 +59,23 @@ def test_what_may_still_be_on_its_way_is_not_sent_again(since: int, at: float, a
     pictures = sender((0, picture(0, NEW, update=False)), (1, picture(1, NEW, since=since, at=at)))
     tell(pictures, 0)
     assert len(pictures.again) == again
+
+
+@pytest.mark.parametrize(
+    ("since", "at", "sent"), [(11, 0.99 - OVERDUE, 0), (11, 1.01 - OVERDUE, 2), (10, 0.99 - OVERDUE, 2)]
+)
+def test_the_first_parts_of_an_update_are_sent_again_where_nothing_since_has_come(
+    since: int, at: float, sent: int
+) -> None:
+    nothing: Any = None
+    pictures = sender((0, picture(0, NEW, update=False)))
+    parts = [Update(1, index, 3, bytes(4), b"x" * 60) for index in range(3)]
+    pictures._late = coming = _Coming(1, nothing, nothing, nothing, 200, since, at, parts, sent=2)
+    tell(pictures, 0)
+    assert coming.sent == sent
+    assert coming.next(100) == parts[sent : sent + 1]
+    tell(pictures, 0)  # said again: it is on its way
+    assert coming.next(1000) == parts[sent + 1 :]
 
 
 def test_with_its_key_a_chain_is_lost_and_what_stands_before_it_is_used() -> None:
