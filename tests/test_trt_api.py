@@ -408,6 +408,9 @@ def test_bad_options_are_refused() -> None:
 def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
     write_whole(tmp_path / "new" / "a.engine", b"plan")
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.engine"]
+    with pytest.raises(IsADirectoryError) as told:
+        write_whole(tmp_path / "new", b"plan")
+    assert told.value.filename == str(tmp_path / "new") and [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
 def test_without_the_libraries_the_error_names_the_command() -> None:
