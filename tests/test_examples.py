@@ -27,6 +27,7 @@ from neuralcodec.packet import Bundle, End, Feedback, Motion, StreamHeader
 from neuralcodec.rtp import RtpPacket, RtpSender, parse_rtcp, rtcp_feedback
 
 FRAMES = 30
+BEGIN = 3600 * 25  # the film's first pts: recorded broadcasts begin anywhere
 PATIENCE = 240  # seconds for what takes ten on a free machine
 EXAMPLES = ROOT / "examples"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -37,7 +38,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("film") / "talk.mp4"
     with VideoWriter(path, 256, 256, Fraction(1, 25)) as writer:
         for index, image in enumerate(islice(moving_portrait(), FRAMES)):
-            writer.write(image, index)
+            writer.write(image, BEGIN + index)
     return path
 
 
