@@ -16,6 +16,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from neuralcodec.errors import BackendUnavailableError, InferenceError, PackError
@@ -182,7 +183,7 @@ def prepare_cache(folder: Path) -> None:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{token_hex(4)}.part")  # another thread may write it, too
     try:
         partial.write_bytes(data)
         os.replace(partial, path)
