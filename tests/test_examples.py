@@ -299,6 +299,17 @@ def test_aiortc_track_that_is_stopped_wakes_who_waits(aiortc_track: Any) -> None
     asyncio.run(call())
 
 
+def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    for example, *arguments in (
+        ("udp_call.py", "send", tmp_path / "absent.mp4"),
+        ("free_view.py", tmp_path / "new.png", "--picture", tmp_path / "absent.png"),
+        ("file_roundtrip.py", tmp_path / "absent.mp4", tmp_path / "back.mp4"),
+    ):
+        wrong = start(example, *arguments)
+        _, errors = wrong.communicate(timeout=PATIENCE)
+        assert wrong.returncode == 1 and errors.count("\n") == 1, errors
+
+
 def test_every_example_is_short_and_tested() -> None:
     tested = Path(__file__).read_text("utf-8") + (ROOT / "tests" / "test_motion.py").read_text("utf-8")
     for path in EXAMPLES.glob("*.py"):
