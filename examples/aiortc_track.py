@@ -142,11 +142,12 @@ async def send(film: str, kbps: float, signaling: Any) -> None:
         await peer.setRemoteDescription(await signaling.receive())
         while "connecting" in (sender.pictures.readyState, sender.motion.readyState) and not gone.is_set():
             await asyncio.sleep(0.02)
-        start = time.monotonic()
+        start, first = time.monotonic(), None  # films need not begin at 0
         for pts, image in reader:
             if gone.is_set():
                 break
-            await asyncio.sleep(max(0.0, start + float(pts * reader.time_base) - time.monotonic()))
+            first = pts if first is None else first
+            await asyncio.sleep(max(0.0, start + float((pts - first) * reader.time_base) - time.monotonic()))
             await sender.send(image, pts)
         await sender.close()
         stats, seconds = encoder.stats, float(encoder.stats.frames * reader.frame_duration * reader.time_base)

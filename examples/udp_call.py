@@ -28,10 +28,11 @@ def send(film: str, to: tuple[str, int], kbps: float) -> None:
         udp.setblocking(False)
         encoder = nc.Encoder(kbps, time_base=reader.time_base, frame_duration=reader.frame_duration, packet_overhead=40)
         rtp = RtpSender(secrets.randbits(32), sequence=secrets.randbits(16), timestamp=secrets.randbits(32))
-        start = time.monotonic()
+        start, first = time.monotonic(), None  # films need not begin at 0
         seconds = wire = 0.0
         for pts, image in reader:
-            seconds = float(pts * reader.time_base)
+            first = pts if first is None else first
+            seconds = float((pts - first) * reader.time_base)
             time.sleep(max(0.0, start + seconds - time.monotonic()))  # a film plays at its own pace; a camera just does
             while (datagram := received(udp)) is not None:
                 with suppress(nc.BitstreamError):  # anybody can send to a port: what is no report is left out
@@ -119,4 +120,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except nc.NeuralCodecError as error:
+        raise SystemExit(str(error)) from None

@@ -29,11 +29,13 @@ def pictures(source: str | None) -> Iterator[tuple[int, Any]]:
     except (OSError, av.FFmpegError) as error:
         what = source or "The camera"
         raise SystemExit(f"{what} cannot be opened ({error}); --source takes a film instead.") from None
-    start, last = time.monotonic(), -1
+    start, last, first = time.monotonic(), -1, None
     with video:
         for frame in video.decode(video=0):
             if source:
-                time.sleep(max(0.0, start + float(frame.time or 0.0) - time.monotonic()))
+                seconds = float(frame.time or 0.0)
+                first = seconds if first is None else first  # films need not begin at 0
+                time.sleep(max(0.0, start + seconds - first - time.monotonic()))
             pts = int((time.monotonic() - start) * FPS)
             if pts > last:  # a camera that is faster, or a codec that is slower, than FPS
                 last = pts

@@ -74,8 +74,8 @@ class Transform:
     scene: Array  # int (S,): components of the scene
 
 
-def load_tracks(paths: Iterable[str | Path]) -> list[Track]:
-    """Every .npz among ``paths`` or in the folders among them."""
+def load_tracks(paths: Iterable[str | Path], like: Track | None = None) -> list[Track]:
+    """Every .npz among ``paths`` or in the folders among them, of one shape, which is that of ``like``."""
     files = [f for p in map(Path, paths) for f in (sorted(p.glob("*.npz")) if p.is_dir() else [p])]
     tracks: list[Track] = []
     for file in files:
@@ -89,7 +89,7 @@ def load_tracks(paths: Iterable[str | Path]) -> list[Track]:
             raise PackError(
                 f"{file} is not a track of export.motion_tracks, or it is cut short ({type(error).__name__})."
             ) from error
-        first = tracks[0] if tracks else track
+        first = like or (tracks[0] if tracks else track)
         count, width = len(first.canonical), first.flat.shape[-1]
         nodes = round(max(0, width - POSE_SIZE - 3 * count) / 2) ** 0.5
         if (
@@ -409,7 +409,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--section", action="store_true", help="print the table section of FORMAT.md")
     options = parser.parse_args(arguments)
     try:
-        tracks, held_out = load_tracks(options.tracks), load_tracks(options.validate) if options.validate else []
+        tracks = load_tracks(options.tracks)
+        held_out = load_tracks(options.validate, tracks[0]) if options.validate else []
         tables = fit_tables(tracks)
         write_whole(options.out, (json.dumps(tables, separators=(",", ":")) + "\n").encode())
     except (NeuralCodecError, OSError) as error:

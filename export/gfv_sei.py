@@ -41,6 +41,7 @@ POINT_BITS = 9  # of a coordinate's fraction: 1/512 of half a picture, a quarter
 MATRIX_BITS = 12  # of a rotation's fraction
 INTEGER_BITS = 1  # the least the syntax allows; integers waste it
 POINTS_MAX, ELEMENTS_MAX, Z_MAX = 1024, 1024, 4  # what this reader takes; the syntax allows more
+VALUE_MAX = 1 << 48  # of a matrix, in units of its fraction
 
 
 @dataclass(frozen=True)
@@ -208,8 +209,11 @@ class GfvReader:
             whole, part = bits.ue(), bits.ue() if predicted else bits.code(fraction)
             value = (whole << fraction) + part
             values.append(-value if value and bits.flag() else value)
-        found = np.array(values).reshape(height, width)
-        return (found if old is None or not predicted else old + found), fraction
+        found = np.array(values, object).reshape(height, width)  # ints of any size, until they have been checked
+        found = found if old is None or not predicted else old + found
+        if np.abs(found).max() > VALUE_MAX:
+            raise LimitError(f"a matrix of numbers beyond {VALUE_MAX}; no larger ones are read")
+        return found.astype(np.int64), fraction
 
 
 def from_state(values: Sequence[int]) -> Parameters:

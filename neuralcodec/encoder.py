@@ -16,7 +16,7 @@ import numpy as np
 
 from .avatar import Avatar, AvatarDriver
 from .entropy import EntropyCoder
-from .errors import BitstreamError
+from .errors import BitstreamError, LimitError
 from .face import CropFollower, Square, crop
 from .fields import varint
 from .film import Film
@@ -93,7 +93,8 @@ class Encoder:
     film: all the frames that are going to be encoded, where they are at hand: the target is then kept on average over
         them, and moments take of it what they need. Not with an avatar, and not without updates.
     pack: folder or name of a model pack, None for the bundled one. device: "auto", "cpu", "cuda" or "tensorrt".
-    crop: "auto" follows the face, "none" codes the whole frame, or (x, y, side) in pixels.
+    crop: "auto" follows the face, "none" codes the whole frame, or (x, y, side) in pixels; the side is
+        at most twice that of the picture.
     time_base: seconds per pts unit. frame_duration: the usual pts step.
     full_frame: also send the surroundings, so that the receiver can paste the face back. gray: the source is grey.
     avatar: show this registered picture with the camera's motion, never the camera's picture; see `Avatar`.
@@ -178,6 +179,7 @@ class Encoder:
         if film is not None and (avatar is not None or not updates):
             raise ValueError("film goes without an avatar, whose picture does not age, and with updates.")
         follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", fixed)
+        self._fixed = follower.fixed
         # not self._timed: a circle keeps an encoder that nobody has any more until Python looks for circles
         self._watcher = Watcher(self._networks, follower, self.pack.size, partial(timed, self.stats.stage_seconds))
         self._film = film
@@ -242,6 +244,8 @@ class Encoder:
         if self._ended:
             raise ValueError("This encoder has ended its stream with flush(); make another for what follows.")
         picture = as_picture(image)
+        if self._avatar is None:
+            self._check_crop(picture)
         if self._lookahead:
             picture = picture.copy()  # it waits, and the caller may use what holds it again
         pts = self._check_pts(pts)
@@ -605,6 +609,16 @@ class Encoder:
     @property
     def _protection(self) -> Protection:
         return protection(self._loss, heard=self._now - self._heard_at < HEARD_SECONDS)
+
+    def _check_crop(self, picture: Array) -> None:
+        """LimitError where decoders would drop every picture (FORMAT.md section 8)."""
+        height, width = picture.shape[:2]
+        most = 2 * max(width, height, self.pack.size)
+        if self._fixed and self._fixed.side > most:
+            raise LimitError(
+                f"The crop has a side of {self._fixed.side} pixels; of pictures of {width} x {height} no decoder shows "
+                f"a square of more than {most}."
+            )
 
     def _check_pts(self, pts: int) -> int:
         pts = _whole("pts", pts, -PTS_MAX, PTS_MAX)

@@ -42,8 +42,9 @@ class Pack:
     view_range: ViewRange = field(default_factory=ViewRange)  # how far heads may be turned; no part of the id
 
     def graph(self, name: str) -> bytes:
-        """The ONNX graph "motion", "reference", "render" or "detector"."""
-        return (self.folder / f"{name}.onnx").read_bytes()
+        """The ONNX graph "motion", "reference", "render" or "detector". PackError where it is not that of the id any
+        more: graphs are read when they are first needed."""
+        return _verified(self.folder, f"{name}.onnx", self.files[f"{name}.onnx"])
 
     @cached_property
     def tables(self) -> MotionTables:
@@ -61,19 +62,12 @@ def load_pack(source: str | Path | None = None) -> Pack:
     Raises PackError when a file is missing or differs from the manifest.
     """
     folder = Path(source) if source is not None else BUNDLED / DEFAULT
-    if not folder.is_dir() and (BUNDLED / folder.name).is_dir() and len(folder.parts) == 1:
+    if not os.path.isdir(folder) and os.path.isdir(BUNDLED / folder.name) and len(folder.parts) == 1:
         folder = BUNDLED / folder.name
     manifest = _read_manifest(folder)
     files: dict[str, str] = manifest["files"]
     for name, wanted in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise PackError(f"The pack {folder} has no {name}, which its manifest names; install the pack again.")
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != wanted:
-            raise PackError(
-                f"{path} has SHA-256 {found[:12]}.., its manifest says {wanted[:12]}..: install the pack again."
-            )
+        _verified(folder, name, wanted)
     view_range = ViewRange.parse(manifest["view"]) if "view" in manifest else ViewRange()
     return Pack(
         folder, str(manifest["name"]), str(manifest["version"]), int(manifest["size"]), int(manifest["keypoints"]),
@@ -150,6 +144,23 @@ def write_manifest(
     os.chmod(partial.name, 0o644)
     os.replace(partial.name, folder / "manifest.json")
     return load_pack(folder)
+
+
+def _verified(folder: Path, name: str, wanted: str) -> bytes:
+    """A file of a pack, whose SHA-256 is to be ``wanted``."""
+    path = folder / name
+    if not path.is_file():
+        raise PackError(f"The pack {folder} has no {name}, which its manifest names; install the pack again.")
+    try:
+        data = path.read_bytes()
+    except OSError as problem:
+        raise PackError(f"{path} cannot be read ({problem.strerror}).") from problem
+    found = hashlib.sha256(data).hexdigest()
+    if found != wanted:
+        raise PackError(
+            f"{path} has SHA-256 {found[:12]}.., its manifest says {wanted[:12]}..: install the pack again."
+        )
+    return data
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

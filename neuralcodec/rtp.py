@@ -97,6 +97,9 @@ class RtpSender:
         timestamp: int = 0,
         limit: int = DATAGRAM_BYTES,
     ) -> None:
+        for name, value, bits in (("ssrc", ssrc, 32), ("payload_type", payload_type, 7), ("sequence", sequence, 16)):
+            if not isinstance(value, int) or not 0 <= value < 1 << bits:
+                raise ValueError(f"{name} is {value!r}; expected a whole number of {bits} bits.")
         self.ssrc, self.payload_type, self.limit = ssrc, payload_type, limit
         self._sequence, self._start = sequence, timestamp
 

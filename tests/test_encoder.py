@@ -17,6 +17,7 @@ from neuralcodec.concealment import Concealment
 from neuralcodec.container import FILE_MAGIC, ContainerWriter
 from neuralcodec.demo import moving_portrait
 from neuralcodec.encoder import WAITING_LIVE
+from neuralcodec.errors import LimitError
 from neuralcodec.face import CropFollower, Square, crop
 from neuralcodec.fragments import PART_BYTES
 from neuralcodec.gaze import EYES
@@ -199,6 +200,17 @@ def test_a_fixed_crop_is_about_the_person_in_it(portrait_clip: list[np.ndarray])
 def test_a_crop_that_no_stream_can_carry_is_refused(square: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="is out of range: 8 to 8192 pixels"):
         nc.Encoder(4, device="cpu", crop=square)
+
+
+def test_a_crop_that_no_decoder_shows_is_refused(portrait_clip: list[np.ndarray]) -> None:
+    """A square that is far larger than the picture: decoders drop what was cut from it."""
+    picture, encoder = portrait_clip[0], nc.Encoder(4, device="cpu", threads=1, crop="-300,-300,513")
+    for _ in range(2):
+        with pytest.raises(LimitError, match="a side of 513 pixels; of pictures of 256 x 256 .* more than 512"):
+            encoder.encode(picture, 0)
+    assert encoder.encode(np.pad(picture, ((0, 0), (0, 1), (0, 0))), 0)  # a frame that is refused counts for nothing
+    encoder, decoder = nc.Encoder(4, device="cpu", threads=1, crop=(-100, -100, 512)), nc.Decoder(device="cpu")
+    assert [frame.pts for packet in encoder.encode(picture, 0) for frame in decoder.decode(bytes(packet))] == [0]
 
 
 def test_motion_keeps_its_place_when_the_square_moves(portrait_clip: list[np.ndarray]) -> None:

@@ -27,6 +27,7 @@ from neuralcodec.packet import Bundle, End, Feedback, Motion, StreamHeader
 from neuralcodec.rtp import RtpPacket, RtpSender, parse_rtcp, rtcp_feedback
 
 FRAMES = 30
+BEGIN = 3600 * 25  # the film's first pts: recorded broadcasts begin anywhere
 PATIENCE = 240  # seconds for what takes ten on a free machine
 EXAMPLES = ROOT / "examples"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -37,7 +38,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("film") / "talk.mp4"
     with VideoWriter(path, 256, 256, Fraction(1, 25)) as writer:
         for index, image in enumerate(islice(moving_portrait(), FRAMES)):
-            writer.write(image, index)
+            writer.write(image, BEGIN + index)
     return path
 
 
@@ -296,6 +297,17 @@ def test_aiortc_track_that_is_stopped_wakes_who_waits(aiortc_track: Any) -> None
                 await asyncio.wait_for(read, PATIENCE)
 
     asyncio.run(call())
+
+
+def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    for example, *arguments in (
+        ("udp_call.py", "send", tmp_path / "absent.mp4"),
+        ("free_view.py", tmp_path / "new.png", "--picture", tmp_path / "absent.png"),
+        ("file_roundtrip.py", tmp_path / "absent.mp4", tmp_path / "back.mp4"),
+    ):
+        wrong = start(example, *arguments)
+        _, errors = wrong.communicate(timeout=PATIENCE)
+        assert wrong.returncode == 1 and errors.count("\n") == 1, errors
 
 
 def test_every_example_is_short_and_tested() -> None:

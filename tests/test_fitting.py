@@ -38,6 +38,7 @@ FLAT, CANONICAL = np.zeros((20, 16)), np.zeros((3, 3))
         ({"flat": np.zeros(()), "canonical": CANONICAL}, "is not a track"),
         ({"flat": FLAT, "canonical": np.zeros((4, 3))}, "K and M as in the other tracks"),
         ({"flat": np.zeros((20, 20)), "canonical": CANONICAL}, "K and M as in the other tracks"),
+        ({"flat": np.zeros((20, 19)), "canonical": np.zeros((4, 3))}, "K and M as in the other tracks"),
         ({"flat": FLAT, "canonical": CANONICAL, "fresh": np.zeros(21, bool)}, "fresh .21,."),
     ],
 )

@@ -23,7 +23,7 @@ from export.gfv_sei import (
     to_state,
 )
 from neuralcodec.container import ContainerWriter
-from neuralcodec.errors import BitstreamError, PackMismatchError
+from neuralcodec.errors import BitstreamError, LimitError, PackMismatchError
 from neuralcodec.motion import MotionParams
 from neuralcodec.quantizer import MotionTables, Quantizer
 
@@ -83,6 +83,12 @@ def test_any_bytes(data: bytes, warm: bool) -> None:
             assert isinstance(reader.read(payload), Parameters)
         except (BitstreamError, PackMismatchError) as error:
             assert str(error)
+
+
+def test_numbers_that_no_array_holds() -> None:
+    huge = Parameters(None, np.array([[(1 << 32) - 2, -5]], object) << 32, 32)
+    with pytest.raises(LimitError, match="a matrix of numbers beyond"):
+        GfvReader(URI).read(GfvWriter(URI).write(huge))
 
 
 def test_a_picture_needs_its_base() -> None:

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +69,27 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
         write_manifest(copy, name="x", version="1", size=256, keypoints=30)
 
 
+def test_a_pack_that_changes_while_it_is_open_is_one_sentence(copy: Path) -> None:
+    """Graphs are read when they are first needed: those of another pack would come under the id of this one."""
+    pack = load_pack(copy)
+    assert pack.graph("motion") == (copy / "motion.onnx").read_bytes()
+    (copy / "motion.onnx").write_bytes((copy / "detector.onnx").read_bytes())
+    with pytest.raises(PackError, match=r"motion.onnx has SHA-256 .* manifest says"):
+        pack.graph("motion")
+    shutil.rmtree(copy)
+    with pytest.raises(PackError, match="has no render.onnx"):
+        pack.graph("render")
+
+
+def test_a_file_that_cannot_be_read_is_one_sentence(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)  # those who run tests may be allowed everything
+    with pytest.raises(PackError, match=r"cannot be read \(Permission denied\)"):
+        load_pack(copy)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -122,6 +145,8 @@ def test_files_cannot_be_named_outside_the_pack(copy: Path) -> None:
 def test_no_pack_there(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="is not a model pack"):
         load_pack(tmp_path)
+    with pytest.raises(PackError, match="File name too long"):  # nor can it be looked for where others may not look
+        load_pack("a" * 300)
     (tmp_path / MANIFEST).write_text("{", "utf-8")
     with pytest.raises(PackError, match="is not JSON"):
         load_pack(tmp_path)

@@ -1,6 +1,7 @@
 """RTP and RTCP: round trips, reordering, doubles, wraps, cuts and arbitrary bytes."""
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,12 @@ def test_header_bytes() -> None:
     packet = RtpPacket(97, 0x1234, 0xDEADBEEF, 0x01020304, True, b"\x80\x05")
     assert bytes(packet).hex() == "80e11234deadbeef010203048005"
     assert RtpPacket.parse(bytes(packet)) == packet
+
+
+@pytest.mark.parametrize("wrong", [{"sequence": 65536}, {"payload_type": 128}, {"ssrc": 1 << 32}, {"ssrc": 1.5}])
+def test_numbers_that_do_not_fit_are_refused_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected a whole number of"):
+        RtpSender(**{"ssrc": 1, **wrong})
 
 
 def test_a_frame_shares_datagrams_while_they_fit() -> None:

@@ -408,6 +408,23 @@ def test_bad_options_are_refused() -> None:
 def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
     write_whole(tmp_path / "new" / "a.engine", b"plan")
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.engine"]
+    with pytest.raises(IsADirectoryError) as told:
+        write_whole(tmp_path / "new", b"plan")
+    assert told.value.filename == str(tmp_path / "new") and [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
+def test_two_threads_may_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sessions that build the same engine, which takes both of them minutes."""
+    rename, path = os.replace, tmp_path / "a.engine"
+
+    def meet(partial: Path, whole: Path) -> None:
+        monkeypatch.setattr(os, "replace", rename)
+        write_whole(path, b"other")
+        rename(partial, whole)
+
+    monkeypatch.setattr(os, "replace", meet)
+    write_whole(path, b"plan")
+    assert path.read_bytes() == b"plan" and list(tmp_path.iterdir()) == [path]
 
 
 def test_without_the_libraries_the_error_names_the_command() -> None:

@@ -13,8 +13,10 @@ import hashlib
 import json
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from neuralcodec.errors import BackendUnavailableError, InferenceError, PackError
@@ -181,9 +183,15 @@ def prepare_cache(folder: Path) -> None:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{token_hex(4)}.part")  # another thread may write it, too
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # nobody asked for the other name
+    finally:
+        with suppress(OSError):  # it is still there only where something went wrong
+            partial.unlink()
 
 
 def load_tensorrt() -> Any:
