@@ -54,6 +54,8 @@ from .watcher import Watcher
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
 LOOKAHEAD_MAX = 16  # frames
 WINDOWS = 1.0, 60.0  # seconds
+# Seconds. A usual step of less is the tick of a clock whose frame_duration nobody gave: the rate then expects these.
+TICK, USUAL_FRAME = 1 / 240, 1 / 25
 SCENE_TOO = 1.25  # times what the motion of a head takes, with the scene
 BLINK = 0.3  # of the usual opening among them: the first picture is of none whose eyes are so much less open
 # How often the encoder renders a frame itself to see whether the receiver had better not; at low frame rates, which
@@ -95,7 +97,8 @@ class Encoder:
     pack: folder or name of a model pack, None for the bundled one. device: "auto", "cpu", "cuda" or "tensorrt".
     crop: "auto" follows the face, "none" codes the whole frame, or (x, y, side) in pixels; the side is
         at most twice that of the picture.
-    time_base: seconds per pts unit. frame_duration: the usual pts step.
+    time_base: seconds per pts unit. frame_duration: the usual pts step; after any other a
+        frame takes a few bytes more.
     full_frame: also send the surroundings, so that the receiver can paste the face back. gray: the source is grey.
     avatar: show this registered picture with the camera's motion, never the camera's picture; see `Avatar`.
     repeat_header: send the stream header again with each reference (a live stream needs it). False: for a file, the
@@ -184,6 +187,8 @@ class Encoder:
         self._watcher = Watcher(self._networks, follower, self.pack.size, partial(timed, self.stats.stage_seconds))
         self._film = film
         frame_seconds = frame_duration * float(self.time_base)
+        if frame_seconds < TICK:
+            frame_seconds = USUAL_FRAME
         packets_per_second = 1 / (frames_per_packet * frame_seconds)
         self._packet_overhead = packet_overhead
         headers = packet_overhead * packets_per_second / 125

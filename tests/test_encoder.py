@@ -343,6 +343,17 @@ def test_an_end_may_be_asked_for_twice(portrait_clip: list[np.ndarray]) -> None:
     assert encoder.flush() == [End(6)]
 
 
+@pytest.mark.parametrize("tick", [Fraction(1, 1000), Fraction(1, 90000), Fraction(1, 10**9)])
+def test_the_tick_of_a_clock_is_not_taken_for_a_frame_rate(portrait_clip: list[np.ndarray], tick: Fraction) -> None:
+    """Who gives no frame_duration pays the headers of frames, and not of as many as there are ticks."""
+    options: dict[str, Any] = {"device": "cpu", "threads": 1, "packet_overhead": 40}
+    firsts = [
+        [p.payload for p in encoder.encode(portrait_clip[0], 0) if isinstance(p, ReferencePart | Motion)]
+        for encoder in (nc.Encoder(20, **options), nc.Encoder(20, time_base=tick, **options))
+    ]
+    assert firsts[0] == firsts[1] and len(firsts[0][0]) > 1000
+
+
 def test_a_gap_longer_than_a_step_can_be_is_told_by_an_intra_frame(portrait_clip: list[np.ndarray]) -> None:
     """Nanoseconds, and the camera away for three of the seconds in which no face was to be seen."""
     encoder = nc.Encoder(6, device="cpu", threads=1, time_base=Fraction(1, 10**9), frame_duration=40_000_000)
