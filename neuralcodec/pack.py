@@ -70,8 +70,8 @@ def load_pack(source: str | Path | None = None) -> Pack:
         _verified(folder, name, wanted)
     view_range = ViewRange.parse(manifest["view"]) if "view" in manifest else ViewRange()
     return Pack(
-        folder, str(manifest["name"]), str(manifest["version"]), int(manifest["size"]), int(manifest["keypoints"]),
-        pack_id(files), files, view_range,
+        folder.absolute(), str(manifest["name"]), str(manifest["version"]), int(manifest["size"]),
+        int(manifest["keypoints"]), pack_id(files), files, view_range,
     )  # fmt: skip
 
 

@@ -173,10 +173,12 @@ def scheduling_kept() -> Iterator[None]:
     """Undo what opening SVT-AV1 does to threads. Run by root, as in many containers, it makes its own and its caller's
     thread real-time (SCHED_FIFO 99), which starves everything else on the machine for as long as the process lives."""
     before = set(_real_time_threads())
-    yield
-    for thread in set(_real_time_threads()) - before:
-        with suppress(OSError):  # it may have ended
-            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+    try:
+        yield
+    finally:
+        for thread in set(_real_time_threads()) - before:
+            with suppress(OSError):  # it may have ended
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _real_time_threads() -> Iterator[int]:

@@ -81,6 +81,13 @@ def test_a_pack_that_changes_while_it_is_open_is_one_sentence(copy: Path) -> Non
         pack.graph("render")
 
 
+def test_a_pack_stays_where_it_was_opened(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.parent)
+    pack = load_pack(copy.name)
+    monkeypatch.chdir("/")
+    assert pack.graph("motion") == (copy / "motion.onnx").read_bytes()
+
+
 def test_a_file_that_cannot_be_read_is_one_sentence(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path) -> bytes:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
