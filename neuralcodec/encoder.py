@@ -616,9 +616,9 @@ class Encoder:
         return protection(self._loss, heard=self._now - self._heard_at < HEARD_SECONDS)
 
     def _check_crop(self, picture: Array) -> None:
-        """LimitError where decoders would drop every picture (FORMAT.md section 8)."""
+        """LimitError where decoders would drop every picture."""
         height, width = picture.shape[:2]
-        most = 2 * max(width, height, self.pack.size)
+        most = Square.side_most(width, height, self.pack.size)
         if self._fixed and self._fixed.side > most:
             raise LimitError(
                 f"The crop has a side of {self._fixed.side} pixels; of pictures of {width} x {height} no decoder shows "

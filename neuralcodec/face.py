@@ -58,6 +58,11 @@ class Square:
         side = max(width, height)
         return cls((width - side) // 2, (height - side) // 2, side)
 
+    @staticmethod
+    def side_most(width: int, height: int, size: int) -> int:
+        """The longest side that is shown of pictures of so many pixels, coded at ``size`` (FORMAT.md section 8)."""
+        return 2 * max(width, height, size)
+
 
 @dataclass(frozen=True)
 class Face:

@@ -81,7 +81,7 @@ class Pictures:
         codec, signed = _coding(part)
         if not isinstance(part, Update) and codec not in (PICTURE, BACKDROP, KEY):
             return
-        side = min(2 * max(header.width, header.height, header.size), self._max_side)
+        side = min(Square.side_most(header.width, header.height, header.size), self._max_side)
         if part.crop is not None and part.crop[2] > side:
             return  # a square far larger than the source has no use but to fill the memory
         if self._trusted is not None and not signed:

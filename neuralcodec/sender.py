@@ -257,9 +257,6 @@ class PictureSender:
         if self.rate.owes_much:
             return  # whoever asks without end must not make this end send without end
         if (feedback.need_reference or feedback.need_intra) and feedback.sequence is not None:
-            if (late := self._late) is not None and (feedback.sequence - late.since) % 256 >= 128:
-                if self._now - late.at > OVERDUE:  # nothing sent with its first part or after has come
-                    late.sent, late.since, late.at = 0, self._sequence, self._now
             self._replace_lost(feedback.held, feedback.sequence)
         elif feedback.need_reference and self._now - self._asked_at >= ASKED_AGAIN:
             newest = max((held.at for held in self.held.values() if not held.packets), default=float("-inf"))
@@ -326,6 +323,10 @@ class PictureSender:
     def _replace_lost(self, held: Sequence[int], sequence: int) -> None:
         """Go on from a picture that the receiver holds, and send again the updates that it lacks. Where that is not
         enough the chain is given up: the next picture begins another."""
+        late = self._late
+        if late is not None and (sequence - late.since) % 256 >= 128 and self._now - late.at > OVERDUE:
+            # nothing that was sent with its first part or after has come
+            late.sent, late.since, late.at = 0, self._sequence, self._now
         known = (self._sequence - 1 - sequence) % 256 < 128  # else the report names a frame that was never sent
         missing = {
             key: sent for key, sent in self.held.items()
