@@ -21,6 +21,7 @@ Points = Sequence[Mapping[str, Any]]
 ROUNDING = 1e-9  # a ratio of one, computed in floats, is not a loss
 RESAMPLES = 2000
 STEPS = 8  # of the line between two settings
+MEAN_RATES = 2.0 ** np.arange(0, 8.01, 0.25)  # kbit/s, where mean curves are looked at
 
 
 @dataclass(frozen=True)
@@ -232,18 +233,17 @@ def equal_rate(points: Points, codec: str, *, test: str, target: float) -> dict[
 
 
 def mean_curve(points: Points, codec: str, metric: str) -> list[tuple[curves.Point, tuple[float, float] | None]]:
-    """The front of a codec's settings, each averaged over all of the codec's clips (geometric mean of rates, plain mean
-    of qualities), with the band of the metric. Settings that some clip lacks are left out: means of other clips are no
-    curve."""
-    own = [p for p in points if p["codec"] == codec and metric in p]
-    clips = len({p["sha256"] for p in own})
+    """What a codec shows for a rate on average over its clips, with the band of the metric: on every clip what
+    :func:`curve` gives for that rate, at the ends its cheapest and its dearest, whose own rates then count (geometric
+    mean of rates, plain mean of qualities)."""
+    clips = clips_of(points, codec, metric)
+    fronts = [curves.front(curve(points, clip, codec, metric)) for clip in clips]
     found: dict[curves.Point, tuple[float, float] | None] = {}
-    for name in dict.fromkeys(p["name"] for p in own):
-        chosen = [p for p in own if p["name"] == name]
-        if len(chosen) == clips:
-            values = [float(p[metric]) for p in chosen]
-            rate = float(np.exp(np.mean([np.log(p["kbps"]) for p in chosen])))
-            found[curves.Point(rate, METRICS[metric].sign * float(np.mean(values)))] = band(values)
+    for rate in MEAN_RATES if fronts else ():
+        rates = [min(max(rate, front[0].rate), front[-1].rate) for front in fronts]
+        qualities = [curves.quality_at(front, own).quality for front, own in zip(fronts, rates, strict=True)]
+        point = curves.Point(float(np.exp(np.mean(np.log(rates)))), float(np.mean(qualities)))
+        found[point] = band([METRICS[metric].sign * quality for quality in qualities])
     return [(point, found[point]) for point in curves.front(list(found))]
 
 

@@ -17,6 +17,8 @@ from benchmarks.ours import FILE
 
 Result = Mapping[str, Any]
 
+OVERVIEW = ("landmark_px", "vmaf", "psnr")  # of the picture for those who do not read tables
+
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}"
     "table{border-collapse:collapse;margin:1rem 0;font-size:14px;display:block;overflow-x:auto}"
@@ -287,26 +289,57 @@ def _band(edges: Sequence[float] | None) -> str:
 
 
 def plot(points: comparison.Points, metric: str) -> bytes:
-    """PNG: a codec's settings, each a mean over the same clips, those on the front joined; 95 % bands over clips."""
+    """PNG: what each codec shows for a rate, on every clip with its best setting; means and 95 % bands over clips."""
+    return _png({"": points}, [metric], (8, 5))
+
+
+def overview(points: comparison.Points) -> bytes:
+    """PNG, :func:`plot` for some metrics at once: above those codecs that do not wait, below those that do."""
+    at_once = [p for p in points if not _waits(p["codec"])]
+    later = [p for p in points if _waits(p["codec"])]
+    rows = {"without delay": at_once, "as files, at their best": later}
+    shown = [metric for metric in OVERVIEW if any(metric in p for p in points)]
+    return _png({title: row for title, row in rows.items() if row}, shown, (5.2, 4))
+
+
+def _waits(codec: str) -> bool:
+    return codec.endswith(("best", "file"))
+
+
+def _png(rows: Mapping[str, comparison.Points], metrics: Sequence[str], size: tuple[float, float]) -> bytes:
+    """A panel of this size in inches per metric and row, with the row's title; an encoder has one colour in all."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    colours: dict[str, str] = {}
+    wide, high = size[0] * len(metrics), size[1] * len(rows)
+    figure, panels = pyplot.subplots(len(rows), len(metrics), figsize=(wide, high), squeeze=False)
+    families = dict.fromkeys(_family(p["codec"]) for points in rows.values() for p in points)
+    colours = {family: f"C{i}" for i, family in enumerate(families)}
+    for row, (title, points) in zip(panels, rows.items(), strict=True):
+        for axes, metric in zip(row, metrics, strict=True):
+            _draw(axes, points, metric, colours)
+            axes.set_title(title, fontsize=10)
+    figure.tight_layout()
+    data = BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    pyplot.close(figure)
+    return data.getvalue()
+
+
+def _family(codec: str) -> str:
+    return codec.rsplit("-", 1)[0]  # both ways of running an encoder
+
+
+def _draw(axes: Any, points: comparison.Points, metric: str, colours: Mapping[str, str]) -> None:
     for codec in dict.fromkeys(p["codec"] for p in points):
         line = comparison.mean_curve(points, codec, metric)
         if not line:
             continue
         x, y = [point.rate for point, _ in line], [point.quality * METRICS[metric].sign for point, _ in line]
-        ours = codec.startswith("neuralcodec")
-        family = codec.rsplit("-", 1)[0]  # one colour for both ways of running an encoder
-        style: dict[str, Any] = dict(
-            ls="--" if codec.endswith(("best", "file")) else "-", marker="o", ms=6 if ours else 3,
-            lw=3 if ours else 1.2, color=colours.setdefault(family, f"C{len(colours)}"),
-        )  # fmt: skip
-        (drawn,) = axes.plot(x, y, label=codec, **style)
+        style, width = "--" if _waits(codec) else "-", 3 if codec.startswith("neuralcodec") else 1.2
+        (drawn,) = axes.plot(x, y, label=codec, ls=style, lw=width, color=colours[_family(codec)])
         edges = [edge for _, edge in line if edge is not None]
         if len(edges) == len(line) > 1:
             low, high = zip(*edges, strict=True)
@@ -316,16 +349,12 @@ def plot(points: comparison.Points, metric: str) -> bytes:
     axes.set_ylabel(METRICS[metric].label + ("" if METRICS[metric].sign > 0 else " (less is better)"))
     if METRICS[metric].sign < 0:
         axes.invert_yaxis()
-    ticks = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if low <= tick <= high]
     axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
     axes.set_xticks([], minor=True)
     axes.grid(True, alpha=0.3)
     axes.legend(fontsize=8)
-    figure.tight_layout()
-    data = BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    pyplot.close(figure)
-    return data.getvalue()
 
 
 def to_html(result: Result, stills: Sequence[tuple[str, bytes]], film: bytes) -> str:

@@ -273,6 +273,7 @@ def benchmark(options: argparse.Namespace) -> int:
     text = page.to_markdown(result)
     report.write(options.out / "rate_distortion.md", text.encode())
     if not options.no_pictures:
+        report.write(options.out / "rate_distortion.png", page.overview(result["points"]))
         stills, film = pictures.side_by_side(result, jobs, cache, (options.test, ANCHOR, *SHOWN))
         report.write(options.out / "rate_distortion.html", page.to_html(result, stills, film).encode())
     print(text)

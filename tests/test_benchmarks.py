@@ -218,8 +218,8 @@ def test_at_equal_rate_less_is_better_where_it_is() -> None:
         found = comparison.equal_rate([*points, ours], "x", test="neuralcodec", target=4.0)
         assert found["figures"]["landmark_px"] == [pytest.approx(theirs), 3.0]
         assert (found["better"]["landmark_px"], found["dearer"], found["cheaper"]) == (better, dearer, 0)
-    curve = comparison.mean_curve([{**p, "name": str(p["kbps"])} for p in points], "x", "landmark_px")
-    assert [point.quality for point, _ in curve] == [-4.0, -2.0, -1.0, -0.5]
+    curve = {round(point.rate, 3): point.quality for point, _ in comparison.mean_curve(points, "x", "landmark_px")}
+    assert [curve[rate] for rate in (4, 8, 16, 32)] == [-4.0, -2.0, -1.0, -0.5]
 
 
 def test_means_are_of_what_all_points_have() -> None:
@@ -238,18 +238,22 @@ def test_what_a_viewer_compares_with_is_affordable_or_the_cheapest() -> None:
     assert [p["kbps"] for p in comparison.at_target(wasteful, "x", 10, "psnr")] == [8]
 
 
-def test_a_mean_curve_is_over_the_same_clips_throughout() -> None:
+def test_a_mean_curve_has_every_clip_at_its_best_for_that_rate() -> None:
     points = [
-        {"sha256": clip, "codec": "x", "name": name, "kbps": rate, "psnr": quality}
-        for clip, name, rate, quality in (
-            ("a", "q1", 2, 20.0), ("b", "q1", 8, 30.0), ("a", "q2", 8, 30.0), ("b", "q2", 32, 40.0),
-            ("a", "q3", 9, 99.0),  # clip b has none
-            ("a", "dear", 9, 20.0), ("b", "dear", 36, 29.0),  # costs more and shows less
+        {"clip": clip, "sha256": clip, "codec": "x", "kbps": rate, "psnr": quality, "setting": {"size": size}}
+        for clip, size, rate, quality in (
+            ("a", 256, 2, 20.0), ("a", 256, 8, 30.0), ("b", 256, 8, 30.0), ("b", 256, 32, 40.0),
+            ("a", 128, 4, 29.0),  # better than 256 is between 2 and 8
+            ("b", 128, 36, 29.0),  # costs more and shows less
         )
     ]  # fmt: skip
     curve = comparison.mean_curve(points, "x", "psnr")
-    assert [point for point, _ in curve] == [Point(pytest.approx(4), 25.0), Point(pytest.approx(16), 35.0)]
-    assert [edges for _, edges in curve] == [(20.0, 30.0), (30.0, 40.0)]
+    at = {round(point.rate, 3): (point.quality, edges) for point, edges in curve}
+    assert at[4.0] == (25.0, (20.0, 30.0))  # 2 kbit/s and 8: b has nothing cheaper
+    assert at[round(32**0.5, 3)] == (29.5, (29.0, 30.0))  # 4 and 8
+    assert at[8.0] == (30.0, (30.0, 30.0))
+    assert at[16.0] == (35.0, (30.0, 40.0))  # 8 and 32: a has nothing dearer
+    assert [point for point, _ in curve] == curves.front([point for point, _ in curve]) and len(at) == len(curve) == 17
 
 
 # --- what a rate counts ---
@@ -314,6 +318,8 @@ def kept(folder: Path) -> dict[str, float]:
 def test_x264_in_our_place_needs_its_own_bits_and_a_second_run_measures_nothing(
     small_run: tuple[list[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import av
+
     pytest.importorskip("matplotlib")
     if not metrics.has_vmaf():
         pytest.skip("no ffmpeg program with libvmaf; the bench extra brings one")
@@ -338,6 +344,9 @@ def test_x264_in_our_place_needs_its_own_bits_and_a_second_run_measures_nothing(
     assert text.startswith("# Rate and distortion\n\n**Bits of x264-call") and "left out here." in text
     page = (folder / "out" / "rate_distortion.html").read_text()
     assert page.count("data:image/png;base64,") >= 4 and "data:video/mp4;base64," in page
+    with av.open(str(folder / "out" / "rate_distortion.png")) as container:
+        picture = next(container.decode(video=0)).to_ndarray(format="gray")
+    assert picture.shape[1] > 2 * picture.shape[0] and picture.std() > 10  # VMAF beside PSNR, for calls alone
     before = kept(folder)
     capsys.readouterr()
     assert rate_distortion.main([*arguments, "--no-pictures"]) == 0
