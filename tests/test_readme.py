@@ -60,5 +60,24 @@ def test_ci_runs_the_readme_test_command() -> None:
     assert f"\n{command}\n" in (ROOT / ".ci" / "run").read_text("utf-8")
 
 
+def test_links_between_documents_lead_somewhere() -> None:
+    def anchors(text: str) -> set[str]:  # as GitHub makes them from headings
+        headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+        return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+    wrong, seen = [], 0
+    folders = ("", "neuralcodec", "neuralcodec/packs/portrait", "export", "benchmarks", "benchmarks/results")
+    for document in sorted(path for folder in folders for path in (ROOT / folder).glob("*.md")):
+        for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text("utf-8")):
+            if link.startswith(("http://", "https://", "mailto:")):
+                continue
+            name, _, anchor = link.partition("#")
+            target = document.parent / name if name else document
+            seen += 1
+            if not target.exists() or (anchor and anchor not in anchors(target.read_text("utf-8"))):
+                wrong.append(f"{document.relative_to(ROOT)}: {link}")
+    assert not wrong and seen >= 20
+
+
 def test_the_first_example_is_short() -> None:
     assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 12
