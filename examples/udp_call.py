@@ -122,5 +122,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except nc.NeuralCodecError as error:
+    except (nc.NeuralCodecError, OSError) as error:  # the latter: a port that is taken, a host that nobody knows
         raise SystemExit(str(error)) from None

@@ -299,15 +299,31 @@ def test_aiortc_track_that_is_stopped_wakes_who_waits(aiortc_track: Any) -> None
     asyncio.run(call())
 
 
+def assert_one_sentence(example: str, *arguments: object) -> None:
+    wrong = start(example, *arguments)
+    _, errors = wrong.communicate(timeout=PATIENCE)
+    assert wrong.returncode == 1 and errors.count("\n") == 1, errors
+
+
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     for example, *arguments in (
         ("udp_call.py", "send", tmp_path / "absent.mp4"),
         ("free_view.py", tmp_path / "new.png", "--picture", tmp_path / "absent.png"),
         ("file_roundtrip.py", tmp_path / "absent.mp4", tmp_path / "back.mp4"),
     ):
-        wrong = start(example, *arguments)
-        _, errors = wrong.communicate(timeout=PATIENCE)
-        assert wrong.returncode == 1 and errors.count("\n") == 1, errors
+        assert_one_sentence(example, *arguments)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        assert_one_sentence("udp_call.py", "receive", tmp_path / "seen.mp4", "--port", taken.getsockname()[1])
+
+
+def test_aiortc_track_says_what_is_wrong_in_one_sentence(film: Path, tmp_path: Path) -> None:
+    pytest.importorskip("aiortc", reason="the extra [webrtc] is not installed")
+    assert_one_sentence("aiortc_track.py", "send", tmp_path / "absent.mp4")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert_one_sentence("aiortc_track.py", "send", film, "--port", taken.getsockname()[1])
 
 
 def test_every_example_is_short_and_tested() -> None:
