@@ -114,7 +114,7 @@ def pack_id(files: Mapping[str, str]) -> bytes:
 def write_manifest(
     folder: Path, *, name: str, version: str, size: int, keypoints: int, view: ViewRange | None = None
 ) -> Pack:
-    """Hash the files of ``folder`` into its manifest.json (atomically) and return the pack.
+    """Hash the graphs, tables and texts of ``folder`` into its manifest.json (atomically) and return the pack.
 
     view: how far its heads may be turned, as ``benchmarks.free_view`` measures it; None keeps what it said before.
     """
@@ -124,7 +124,7 @@ def write_manifest(
     files = {
         p.name: hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.iterdir())
-        if p.name != "manifest.json"
+        if p.name in (*GRAPHS, TABLES) or (p.suffix == ".md" and p.is_file())  # what else lies there changes no id
     }
     manifest = {
         "format": MANIFEST_FORMAT,
