@@ -42,12 +42,17 @@ class Pack:
     view_range: ViewRange = field(default_factory=ViewRange)  # how far heads may be turned; no part of the id
 
     def graph(self, name: str) -> bytes:
-        """The ONNX graph "motion", "reference", "render" or "detector". PackError where it is not that of the id any
-        more: graphs are read when they are first needed."""
-        return _verified(self.folder, f"{name}.onnx", self.files[f"{name}.onnx"])
+        """The ONNX graph "motion", "reference", "render" or "detector"."""
+        return self.file(f"{name}.onnx")
+
+    def file(self, name: str) -> bytes:
+        """What a file of the manifest holds. PackError where it is not that of the id any more: files are read when
+        they are first needed."""
+        return _verified(self.folder, name, self.files[name])
 
     @cached_property
     def tables(self) -> MotionTables:
+        self.file(TABLES)
         return MotionTables.load(self.folder / TABLES)
 
     @property

@@ -85,6 +85,9 @@ def test_a_pack_that_changes_while_it_is_open_is_one_sentence(copy: Path) -> Non
     (copy / "motion.onnx").write_bytes((copy / "detector.onnx").read_bytes())
     with pytest.raises(PackError, match=r"motion.onnx has SHA-256 .* manifest says"):
         pack.graph("motion")
+    (copy / TABLES).write_text((copy / TABLES).read_text("utf-8") + "\n", "utf-8")
+    with pytest.raises(PackError, match=r"tables.json has SHA-256 .* manifest says"):
+        assert pack.tables
     shutil.rmtree(copy)
     with pytest.raises(PackError, match="has no render.onnx"):
         pack.graph("render")
