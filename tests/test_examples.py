@@ -88,7 +88,7 @@ def test_udp_call(film: Path, tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:  # whose packets come first
         for payload in (b"x", bytes(StreamHeader(bytes(8), 256, 256, (1, 25), 1, 256))):  # the header of another pack
             stranger.sendto(bytes(RtpPacket(97, 5, 0, 666, True, payload)), ("127.0.0.1", port))
-    sender = start("udp_call.py", "send", film, "--to", f"127.0.0.1:{port}", "--kbps", 6)
+    sender = start("udp_call.py", "send", film, "--to", f"127.0.0.1:{port}", "--kbps", 14)
     frames, kbps = numbers(said(sender))
     assert frames == FRAMES and kbps > 0
     shown, lost = numbers(said(receiver).splitlines()[-1])
@@ -305,8 +305,9 @@ def assert_one_sentence(example: str, *arguments: object) -> None:
     assert wrong.returncode == 1 and errors.count("\n") == 1, errors
 
 
-def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_one_sentence(film: Path, tmp_path: Path) -> None:
     for example, *arguments in (
+        ("udp_call.py", "send", film, "--kbps", 8),
         ("udp_call.py", "send", tmp_path / "absent.mp4"),
         ("free_view.py", tmp_path / "new.png", "--picture", tmp_path / "absent.png"),
         ("file_roundtrip.py", tmp_path / "absent.mp4", tmp_path / "back.mp4"),
