@@ -6,6 +6,7 @@ photograph (camera, head, lids, brows, jaw), so that the figures say what the co
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 
 from .errors import BackendUnavailableError, MediaError
 from .face import resize
-from .media import VideoWriter, check_output, exact_rgb, read_frames, reason
+from .media import VideoWriter, check_output, exact_rgb, output_path, read_frames, reason
 from .motion import Array
 from .pack import Pack
 from .quality import ms_ssim, psnr
@@ -182,7 +183,8 @@ def run_demo(
         x264 = _X264(_Clip(work / "clip.mp4", sent.frames), sent.kbps)
         rows = _compare(work, sent, x264)
         for name in names:
-            (work / name).replace(folder / name)
+            with output_path(folder / name, overwrite=overwrite) as temporary:
+                shutil.move(work / name, temporary)
     stages = {f"send: {name}": spent for name, spent in sent.stage_ms.items()}
     stages |= {f"receive: {name}": spent for name, spent in shown.stage_ms.items()}
     return DemoResult(sent.frames, rows, stages, sent.provider, folder / "demo.mp4", folder / "demo.png")

@@ -104,7 +104,11 @@ def test_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     read_frames, resize = demo.read_frames, demo.resize
     monkeypatch.setattr(demo, "read_frames", lambda path: ((pts, noted(image)) for pts, image in read_frames(path)))
     monkeypatch.setattr(demo, "resize", lambda *arguments: noted(resize(*arguments)))
-    result = demo.run_demo(tmp_path / "out", seconds=0.4, device="cpu")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere.mp4").write_text("old")
+    (tmp_path / "out" / "demo.mp4").symlink_to(tmp_path / "elsewhere.mp4")
+    result = demo.run_demo(tmp_path / "out", seconds=0.4, device="cpu", overwrite=True)
+    assert result.video.is_symlink()  # to the new film, which is looked at below
     assert len(pictures) > 50 and most < 10  # the clip is never in memory as a whole
     assert result.frames == 10 and result.provider
     ours, theirs = result.rows
