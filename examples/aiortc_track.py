@@ -196,5 +196,5 @@ async def main() -> None:
 if __name__ == "__main__":
     try:
         asyncio.run(main())
-    except (nc.NeuralCodecError, OSError) as error:  # the latter: a port that is taken, a film that cannot be written
+    except (nc.NeuralCodecError, OSError, ValueError) as error:  # a port that is taken, a rate that there is not
         raise SystemExit(str(error)) from None

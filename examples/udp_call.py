@@ -101,20 +101,26 @@ def received(udp: socket.socket) -> bytes | None:
         return None
 
 
+def address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Send a film over UDP, or receive one.")
     roles = parser.add_subparsers(dest="role", required=True)
     sender = roles.add_parser("send")
     sender.add_argument("film")
-    sender.add_argument("--to", default="127.0.0.1:5004", metavar="HOST:PORT")
+    sender.add_argument("--to", type=address, default="127.0.0.1:5004", metavar="HOST:PORT")
     sender.add_argument("--kbps", type=float, default=12.0, help="of which headers take 8 at 25 frames a second")
     receiver = roles.add_parser("receive")
     receiver.add_argument("film")
     receiver.add_argument("--port", type=int, default=5004)
     options = parser.parse_args()
     if options.role == "send":
-        host, port = options.to.rsplit(":", 1)
-        send(options.film, (host, int(port)), options.kbps)
+        send(options.film, options.to, options.kbps)
     else:
         receive(options.film, options.port)
 

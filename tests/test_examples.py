@@ -16,13 +16,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 from conftest import ROOT
+from test_media import write_film
 
 import neuralcodec as nc
 from neuralcodec.demo import moving_portrait
 from neuralcodec.errors import BitstreamError
-from neuralcodec.media import VideoWriter, read_frames
+from neuralcodec.media import VideoWriter, as_picture, read_frames
 from neuralcodec.packet import Bundle, End, Feedback, Motion, StreamHeader
 from neuralcodec.rtp import RtpPacket, RtpSender, parse_rtcp, rtcp_feedback
 
@@ -79,6 +82,29 @@ def test_webcam_loopback(film: Path) -> None:
     wrong = start("webcam_loopback.py", "--source", film.with_name("absent.mp4"), "--no-window")
     _, errors = wrong.communicate(timeout=PATIENCE)
     assert wrong.returncode == 1 and "--source takes a film" in errors and "Traceback" not in errors
+
+
+def test_webcam_loopback_takes_films_as_telephones_make_them(tmp_path: Path) -> None:
+    image = next(moving_portrait())[:128]
+    turned = tmp_path / "turned.mp4"
+    write_film(turned, [image] * 2, [0, 1], Fraction(1, 25), turn=lambda stream: stream.set_display_rotation(90))
+    example = loaded("webcam_loopback.py")
+    _, frame = next(example.pictures(str(turned)))
+    assert as_picture(frame).shape == (256, 128, 3)
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        sound = container.add_stream("aac", rate=48000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+        silence.sample_rate = 48000
+        container.mux(sound.encode(silence))
+        container.mux(sound.encode(None))
+    with pytest.raises(SystemExit, match=r"sound\.mp4 holds no video\."):
+        next(example.pictures(str(tmp_path / "sound.mp4")))
+
+
+def test_webcam_loopback_without_a_display_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tkinter", None)
+    with pytest.raises(SystemExit, match="No window can be opened .*; --no-window"):
+        loaded("webcam_loopback.py").Window()
 
 
 def test_udp_call(film: Path, tmp_path: Path) -> None:
@@ -169,14 +195,18 @@ class Peer:
         return Channel(label)
 
 
-@pytest.fixture(scope="module")
-def aiortc_track() -> Any:
-    pytest.importorskip("aiortc", reason="the extra [webrtc] is not installed")
-    spec = importlib.util.spec_from_file_location("aiortc_track", EXAMPLES / "aiortc_track.py")
+def loaded(example: str) -> Any:
+    spec = importlib.util.spec_from_file_location(Path(example).stem, EXAMPLES / example)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def aiortc_track() -> Any:
+    pytest.importorskip("aiortc", reason="the extra [webrtc] is not installed")
+    return loaded("aiortc_track.py")
 
 
 def test_aiortc_sender_takes_reports_in_the_thread_that_encodes(aiortc_track: Any) -> None:
@@ -308,6 +338,9 @@ def assert_one_sentence(example: str, *arguments: object) -> None:
 def test_what_cannot_be_read_is_one_sentence(film: Path, tmp_path: Path) -> None:
     for example, *arguments in (
         ("udp_call.py", "send", film, "--kbps", 8),
+        ("free_view.py", tmp_path / "new.png", "--kbps", 0.1),
+        ("file_roundtrip.py", film, tmp_path / "back.mp4", "--kbps", 0.1),
+        ("webcam_loopback.py", "--source", film, "--kbps", 0.1),
         ("udp_call.py", "send", tmp_path / "absent.mp4"),
         ("free_view.py", tmp_path / "new.png", "--picture", tmp_path / "absent.png"),
         ("file_roundtrip.py", tmp_path / "absent.mp4", tmp_path / "back.mp4"),
