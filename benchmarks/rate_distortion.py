@@ -34,6 +34,7 @@ from benchmarks import (
 )
 from benchmarks.cache import Cache
 from benchmarks.points import Baseline, Footage, Ours
+from neuralcodec.runtime.engine import write_whole
 from neuralcodec.runtime.session import cores
 
 TARGET = 4.0  # kbit/s, of the headline
@@ -271,11 +272,11 @@ def benchmark(options: argparse.Namespace) -> int:
     }  # fmt: skip
     report.save(options.out / "rate_distortion.json", result, lines=("points",))
     text = page.to_markdown(result)
-    report.write(options.out / "rate_distortion.md", text.encode())
+    write_whole(options.out / "rate_distortion.md", text.encode())
     if not options.no_pictures:
-        report.write(options.out / "rate_distortion.png", page.overview(result["points"]))
+        write_whole(options.out / "rate_distortion.png", page.overview(result["points"]))
         stills, film = pictures.side_by_side(result, jobs, cache, (options.test, ANCHOR, *SHOWN))
-        report.write(options.out / "rate_distortion.html", page.to_html(result, stills, film).encode())
+        write_whole(options.out / "rate_distortion.html", page.to_html(result, stills, film).encode())
     print(text)
     return 0
 

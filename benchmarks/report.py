@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from neuralcodec.encoder import WINDOWS
 from neuralcodec.errors import NeuralCodecError
 from neuralcodec.rate import RateControl
+from neuralcodec.runtime.engine import write_whole
 from neuralcodec.runtime.session import cores
 
 Array = NDArray[Any]
@@ -124,7 +125,7 @@ def save(path: Path, result: Any, *, lines: Sequence[str] = ()) -> None:
     for key in lines:
         items = ",\n  ".join(json.dumps(_rounded(item), allow_nan=False, default=plain) for item in result[key])
         text = f'{text[:-2]},\n "{key}": [\n  {items}\n ]\n}}'
-    write(path, (text + "\n").encode())
+    write_whole(path, (text + "\n").encode())
 
 
 def load(path: Path, *keys: str) -> Any:
@@ -138,14 +139,6 @@ def load(path: Path, *keys: str) -> Any:
     if keys and not (isinstance(found, dict) and set(keys) <= set(found)):
         raise SystemExit(f"{path} lacks {', '.join(keys)}; give a file that this benchmark wrote, or another name.")
     return found
-
-
-def write(path: Path, data: bytes) -> None:
-    """A file in one step, and its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 def _rounded(value: Any) -> Any:

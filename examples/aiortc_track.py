@@ -189,11 +189,12 @@ async def main() -> None:
     parser.add_argument("--port", type=int, default=8476, help="of the signalling, on this machine")
     options = parser.parse_args()
     signaling = TcpSocketSignaling("127.0.0.1", options.port)
-    if options.role == "send":
-        await send(options.film, options.kbps, signaling)
-    else:
-        await receive(options.film, signaling)
+    sends = options.role == "send"
+    await (send(options.film, options.kbps, signaling) if sends else receive(options.film, signaling))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except (nc.NeuralCodecError, OSError, ValueError) as error:  # a port that is taken, a rate that there is not
+        raise SystemExit(str(error)) from None

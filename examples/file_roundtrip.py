@@ -20,7 +20,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         roundtrip(options.source, options.target, options.kbps)
-    except nc.NeuralCodecError as error:
+    except (nc.NeuralCodecError, ValueError) as error:  # the latter: a rate or size that there is not
         raise SystemExit(str(error)) from None
 
 

@@ -53,5 +53,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except nc.NeuralCodecError as error:
+    except (nc.NeuralCodecError, ValueError) as error:  # the latter: a rate or size that there is not
         raise SystemExit(str(error)) from None

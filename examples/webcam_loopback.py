@@ -29,6 +29,8 @@ def pictures(source: str | None) -> Iterator[tuple[int, Any]]:
     except (OSError, av.FFmpegError) as error:
         what = source or "The camera"
         raise SystemExit(f"{what} cannot be opened ({error}); --source takes a film instead.") from None
+    if not video.streams.video:
+        raise SystemExit(f"{source} holds no video.")
     start, last, first = time.monotonic(), -1, None
     with video:
         for frame in video.decode(video=0):
@@ -39,7 +41,7 @@ def pictures(source: str | None) -> Iterator[tuple[int, Any]]:
             pts = int((time.monotonic() - start) * FPS)
             if pts > last:  # a camera that is faster, or a codec that is slower, than FPS
                 last = pts
-                yield pts, frame.to_ndarray(format="rgb24")
+                yield pts, frame  # and no array: it says how telephones were held
 
 
 def main() -> None:
@@ -69,10 +71,13 @@ class Window:
     """Pictures in a Tk window."""
 
     def __init__(self) -> None:
-        import tkinter
+        try:
+            import tkinter
 
+            self._root = tkinter.Tk()
+        except Exception as error:  # no Tk, or no display
+            raise SystemExit(f"No window can be opened ({error}); --no-window only counts.") from None
         self._tk = tkinter
-        self._root = tkinter.Tk()
         self._root.title("neuralcodec")
         self._label = tkinter.Label(self._root)
         self._label.pack()
@@ -94,4 +99,7 @@ class Window:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (nc.NeuralCodecError, ValueError) as error:  # the latter: a rate that there is not, a film that is broken
+        raise SystemExit(str(error)) from None

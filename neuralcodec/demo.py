@@ -6,10 +6,12 @@ photograph (camera, head, lids, brows, jaw), so that the figures say what the co
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -17,7 +19,7 @@ import numpy as np
 
 from .errors import BackendUnavailableError, MediaError
 from .face import resize
-from .media import VideoWriter, check_output, exact_rgb, read_frames, reason
+from .media import VideoWriter, check_output, exact_rgb, output_path, read_frames, reason
 from .motion import Array
 from .pack import Pack
 from .quality import ms_ssim, psnr
@@ -178,10 +180,11 @@ def run_demo(
         shown = decode_file(
             work / "demo.ncv", work / "decoded.mp4", pack=pack, device=device, threads=threads, progress=progress
         )
-        x264 = _X264([image for _, image in read_frames(work / "clip.mp4")], sent.kbps)
+        x264 = _X264(_Clip(work / "clip.mp4", sent.frames), sent.kbps)
         rows = _compare(work, sent, x264)
         for name in names:
-            (work / name).replace(folder / name)
+            with output_path(folder / name, overwrite=overwrite) as temporary:
+                shutil.move(work / name, temporary)
     stages = {f"send: {name}": spent for name, spent in sent.stage_ms.items()}
     stages |= {f"receive: {name}": spent for name, spent in shown.stage_ms.items()}
     return DemoResult(sent.frames, rows, stages, sent.provider, folder / "demo.mp4", folder / "demo.png")
@@ -213,6 +216,20 @@ def _compare(work: Path, sent: FileStats, x264: _X264) -> tuple[Row, Row]:
     return Row("neuralcodec", rates[0], *map(float, mean[:2])), Row("x264", rates[1], *map(float, mean[2:]))
 
 
+@dataclass(frozen=True)
+class _Clip:
+    """The frames of a film, read anew by all who go through them: ten minutes of them are three gigabytes."""
+
+    path: Path
+    frames: int
+
+    def __iter__(self) -> Iterator[Array]:
+        return (image for _, image in read_frames(self.path))
+
+    def __len__(self) -> int:
+        return self.frames
+
+
 class _X264:
     """The clip in x264 for at most ``kbps``, as a call runs it (low delay, one key frame): free to shrink its pictures
     to half and to leave out every other frame, it takes what shows the most. Where even the coarsest quantizer takes
@@ -223,39 +240,47 @@ class _X264:
     WAYS = ((SIZE, 1), (SIZE // 2, 1), (SIZE // 2, 2))  # side of a picture; frames it is shown
     FINEST, COARSEST = 20, 51
 
-    def __init__(self, images: Sequence[Array], kbps: float) -> None:
-        found = [self._finest(images, kbps, *way) for way in self.WAYS]
-        rates = [self._kbps(packets, len(images)) for packets, _ in found]
+    def __init__(self, images: Sequence[Array] | _Clip, kbps: float) -> None:
+        self._count = len(images)
+        found = [(self._finest(images, kbps, *way), way[1]) for way in self.WAYS]
+        rates = [self._kbps(packets, self._count) for packets, _ in found]
         fit = [way for way, rate in zip(found, rates, strict=True) if rate <= kbps] or [found[int(np.argmin(rates))]]
-        self.packets, self.frames = max(fit, key=lambda way: float(np.mean(list(map(psnr, images, way[1])))))
-        self.kbps = self._kbps(self.packets, len(images))
+        self.packets, self._hold = max(fit, key=lambda way: float(np.mean(list(map(psnr, images, self._shown(*way))))))
+        self.kbps = self._kbps(self.packets, self._count)
 
-    def _finest(self, images: Sequence[Array], kbps: float, side: int, hold: int) -> tuple[list[bytes], list[Array]]:
-        """Packets and frames of the finest quality that takes no more, of this way; of the coarsest if none does."""
-        small = [resize(image, side, side) for image in images[::hold]]
+    @property
+    def frames(self) -> Iterator[Array]:
+        """Of the clip, as they are shown."""
+        return self._shown(self.packets, self._hold)
+
+    def _finest(self, images: Iterable[Array], kbps: float, side: int, hold: int) -> list[bytes]:
+        """Packets of the finest quality that takes no more, of this way; of the coarsest if none does."""
         low, high = self.FINEST, self.COARSEST
         while low < high:
             middle = (low + high) // 2
-            fits = self._kbps(self._coded(small, middle, hold), len(images)) <= kbps
+            fits = self._kbps(self._coded(images, middle, side, hold), self._count) <= kbps
             low, high = (low, middle) if fits else (middle + 1, high)
-        packets = self._coded(small, low, hold)
+        return self._coded(images, low, side, hold)
+
+    def _shown(self, packets: Sequence[bytes], hold: int) -> Iterator[Array]:
         coder = av.CodecContext.create("h264", "r")
-        shown = [
+        shown = (
             resize(exact_rgb(frame), SIZE, SIZE)
             for packet in [*map(av.Packet, packets), None]
             for frame in coder.decode(packet)
-        ]
-        return packets, [shown[index // hold] for index in range(len(images))]
+        )
+        return islice((image for image in shown for _ in range(hold)), self._count)
 
-    def _coded(self, images: Sequence[Array], crf: int, hold: int) -> list[bytes]:
+    def _coded(self, images: Iterable[Array], crf: int, side: int, hold: int) -> list[bytes]:
         coder = av.CodecContext.create("libx264", "w")
-        coder.width = coder.height = images[0].shape[0]
+        coder.width = coder.height = side
         coder.pix_fmt, coder.time_base, coder.framerate = "yuv420p", Fraction(hold, FPS), Fraction(FPS, hold)
         coder.options = {**self.OPTIONS, "crf": str(crf)}
         coder.thread_count = 1  # more threads cut each picture into slices, which costs x264 a third more bits here
         packets: list[bytes] = []
-        for index, image in enumerate(images):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+        for index, image in enumerate(islice(images, 0, None, hold)):
+            small = resize(image, side, side)
+            frame = av.VideoFrame.from_ndarray(small, format="rgb24").reformat(format="yuv420p")
             frame.pts = index
             packets += [bytes(packet) for packet in coder.encode(frame)]
         return packets + [bytes(packet) for packet in coder.encode(None)]

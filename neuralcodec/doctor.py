@@ -18,7 +18,8 @@ Line = tuple[str, str]
 
 NEEDED = ("numpy", "av", "constriction", "rich")
 OPTIONAL = {
-    "onnxruntime": "cpu", "onnxruntime-gpu": "gpu", "tensorrt": "tensorrt", "scikit-image": "demo", "aiortc": "webrtc"
+    "onnxruntime": "cpu", "onnxruntime-gpu": "gpu", "tensorrt-cu13": "tensorrt", "scikit-image": "demo",
+    "aiortc": "webrtc", "aiohttp": "webrtc", "cryptography": "sign",
 }  # fmt: skip
 CODECS = (("libsvtav1", "w"), ("libdav1d", "r"), ("libx264", "w"), ("h264", "r"))
 

@@ -45,7 +45,7 @@ from .packet import (
 )
 from .protection import HEARD_SECONDS, Aggregator, Protection, believed, protection
 from .quantizer import Quantizer
-from .rate import QUALITIES, WINDOW_SECONDS, MotionQuality, RateControl, distance
+from .rate import LOWEST_KBPS, QUALITIES, WINDOW_SECONDS, MotionQuality, RateControl, distance
 from .sender import OFTEN_SECONDS, OVERDUE, Held, PictureSender, Shot, squared_error
 from .signing import check_context, private_key
 from .stats import EncoderStats, timed
@@ -53,6 +53,7 @@ from .watcher import Watcher
 
 WAITING_LIVE = 25  # frames before the first face that a live stream still sends
 LOOKAHEAD_MAX = 16  # frames
+SHARE_MAX = 16  # frames of a packet
 WINDOWS = 1.0, 60.0  # seconds
 # Seconds. A usual step of less is the tick of a clock whose frame_duration nobody gave: the rate then expects these.
 TICK, USUAL_FRAME = 1 / 240, 1 / 25
@@ -114,7 +115,8 @@ class Encoder:
         after it, and the first picture is chosen among as many; fewer where eight pictures come in less time. Not with
         an avatar, whose pictures do not age.
     packet_overhead: bytes that the transport puts around each datagram (IPv4 and UDP: 28, with RTP 40), counted in
-        target_kbps; the packets that one call of encode gives are taken to share datagrams, as `packet.bundled` does.
+        target_kbps, which they may not take whole; the packets that one call of encode gives are taken to share
+        datagrams, as `packet.bundled` does.
     updates: code references after the first as updates of it; False: each on its own, several times as large, for
     channels that lose so much that chains break all the time.
     preset: of SVT-AV1 for pictures, 0 to 13; None: by the rate 4 or 6, with lookahead 1 or 2. With 8 a picture takes
@@ -152,7 +154,7 @@ class Encoder:
             raise ValueError(f"loss is {loss!r}; expected a share of packets, 0 <= loss < 1.")
         if preset is not None:
             _whole("preset", preset, 0, 13)
-        _whole("frames_per_packet", frames_per_packet, 1, 16)
+        _whole("frames_per_packet", frames_per_packet, 1, SHARE_MAX)
         _whole("lookahead", lookahead, 0, LOOKAHEAD_MAX)
         _whole("packet_overhead", packet_overhead, 0, DATAGRAM_BYTES)
         _whole("frame_duration", frame_duration, 1, TIME_MAX)
@@ -201,6 +203,7 @@ class Encoder:
             if film is None
             else FilmRate(film, target_kbps, headers, preset, waits=self._lookahead, **timing)
         )
+        _check_headers(headers, target_kbps, frames_per_packet)
         self._quantizer, self._coder = Quantizer(self.pack.tables), EntropyCoder(self.pack.tables)
         self._pictures = PictureSender(
             self.pack, self._networks, self.stats, self._rate, updates=updates,
@@ -645,3 +648,15 @@ def _whole(name: str, value: Any, least: int, most: int) -> int:
     if not isinstance(value, int | np.integer) or not least <= value <= most:
         raise ValueError(f"{name} is {value!r}; expected a whole number from {least} to {most}.")
     return int(value)
+
+
+def _check_headers(kbps: float, target_kbps: float, frames_per_packet: int) -> None:
+    """Refuse those of a transport that leave nothing of the target: hardly a picture would follow the first."""
+    if kbps < target_kbps:
+        return
+    alone = kbps * frames_per_packet  # with a packet for each frame
+    fits = next((n for n in range(2, SHARE_MAX + 1) if alone / n + LOWEST_KBPS <= target_kbps), None)
+    share = f", or let frames share packets: frames_per_packet={fits}" if fits else ""
+    raise ValueError(
+        f"target_kbps is {target_kbps:g}, of which headers alone (packet_overhead) take {kbps:.2f}; raise it{share}."
+    )

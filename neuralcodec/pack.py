@@ -42,12 +42,17 @@ class Pack:
     view_range: ViewRange = field(default_factory=ViewRange)  # how far heads may be turned; no part of the id
 
     def graph(self, name: str) -> bytes:
-        """The ONNX graph "motion", "reference", "render" or "detector". PackError where it is not that of the id any
-        more: graphs are read when they are first needed."""
-        return _verified(self.folder, f"{name}.onnx", self.files[f"{name}.onnx"])
+        """The ONNX graph "motion", "reference", "render" or "detector"."""
+        return self.file(f"{name}.onnx")
+
+    def file(self, name: str) -> bytes:
+        """What a file of the manifest holds. PackError where it is not that of the id any more: files are read when
+        they are first needed."""
+        return _verified(self.folder, name, self.files[name])
 
     @cached_property
     def tables(self) -> MotionTables:
+        self.file(TABLES)
         return MotionTables.load(self.folder / TABLES)
 
     @property
@@ -114,7 +119,7 @@ def pack_id(files: Mapping[str, str]) -> bytes:
 def write_manifest(
     folder: Path, *, name: str, version: str, size: int, keypoints: int, view: ViewRange | None = None
 ) -> Pack:
-    """Hash the files of ``folder`` into its manifest.json (atomically) and return the pack.
+    """Hash the graphs, tables and texts of ``folder`` into its manifest.json (atomically) and return the pack.
 
     view: how far its heads may be turned, as ``benchmarks.free_view`` measures it; None keeps what it said before.
     """
@@ -124,7 +129,7 @@ def write_manifest(
     files = {
         p.name: hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.iterdir())
-        if p.name != "manifest.json"
+        if p.name in (*GRAPHS, TABLES) or (p.suffix == ".md" and p.is_file())  # what else lies there changes no id
     }
     manifest = {
         "format": MANIFEST_FORMAT,

@@ -155,6 +155,9 @@ class RtpReceiver:
             self.doubled += 1
             return None
         self.ssrc = packet.ssrc
+        if number < self._newest and sum(runs := self._missing_beside(number)) >= RUN_MAX:
+            # it was left out with a run that was none: only late, and what is left of it may be short enough to count
+            self._base -= 1 + sum(run for run in runs if run <= RUN_MAX)
         self._proved = self._proved or not self._seen.isdisjoint((number - 1, number + 1))
         self._seen.add(number)
         self._received += 1
@@ -185,10 +188,19 @@ class RtpReceiver:
         self.streams += 1
         return True
 
+    def _missing_beside(self, number: int) -> tuple[int, int]:
+        """How many before and after this number have not come in a row; RUN_MAX + 1 for more."""
+        before, after = (
+            next((n for n in range(RUN_MAX + 1) if number + step * (n + 1) in self._seen), RUN_MAX + 1)
+            for step in (-1, 1)
+        )
+        return before, after
+
     def lost_share(self) -> float:
-        """Share of packets that did not come since the last call, 0..1; runs of more than RUN_MAX are left out."""
+        """Share of packets that did not come since the last call, 0..1; runs of more than RUN_MAX are left out. What
+        comes after it was told of as lost makes up for losses to come."""
         expected, received = self._newest - self._base, self._received - self._received_then
-        self._base, self._received_then = self._newest, self._received
+        self._base, self._received_then = self._newest, self._received - max(0, received - expected)
         return min(1.0, max(0.0, (expected - received) / expected)) if expected > 0 else 0.0
 
 

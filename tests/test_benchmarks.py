@@ -595,7 +595,9 @@ def test_sheet_is_a_png_with_the_pictures_in_place(tmp_path: Path) -> None:
 
 def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "result.json"
+    target.symlink_to(tmp_path / "kept" / "result.json")
     report.save(target, {"rate": np.float32(1.5), "path": tmp_path})
+    assert target.is_symlink()
     assert json.loads(target.read_text()) == {"rate": 1.5, "path": str(tmp_path)}
     with pytest.raises(ValueError):
         report.save(target, {"rate": float("nan")})

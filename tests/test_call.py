@@ -246,6 +246,13 @@ def test_pictures_come_out_beside_their_originals(portrait_clip: list[Array]) ->
     assert all(parse_packet(data) for data in collected.datagrams)
 
 
+def test_a_call_may_aim_at_less_than_the_headers_of_all_frames_take() -> None:
+    """A machine that has too much to do sends few; the page's slider goes as far down."""
+    pipeline = Pipeline(load_pack(), show=lambda _: None, settings=Settings(kbps=2), device="cpu", threads=1)
+    assert pipeline._encoder.target_kbps == 2
+    pipeline.close()
+
+
 def test_a_square_camera_that_is_coded_whole_comes_out_at_the_size_of_the_others(portrait_clip: list[Array]) -> None:
     collected = Collected()
     pipeline = Pipeline(load_pack(), show=collected.show, device="cpu", threads=1)

@@ -61,7 +61,7 @@ PAGE = """
       },
     };
     const files = { "/pack/pack.json": given.pack, "/pack/tables.json": given.tables };
-    globalThis.fetch = async (address) => ({ ok: true, json: async () => files[address] });
+    globalThis.fetch = async (address) => ({ ok: !given.refused, json: async () => given.refused ?? files[address] });
     globalThis.EncodedVideoChunk = class {};
     globalThis.VideoDecoder = class {
       static async isConfigSupported({ codec }) { return { supported: given.av1 && codec.startsWith("av01") }; }
@@ -112,6 +112,12 @@ def receive(page: Path, packets: list[list[bytes]], pack: nc.Pack, **given: Any)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def test_why_the_server_refuses_a_file_is_said(page: Path) -> None:
+    sentence = "render.onnx has SHA-256 00.., its manifest says 11..: install the pack again."
+    found = receive(page, [], load_pack(), refused={"error": sentence})
+    assert found["problem"] == f"The receiver in the browser stopped: {sentence}"
 
 
 def face(motion: MotionParams, canonical: Array) -> dict[str, Any]:

@@ -385,6 +385,21 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     asyncio.run(call())
 
 
+def test_a_page_gets_no_file_of_another_pack_than_its_stream_is_of(tmp_path: Path) -> None:
+    """The pack was installed anew while the server ran."""
+    shutil.copytree(load_pack().folder, tmp_path / "pack")
+
+    async def call() -> None:
+        async with Served(pack=str(tmp_path / "pack")) as served:
+            (tmp_path / "pack" / "render.onnx").write_bytes(served.server.pack.graph("motion"))
+            for path in ("/pack/render.onnx", "/pack/render.onnx?float"):
+                status, body = await served.get(path)
+                assert status == 500 and "its manifest says" in json.loads(body)["error"], path
+            assert (await served.get("/pack/motion.onnx"))[0] == 200
+
+    asyncio.run(call())
+
+
 def test_a_gpu_gets_float_graphs_or_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     async def call() -> None:
         async with Served() as served:

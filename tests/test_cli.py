@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from neuralcodec import __version__
 from neuralcodec.cli import main, make_parser
 from neuralcodec.container import ContainerWriter
+from neuralcodec.doctor import OPTIONAL
 from neuralcodec.encoder import WINDOWS
 from neuralcodec.errors import MediaError
 from neuralcodec.media import VideoReader, VideoWriter
@@ -346,6 +349,13 @@ def test_doctor_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert "has not been run on hardware by us" in out
     assert (err == "") == (code == 0)
     assert load_pack().id.hex() in out
+
+
+def test_doctor_looks_for_what_the_extras_install() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for name, extra in OPTIONAL.items():
+        assert name in {re.split("[>=]", requirement)[0] for requirement in extras[extra]}
+    assert {"cpu", "gpu", "tensorrt", "demo", "webrtc", "sign"} == set(OPTIONAL.values())
 
 
 @pytest.mark.parametrize(

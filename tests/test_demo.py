@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import weakref
 from pathlib import Path
 
 import av
@@ -69,7 +70,8 @@ def test_x264_is_counted_without_its_signature_and_takes_no_more_than_it_may(cli
     coded = demo._X264(clip[:10], 30.0)
     assert b"x264 - core" in b"".join(coded.packets)  # the signature is in the packets, not in the count
     assert 15 < coded.kbps <= 30 and coded.kbps < sum(map(len, coded.packets)) * 8 / 1000 / 0.4 - 8
-    assert len(coded.frames) == 10 and all(frame.shape == (256, 256, 3) for frame in coded.frames)
+    shown = list(coded.frames)
+    assert len(shown) == 10 and all(frame.shape == (256, 256, 3) for frame in shown)
     fine = demo._X264(clip[:10], 300.0).frames
     assert abs(np.mean([after.mean() - before.mean() for before, after in zip(clip, fine, strict=False)])) < 0.4
 
@@ -89,8 +91,25 @@ def test_results_are_not_overwritten_unasked(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["demo.png"]
 
 
-def test_demo_end_to_end(tmp_path: Path) -> None:
-    result = demo.run_demo(tmp_path / "out", seconds=0.4, device="cpu")
+def test_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures: list[weakref.ref[Array]] = []
+    most = 0
+
+    def noted(image: Array) -> Array:
+        nonlocal most
+        pictures.append(weakref.ref(image))
+        most = max(most, sum(picture() is not None for picture in pictures))
+        return image
+
+    read_frames, resize = demo.read_frames, demo.resize
+    monkeypatch.setattr(demo, "read_frames", lambda path: ((pts, noted(image)) for pts, image in read_frames(path)))
+    monkeypatch.setattr(demo, "resize", lambda *arguments: noted(resize(*arguments)))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere.mp4").write_text("old")
+    (tmp_path / "out" / "demo.mp4").symlink_to(tmp_path / "elsewhere.mp4")
+    result = demo.run_demo(tmp_path / "out", seconds=0.4, device="cpu", overwrite=True)
+    assert result.video.is_symlink()  # to the new film, which is looked at below
+    assert len(pictures) > 50 and most < 10  # the clip is never in memory as a whole
     assert result.frames == 10 and result.provider
     ours, theirs = result.rows
     assert ours.kbps > 0 and theirs.kbps > 0

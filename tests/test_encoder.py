@@ -718,6 +718,22 @@ def test_headers_of_the_transport_are_part_of_the_rate(portrait_clip: list[np.nd
         encoder.target_kbps = 0.1
 
 
+@pytest.mark.parametrize(
+    ("kbps", "options", "fits"),
+    [(8, {}, "8.00; .* frames_per_packet=2"), (8, {"time_base": Fraction(1, 1000)}, "8.00; .* frames_per_packet=2"),
+     (0.9, {"frames_per_packet": 4}, "2.00; raise it."),
+     (2, {"time_base": Fraction(1, 1000), "frame_duration": 20}, "16.00; .* frames_per_packet=11")],
+)  # fmt: skip
+def test_headers_that_leave_nothing_of_the_rate_are_refused(kbps: float, options: dict[str, Any], fits: str) -> None:
+    with pytest.raises(ValueError, match=f"target_kbps is {kbps}, of which headers alone .* take {fits}"):
+        nc.Encoder(kbps, device="cpu", packet_overhead=40, **options)
+
+
+def test_headers_that_leave_little_are_none_of_the_encoders_business() -> None:
+    for kbps, share in ((8.1, 1), (2.5, 4)):
+        nc.Encoder(kbps, device="cpu", packet_overhead=40, frames_per_packet=share)
+
+
 def test_lids_are_sent_as_closed_as_they_are_to_be_seen(
     portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,13 +16,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 from conftest import ROOT
+from test_media import write_film
 
 import neuralcodec as nc
 from neuralcodec.demo import moving_portrait
 from neuralcodec.errors import BitstreamError
-from neuralcodec.media import VideoWriter, read_frames
+from neuralcodec.media import VideoWriter, as_picture, read_frames
 from neuralcodec.packet import Bundle, End, Feedback, Motion, StreamHeader
 from neuralcodec.rtp import RtpPacket, RtpSender, parse_rtcp, rtcp_feedback
 
@@ -81,6 +84,29 @@ def test_webcam_loopback(film: Path) -> None:
     assert wrong.returncode == 1 and "--source takes a film" in errors and "Traceback" not in errors
 
 
+def test_webcam_loopback_takes_films_as_telephones_make_them(tmp_path: Path) -> None:
+    image = next(moving_portrait())[:128]
+    turned = tmp_path / "turned.mp4"
+    write_film(turned, [image] * 2, [0, 1], Fraction(1, 25), turn=lambda stream: stream.set_display_rotation(90))
+    example = loaded("webcam_loopback.py")
+    _, frame = next(example.pictures(str(turned)))
+    assert as_picture(frame).shape == (256, 128, 3)
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        sound = container.add_stream("aac", rate=48000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+        silence.sample_rate = 48000
+        container.mux(sound.encode(silence))
+        container.mux(sound.encode(None))
+    with pytest.raises(SystemExit, match=r"sound\.mp4 holds no video\."):
+        next(example.pictures(str(tmp_path / "sound.mp4")))
+
+
+def test_webcam_loopback_without_a_display_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tkinter", None)
+    with pytest.raises(SystemExit, match="No window can be opened .*; --no-window"):
+        loaded("webcam_loopback.py").Window()
+
+
 def test_udp_call(film: Path, tmp_path: Path) -> None:
     port = free_port(socket.SOCK_DGRAM)
     receiver = start("udp_call.py", "receive", tmp_path / "seen.mp4", "--port", port)
@@ -88,7 +114,7 @@ def test_udp_call(film: Path, tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:  # whose packets come first
         for payload in (b"x", bytes(StreamHeader(bytes(8), 256, 256, (1, 25), 1, 256))):  # the header of another pack
             stranger.sendto(bytes(RtpPacket(97, 5, 0, 666, True, payload)), ("127.0.0.1", port))
-    sender = start("udp_call.py", "send", film, "--to", f"127.0.0.1:{port}", "--kbps", 6)
+    sender = start("udp_call.py", "send", film, "--to", f"127.0.0.1:{port}", "--kbps", 14)
     frames, kbps = numbers(said(sender))
     assert frames == FRAMES and kbps > 0
     shown, lost = numbers(said(receiver).splitlines()[-1])
@@ -169,14 +195,18 @@ class Peer:
         return Channel(label)
 
 
-@pytest.fixture(scope="module")
-def aiortc_track() -> Any:
-    pytest.importorskip("aiortc", reason="the extra [webrtc] is not installed")
-    spec = importlib.util.spec_from_file_location("aiortc_track", EXAMPLES / "aiortc_track.py")
+def loaded(example: str) -> Any:
+    spec = importlib.util.spec_from_file_location(Path(example).stem, EXAMPLES / example)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def aiortc_track() -> Any:
+    pytest.importorskip("aiortc", reason="the extra [webrtc] is not installed")
+    return loaded("aiortc_track.py")
 
 
 def test_aiortc_sender_takes_reports_in_the_thread_that_encodes(aiortc_track: Any) -> None:
@@ -299,15 +329,35 @@ def test_aiortc_track_that_is_stopped_wakes_who_waits(aiortc_track: Any) -> None
     asyncio.run(call())
 
 
-def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+def assert_one_sentence(example: str, *arguments: object) -> None:
+    wrong = start(example, *arguments)
+    _, errors = wrong.communicate(timeout=PATIENCE)
+    assert wrong.returncode == 1 and errors.count("\n") == 1, errors
+
+
+def test_what_cannot_be_read_is_one_sentence(film: Path, tmp_path: Path) -> None:
     for example, *arguments in (
+        ("udp_call.py", "send", film, "--kbps", 8),
+        ("free_view.py", tmp_path / "new.png", "--kbps", 0.1),
+        ("file_roundtrip.py", film, tmp_path / "back.mp4", "--kbps", 0.1),
+        ("webcam_loopback.py", "--source", film, "--kbps", 0.1),
         ("udp_call.py", "send", tmp_path / "absent.mp4"),
         ("free_view.py", tmp_path / "new.png", "--picture", tmp_path / "absent.png"),
         ("file_roundtrip.py", tmp_path / "absent.mp4", tmp_path / "back.mp4"),
     ):
-        wrong = start(example, *arguments)
-        _, errors = wrong.communicate(timeout=PATIENCE)
-        assert wrong.returncode == 1 and errors.count("\n") == 1, errors
+        assert_one_sentence(example, *arguments)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        assert_one_sentence("udp_call.py", "receive", tmp_path / "seen.mp4", "--port", taken.getsockname()[1])
+
+
+def test_aiortc_track_says_what_is_wrong_in_one_sentence(film: Path, tmp_path: Path) -> None:
+    pytest.importorskip("aiortc", reason="the extra [webrtc] is not installed")
+    assert_one_sentence("aiortc_track.py", "send", tmp_path / "absent.mp4")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert_one_sentence("aiortc_track.py", "send", film, "--port", taken.getsockname()[1])
 
 
 def test_every_example_is_short_and_tested() -> None:

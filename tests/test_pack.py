@@ -56,6 +56,15 @@ def test_a_manifest_says_how_far_heads_turn_and_it_is_no_part_of_the_id(copy: Pa
         load_pack(copy)
 
 
+def test_what_lies_in_the_folder_of_a_pack_is_no_part_of_it(copy: Path) -> None:
+    before = load_pack(copy)
+    (copy / ".DS_Store").write_bytes(b"a folder was opened")
+    (copy / "render.onnx.bak").write_bytes(b"an older one")
+    (copy / "notes.md").mkdir()
+    after = write_manifest(copy, name=before.name, version=before.version, size=before.size, keypoints=before.keypoints)
+    assert (after.id, after.files) == (before.id, before.files)
+
+
 def test_the_id_does_not_depend_on_the_order_of_files() -> None:
     assert pack_id({"a": "1", "b": "2"}) == pack_id({"b": "2", "a": "1"}) != pack_id({"a": "2", "b": "1"})
 
@@ -76,6 +85,9 @@ def test_a_pack_that_changes_while_it_is_open_is_one_sentence(copy: Path) -> Non
     (copy / "motion.onnx").write_bytes((copy / "detector.onnx").read_bytes())
     with pytest.raises(PackError, match=r"motion.onnx has SHA-256 .* manifest says"):
         pack.graph("motion")
+    (copy / TABLES).write_text((copy / TABLES).read_text("utf-8") + "\n", "utf-8")
+    with pytest.raises(PackError, match=r"tables.json has SHA-256 .* manifest says"):
+        assert pack.tables
     shutil.rmtree(copy)
     with pytest.raises(PackError, match="has no render.onnx"):
         pack.graph("render")

@@ -3,12 +3,14 @@
 import struct
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralcodec.errors import BitstreamError, LimitError
 from neuralcodec.packet import Bundle, Feedback, Motion, ReferencePart, StreamHeader, parse_packet
+from neuralcodec.protection import RUN_MAX
 from neuralcodec.rtp import RtpPacket, RtpReceiver, RtpSender, parse_rtcp, rtcp_feedback, sdp_attributes
 
 HEADER = StreamHeader(bytes(range(8)), 640, 480, (1, 25), 1, 256)
@@ -121,6 +123,37 @@ def test_a_packet_that_comes_after_it_was_reported_lost_is_no_less_than_none_los
     receiver = RtpReceiver()
     assert all(receiver.unpack(numbered(number)) for number in (0, 1, 3)) and receiver.lost_share() == 0.25
     assert receiver.unpack(numbered(2)) and receiver.unpack(numbered(4)) and receiver.lost_share() == 0
+
+
+@pytest.mark.parametrize("jitter", [0, 3, 12, 30])
+@pytest.mark.parametrize("loss", [0.0, 0.1, 0.3])
+def test_reordered_packets_hide_no_loss_and_are_none(loss: float, jitter: int) -> None:
+    """A packet may be overtaken by as many as ``jitter``; one in ten comes twice."""
+    rng = np.random.default_rng(5)
+    sent = np.flatnonzero(rng.random(3000) >= loss)
+    came = np.concatenate([sent, sent[rng.random(len(sent)) < 0.1]])
+    came = came[np.argsort(came + jitter * rng.random(len(came)), kind="stable")]
+    once, often, shares = RtpReceiver(), RtpReceiver(), []
+    for index, number in enumerate(came.tolist()):
+        assert (once.unpack(numbered(65000 + number)) is None) == (often.unpack(numbered(65000 + number)) is None)
+        if index % 10 == 9:
+            shares.append(often.lost_share())
+    gaps = np.diff(sent) - 1
+    lost = int(gaps[gaps <= RUN_MAX].sum())
+    share = lost / (len(sent) + lost)
+    assert once.lost_share() == pytest.approx(share, abs=0.001)  # the first that came may be another than the first
+    assert share * 2 / 3 <= np.mean(shares) <= share + 0.01
+
+
+def test_a_run_that_was_an_interruption_counts_as_far_as_it_was_none() -> None:
+    receiver = RtpReceiver()
+    assert receiver.unpack(numbered(10)) and receiver.unpack(numbered(17)) and receiver.lost_share() == 0
+    for number in (8, 15, 18):  # of the first nobody knew; 11 to 14 are still too many to count
+        assert receiver.unpack(numbered(number))
+    assert receiver.lost_share() == pytest.approx(2 / 5)  # 9 and 16 of 8, 9, 15, 16, 18
+    for number in (13, 12, 19):
+        assert receiver.unpack(numbered(number))
+    assert receiver.lost_share() == pytest.approx(2 / 5)  # 11 and 14 of 11 to 14 and 19
 
 
 def test_a_payload_may_be_empty_and_carries_nothing_then() -> None:

@@ -413,6 +413,14 @@ def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
     assert told.value.filename == str(tmp_path / "new") and [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
+def test_a_link_to_a_file_that_is_written_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "a.engine")  # to nothing yet
+    for data in (b"plan", b"another"):
+        write_whole(tmp_path / "link", data)
+        files = {path.name: path.read_bytes() for path in (tmp_path / "elsewhere").iterdir()}
+        assert (tmp_path / "link").is_symlink() and files == {"a.engine": data}
+
+
 def test_two_threads_may_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sessions that build the same engine, which takes both of them minutes."""
     rename, path = os.replace, tmp_path / "a.engine"

@@ -30,7 +30,7 @@ from neuralcodec.media import as_picture
 from neuralcodec.motion import Array, View
 from neuralcodec.pack import Pack
 from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, Update, bundled, parse_packet
-from neuralcodec.rate import WINDOW_SECONDS
+from neuralcodec.rate import LOWEST_KBPS, WINDOW_SECONDS
 
 FPS = 25  # of the stream: a camera's jittery times are moved to this grid, so that no time costs bits
 PRESET = 8  # of SVT-AV1: a picture takes 8 ms of processor time where 4 takes 26, and 29 % more bytes
@@ -95,9 +95,11 @@ class Pipeline:
         # Both ends compute at the same time. On two cores shared with other work, one thread for each instead of two
         # took a frame through the codec in 254 ms instead of 663.
         threads = threads or max(1, (os.cpu_count() or 2) // 2)
-        self._encoder = Encoder(self.settings.kbps, pack=pack, device=device, threads=threads,
-                                time_base=Fraction(1, FPS), packet_overhead=HEADERS, preset=PRESET,
+        # Of 25 frames a second headers alone take 5.6 kbit/s; a machine that has too much to do sends fewer.
+        self._encoder = Encoder(max(self.settings.kbps, HEADERS * FPS / 125 + LOWEST_KBPS), pack=pack, device=device,
+                                threads=threads, time_base=Fraction(1, FPS), packet_overhead=HEADERS, preset=PRESET,
                                 window=window)  # fmt: skip
+        self._encoder.target_kbps = self.settings.kbps
         self._decoder = Decoder(pack=pack, device=device, threads=threads)
         self._h264 = SameBytes(pack.size, self.settings.kbps)
         self._there, self._back = Link(seed=1), Link(seed=2)

@@ -26,7 +26,7 @@ import numpy as np
 from neuralcodec import frame_header, motion
 from neuralcodec.call.pipeline import Comparison, Pipeline
 from neuralcodec.call.settings import Settings, parse_message
-from neuralcodec.errors import BackendUnavailableError, MediaError, NeuralCodecError
+from neuralcodec.errors import BackendUnavailableError, MediaError, NeuralCodecError, PackError
 from neuralcodec.face import resize
 from neuralcodec.pack import GRAPHS, TABLES, Pack, load_pack
 from neuralcodec.rate import WINDOW_SECONDS
@@ -320,15 +320,17 @@ class CallServer:
             )
         if name not in (*GRAPHS, TABLES):
             raise web.HTTPNotFound
-        path = self.pack.folder / name
-        if "float" not in request.query:
-            return _file(path.read_bytes(), name)
         try:
+            if "float" not in request.query:
+                return _file(await asyncio.to_thread(self.pack.file, name), name)
             async with self._turning:
                 if name not in self._floats:
-                    self._floats[name] = await asyncio.to_thread(float_graph, path.read_bytes())
+                    graph = await asyncio.to_thread(self.pack.file, name)
+                    self._floats[name] = await asyncio.to_thread(float_graph, graph)
         except BackendUnavailableError as error:
             return _refusal(404, str(error))
+        except PackError as error:  # another pack lies there by now
+            return _refusal(500, str(error))
         return _file(self._floats[name], name)
 
     async def _ort_file(self, request: web.Request) -> web.StreamResponse:

@@ -181,12 +181,13 @@ def prepare_cache(folder: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.{token_hex(4)}.part")  # another thread may write it, too
+    """Write a file that appears complete or not at all. A link stays one, to the new file."""
+    file = Path(os.path.realpath(path))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.{token_hex(4)}.part")  # another thread may write it, too
     try:
         partial.write_bytes(data)
-        os.replace(partial, path)
+        os.replace(partial, file)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # nobody asked for the other name
     finally:

@@ -80,8 +80,9 @@ const graph = async (name, float) => new Uint8Array(await (await got(`/pack/${na
 
 async function got(address) {
   const response = await fetch(address);
-  if (!response.ok) throw new Error(`${address} cannot be loaded (${response.status})`);
-  return response;
+  if (response.ok) return response;
+  const { error } = await response.json().catch(() => ({})); // the server's own sentence
+  throw new Error(error?.replace(/\.$/, "") ?? `${address} cannot be loaded (${response.status})`);
 }
 
 /** Every datagram is decoded, which costs nothing; only the newest frame is rendered, which does. */
