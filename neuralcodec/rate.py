@@ -385,6 +385,14 @@ class RateControl:
         if self._ageless:
             self.key_bytes = self.first_bytes
 
+    def begins_shot(self) -> bool:
+        """Whether another shot begins with a key and not with an update: where this chain is as fine as a calmer shot
+        allowed. Else an update comes sooner, in parts."""
+        if self.key_bytes <= self.first_bytes:
+            return False
+        self.key_bytes = self.first_bytes
+        return True
+
     def wants_finest(self) -> bool:
         """Whether a picture that does not age can be had finer; ``key_bytes`` then says how fine the next one is."""
         finer = min(int(AGELESS_FINER * self.key_bytes), REFERENCE_BYTES[1])

@@ -174,8 +174,7 @@ class PictureSender:
         self._cuts.append(seconds)
         self._moved = True
         self._drop_coming()
-        if self._chain is not None and self.rate.key_bytes > self.rate.first_bytes:  # as fine as a calmer shot allowed
-            self.wanted, self.rate.key_bytes = True, self.rate.first_bytes
+        self.wanted |= self._chain is not None and self.rate.begins_shot()
 
     def nearest(self, shot: Shot) -> int:
         """Id of the held picture that this frame would be drawn from."""

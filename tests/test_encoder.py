@@ -19,6 +19,7 @@ from neuralcodec.demo import moving_portrait
 from neuralcodec.encoder import WAITING_LIVE
 from neuralcodec.errors import LimitError
 from neuralcodec.face import CropFollower, Square, crop
+from neuralcodec.film_rate import FilmRate
 from neuralcodec.fragments import PART_BYTES
 from neuralcodec.gaze import EYES
 from neuralcodec.inference import Inference, MotionEstimate
@@ -945,6 +946,23 @@ def test_nobodys_motion_drives_the_face_of_another_shot(
     first = next(number for number, (of, _) in enumerate(shown) if of >= begins)
     assert all(of < begins and as_is for of, as_is in shown[8:first]) and begins < first < len(film)
     assert all(of >= begins and not as_is for of, as_is in shown[first:])
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_shot_begins_with_an_update_in_a_call_and_with_a_key_in_a_film(
+    portrait_clip: list[Array], ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has been planned for, and shows nothing of the shot before. An update comes in parts, and sooner."""
+    monkeypatch.setattr(FilmRate, "_best_key", lambda *_: 300)  # as coarse as the first of a call
+    frames = [*portrait_clip[:8], *map(somebody_else, portrait_clip[8:16])]
+    film = nc.Film(enumerate(frames)) if ahead else None
+    encoder = nc.Encoder(8, device="cpu", threads=1, preset=13, repeat_header=False, film=film)
+    cuts, keys = cuts_of(encoder, monkeypatch), list[int]()
+    for pts, image in enumerate(frames):
+        packets = encoder.encode(image, pts)
+        keys += [pts] * any(isinstance(packet, ReferencePart) for packet in packets)
+    assert cuts == [8] and keys == ([0, 8] if ahead else [0]) and encoder.stats.references == len(keys)
+    assert ahead or encoder.stats.updates
 
 
 def test_a_lively_head_is_no_cut_nor_is_a_hand_before_the_face(

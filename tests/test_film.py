@@ -12,7 +12,7 @@ import pytest
 
 import neuralcodec as nc
 from neuralcodec.face import CropFollower, Square
-from neuralcodec.film import AROUND, EYE, FACE, WHOLE, WIDE
+from neuralcodec.film import AROUND, CUT, EYE, FACE, WHOLE, WIDE
 from neuralcodec.gaze import EYES, POINTS
 from neuralcodec.inference import Inference
 from neuralcodec.media import as_picture
@@ -173,6 +173,14 @@ def test_looks_say_where_a_face_was_seen(greys: list[int]) -> None:
     assert film.sight(0).square == Square(-64, 32, 512)
     _, looks = film.ahead(5.0)
     assert [look.face for look in looks] == [grey != NOBODY for grey in greys]
+
+
+def test_looks_say_where_another_shot_begins() -> None:
+    for greys in ([10, 10 + CUT - 2, 10 + 2 * CUT, 90, 30], [NOBODY, 10 + CUT, 12 + CUT]):
+        film = film_of([int(grey) for grey in greys])
+        film.sight(0)
+        _, looks = film.ahead(5.0)
+        assert [look.shot for look in looks] == ([0, 0, 1, 1, 2] if len(greys) == 5 else [0, 1, 1])
 
 
 def test_a_film_has_ended_once_its_last_frame_has_been_looked_at_and_another_was_asked_for() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -19,6 +20,7 @@ from neuralcodec.film_rate import (
     AIM,
     CHANGE_LEAST,
     CHANGE_MOST,
+    ELSEWHERE,
     FACELESS,
     FRAMES_MOST,
     HORIZON,
@@ -38,13 +40,14 @@ STEP = (PRICES[1] / PRICES[0]) ** (1 / 2**TRIES)  # between prices that are told
 Place = Callable[[float], float]  # grey level of frames at a time; NaN: 0, and no face is seen
 
 
-def look(place: float, face: bool = True) -> Look:
+def look(place: float, face: bool = True, shot: int = 0) -> Look:
     """Rounded, so that sums are exact."""
-    return Look(np.full(4, 0.0 if math.isnan(place) else round(64 * place) / 64), face and not math.isnan(place))
+    return Look(np.full(4, 0.0 if math.isnan(place) else round(64 * place) / 64), face and not math.isnan(place), shot)
 
 
 def change(one: Look, other: Look) -> float:
-    return float(abs(one.grey[0] - other.grey[0])) if other.face or not one.face else math.inf
+    drawn = one.shot == other.shot and (other.face or not one.face)
+    return float(abs(one.grey[0] - other.grey[0])) if drawn else math.inf
 
 
 class Track:
@@ -121,38 +124,48 @@ def sent(film: Track, kbps: float = 4, size: float = 10) -> tuple[list[float], f
     return moments, rate._spent
 
 
-def wandering(dice: np.random.Generator, count: int) -> tuple[Array, list[Look]]:
-    """Frames at odd times, with a head that wanders, rests, returns and is not always seen."""
+def wandering(dice: np.random.Generator, count: int, cut: int | None = None) -> tuple[Array, list[Look]]:
+    """Frames at odd times, with a head that wanders, rests, returns and is not always seen. cut: the first frame of
+    another shot."""
     times = np.cumsum(dice.uniform(0.01, 0.08, count))
     times[count // 2 :] += 3.0  # the camera was away
     speed = dice.uniform(0, 4, count) * (dice.uniform(size=count) < 0.6)
     places = 40 * np.sin(np.cumsum(dice.normal(0.02, 0.05, count) * speed)) + dice.normal(0, 0.2, count)
     gone = dice.integers(2, count)
-    return times, [look(place, not gone <= n < gone + 9) for n, place in enumerate(places)]
+    faces = [not gone <= n < gone + 9 for n in range(count)]
+    return times, [look(places[n], faces[n], int(cut is not None and n >= cut)) for n in range(count)]
 
 
 def value(
     chosen: Sequence[int], times: Array, looks: Sequence[Look], held: Sequence[Look],
-    price: float, root: float, extra: float, waits: int, until: float,
+    price: float, root: float, extra: float, key: float, waits: int, until: float,
 ) -> tuple[float, float]:  # fmt: skip
-    """What is seen wrong with updates of these frames, their bytes times the price added; and their bytes."""
+    """What is seen wrong with pictures of these frames, their bytes times the price added; and their bytes."""
     steps = np.minimum(np.diff(times, append=2 * times[-1] - times[-2]), STEP_MOST)
 
-    def near(number: int, others: list[int]) -> float:
+    def there(number: int, others: list[int]) -> list[Look]:
         first = not any(one < number for one in chosen)
-        kept = held if first or times[number] <= until else []
-        return min(change(looks[number], other) for other in [*kept, *(looks[one] for one in others)])
+        return [*(held if first or times[number] <= until else []), *(looks[one] for one in others)]
+
+    def near(number: int, others: list[int]) -> float:
+        return min(change(looks[number], other) for other in there(number, others))
 
     wrong = total = 0.0
     for number, one in enumerate(looks):
         after = [other for other in chosen if number < other <= number + waits][:1]
-        seen = near(number, [*[other for other in chosen if other < number][-1:], *after]) * (number not in chosen)
-        wrong += (1.0 if one.face else FACELESS) * min(seen, CHANGE_MOST) * steps[number]
+        around = [*[other for other in chosen if other < number][-1:], *after]
+        if number in chosen:
+            continue
+        seen = (1.0 if one.face else FACELESS) * min(near(number, around), CHANGE_MOST)
+        elsewhere = all(other.shot != one.shot for other in there(number, around))
+        wrong += (ELSEWHERE if elsewhere else seen) * steps[number]
     for index, number in enumerate(chosen):
-        size = near(number, list(chosen[:index][-1:]))
-        if size < SAME:
+        before = list(chosen[:index][-1:])
+        if near(number, before) < SAME:
             return math.inf, math.inf
-        total += root * (min(size, CHANGE_MOST) + CHANGE_LEAST) + extra
+        update = root * (min(near(number, before), CHANGE_MOST) + CHANGE_LEAST)
+        begins = all(other.shot != looks[number].shot for other in there(number, before))
+        total += (key if begins else update) + extra
     return wrong + price * total, total
 
 
@@ -160,12 +173,12 @@ def value(
 def test_the_plan_is_the_best_of_all(seed: int) -> None:
     dice = np.random.default_rng(seed)
     count, present, waits = 9, seed % 3, seed % 4
-    times, looks = wandering(dice, count)
+    times, looks = wandering(dice, count, cut=4 + seed % 3 if seed >= 4 else None)
     held = [looks[0], look(30.0), look(math.nan)][: 1 + seed % 3]
     until = math.inf if seed % 2 else float(times[5])
     future, lengths = _Future(times, looks, held, present=present, waits=waits, until=until), []
     for price in (1e-4, 1e-3, 1e-1):
-        asked = price, float(dice.uniform(5, 20)), 64.0 * (seed % 2)
+        asked = price, float(dice.uniform(5, 20)), 64.0 * (seed % 2), float(dice.uniform(200, 1000))
         every = [some for n in range(count + 1) for some in combinations(range(present, count), n)]
         best = min(value(some, times, looks, held, *asked, waits, until) for some in every)
         moments, total = future.plan(*asked)
@@ -444,6 +457,21 @@ def test_a_picture_without_a_face_is_near_to_none() -> None:
         rate.advance(0.5)
         assert PRICES[0] * 10 < rate._price < PRICES[1] / 10
     assert keys[1] == pytest.approx(keys[0], rel=0.2)
+
+
+def test_a_cut_that_is_ahead_has_its_bytes_kept() -> None:
+    """A key's for the first picture of each shot, so that the first shot's is smaller than it would be alone."""
+    keys, film = [], track(sways, 24.0)
+    shots = [replace(one, shot=int(at // 3)) for at, one in zip(film.times, film.looks, strict=True)]
+    for looks in (film.looks, shots):
+        film.looks, film.now = looks, 0
+        rate = rate_of(film)
+        rate.begin_at_once()
+        keys.append(rate.key_bytes)
+        moments, total = _Future(film.times, looks, looks[:1]).plan(0.05, 9.0, 0.0, 700.0)
+        assert set(np.arange(3, 24, 3.0)) <= set(moments) or looks is not shots
+        assert (total >= 7 * 700) == (looks is shots)
+    assert keys[1] < 0.9 * keys[0]
 
 
 def test_a_face_is_not_drawn_from_a_picture_without_one() -> None:
