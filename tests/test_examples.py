@@ -12,15 +12,14 @@ import sys
 import threading
 import time
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
+from conftest import portrait as drawn_portrait
 
 import neuralcodec as nc
-from neuralcodec.demo import moving_portrait
 from neuralcodec.errors import BitstreamError
 from neuralcodec.media import VideoWriter, read_frames
 from neuralcodec.packet import Bundle, End, Feedback, Motion, StreamHeader
@@ -37,7 +36,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("film") / "talk.mp4"
     with VideoWriter(path, 256, 256, Fraction(1, 25)) as writer:
-        for index, image in enumerate(islice(moving_portrait(), FRAMES)):
+        for index, image in enumerate(drawn_portrait(FRAMES)):
             writer.write(image, BEGIN + index)
     return path
 
