@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import neuralcodec as nc
-from neuralcodec import inference
+from neuralcodec import decoder, encoder, inference
 from neuralcodec.motion import Array
-from neuralcodec.pack import Pack
+from neuralcodec.pack import Pack, load_pack
 from neuralcodec.quantizer import MotionTables
 from neuralcodec.runtime.session import Session, open_session
 
@@ -31,15 +31,21 @@ NODES = 3  # a side, of the scene that is laid around the frozen tracks
 def shared_networks() -> Iterator[None]:
     """Equal graphs, asked for in equal words by one end after the other, are opened once in a process: ONNX Runtime
     takes longer to prepare a pack than most tests to use it. Nothing of a run stays in a session, several may use it at
-    once, and what belongs to one end (its estimates, its held pictures, its renderer's threads) is not shared. Tests of
-    sessions call `open_session` itself, and programs that tests start have their own."""
-    kept = lru_cache(maxsize=16)(open_session)
+    once, and what belongs to one end (its estimates, its held pictures, its renderer's threads) is not shared. So it is
+    with the default pack, which the calls of one server share as well. Tests of sessions and packs call `open_session`
+    and `load_pack` themselves, and programs that tests start have their own."""
+    kept, default = lru_cache(maxsize=16)(open_session), cache(load_pack)
 
     def opened(graph: bytes, *, device: str = "cpu", **how: Any) -> Session:
         return (kept if device in ("auto", "cpu") else open_session)(graph, device=device, **how)
 
+    def loaded(source: str | Path | None = None) -> Pack:
+        return default() if source is None else load_pack(source)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "open_session", opened)
+        patch.setattr(decoder, "load_pack", loaded)
+        patch.setattr(encoder, "load_pack", loaded)
         yield
 
 

@@ -68,8 +68,8 @@ def test_published_sizes(module: type, changes: dict, printed: str) -> None:
 
 @pytest.mark.parametrize(("shuffle", "printed"), [(False, "55.36"), (True, "55.37")])
 def test_size_of_spade_heads(shuffle: bool, printed: str) -> None:
-    with torch.device("meta"):
-        assert f"{millions(SpadeHead(PAPER, shuffle=shuffle)):.2f}" == printed
+    # Not on the device "meta": what begins its spectral norms takes three times as long there as with real numbers.
+    assert f"{millions(SpadeHead(PAPER, shuffle=shuffle)):.2f}" == printed
 
 
 def test_sizes_of_the_unified_variant() -> None:

@@ -406,7 +406,7 @@ def test_a_pack_of_other_networks_is_no_start(tmp_path: Path) -> None:
 
 
 def test_a_run_learns_saves_and_resumes(data: Path, tmp_path: Path, ticks: None) -> None:
-    options = Options(data, tmp_path / "run", phase="motion", minutes=minutes(steps=12), batch=2,
+    options = Options(data, tmp_path / "run", phase="motion", minutes=minutes(steps=5), batch=2,
                       cache=tmp_path / "c", workers=0, save_every=5)  # fmt: skip
     result = train(options)
     assert {"psnr", "gain", "px"} <= result.keys()
@@ -506,7 +506,7 @@ def test_a_discriminator_goes_on_with_what_it_remembers(
     """The paper's sees the keypoints that were found, 20 and not the labels' 30; its optimizer is resumed as well."""
     config = ModelConfig.preset("paper")
     monkeypatch.setattr(training, "build", lambda _: Networks(config, Stub(), Stub(), Stub()))
-    options = Options(data, tmp_path, preset="paper", phase="joint", minutes=minutes(steps=2), size=128,
+    options = Options(data, tmp_path, preset="paper", phase="joint", minutes=minutes(steps=1), size=128,
                       batch=1, cache=tmp_path / "c", workers=0)  # fmt: skip
     train(options)
     run = Run(options)
@@ -598,6 +598,7 @@ def kept(run):
     save_file(weights, Path({str(tmp_path)!r}) / f"{{rank}}.safetensors")
 training.Run._smooth = kept
 training.time = SimpleNamespace(monotonic=count().__next__)  # two seconds a step
+training.LOOK_EVERY = 3  # and at the clocks of the others
 data, out, cache = map(Path, {[str(data), str(tmp_path / "run"), str(tmp_path / "c")]})
 training.train(training.Options(
     data, out, phase="motion", batch=1, workers=0, minutes=(0.05, 9.0)[int(rank)], cache=cache
