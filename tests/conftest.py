@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import numpy as np
 import pytest
 
 import neuralcodec as nc
+from neuralcodec import decoder, encoder, inference
 from neuralcodec.motion import Array
-from neuralcodec.pack import Pack
+from neuralcodec.pack import Pack, load_pack
 from neuralcodec.quantizer import MotionTables
+from neuralcodec.runtime.session import Session, open_session
 
 ROOT = Path(__file__).parent.parent
 FOOTAGE = Path(os.environ.get("NEURALCODEC_DATA", ROOT.parent / "shared" / "data"))
@@ -23,12 +27,48 @@ FRAMES = 20
 NODES = 3  # a side, of the scene that is laid around the frozen tracks
 
 
-@pytest.fixture(scope="session")
-def portrait_clip() -> list[Array]:
-    """uint8 RGB (256, 256, 3) frames of a public-domain portrait that turns and speaks."""
+@pytest.fixture(scope="session", autouse=True)
+def shared_networks() -> Iterator[None]:
+    """Equal graphs, asked for in equal words by one end after the other, are opened once in a process: ONNX Runtime
+    takes longer to prepare a pack than most tests to use it. Nothing of a run stays in a session, several may use it at
+    once, and what belongs to one end (its estimates, its held pictures, its renderer's threads) is not shared. So it is
+    with the default pack, which the calls of one server share as well. Tests of sessions and packs call `open_session`
+    and `load_pack` themselves, and programs that tests start have their own."""
+    kept, default = lru_cache(maxsize=16)(open_session), cache(load_pack)
+
+    def opened(graph: bytes, *, device: str = "cpu", **how: Any) -> Session:
+        return (kept if device in ("auto", "cpu") else open_session)(graph, device=device, **how)
+
+    def loaded(source: str | Path | None = None) -> Pack:
+        return default() if source is None else load_pack(source)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "open_session", opened)
+        patch.setattr(decoder, "load_pack", loaded)
+        patch.setattr(encoder, "load_pack", loaded)
+        yield
+
+
+@cache
+def drawn() -> tuple[list[Array], Iterator[Array]]:
+    """The demo's portrait as far as it has been drawn in this process, and what draws the rest."""
     from neuralcodec.demo import moving_portrait
 
-    return list(islice(moving_portrait(), FRAMES))
+    return [], moving_portrait()
+
+
+def portrait(frames: int) -> list[Array]:
+    """The first uint8 RGB (256, 256, 3) frames, 150 at most, of a public-domain portrait that turns and speaks. Nobody
+    writes into them: each is drawn once, which takes as long as coding it."""
+    there, more = drawn()
+    there.extend(islice(more, max(0, frames - len(there))))
+    assert len(there) >= frames
+    return there[:frames]
+
+
+@pytest.fixture(scope="session")
+def portrait_clip() -> list[Array]:
+    return portrait(FRAMES)
 
 
 @pytest.fixture(scope="session")

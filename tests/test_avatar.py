@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import portrait as drawn_portrait
 
 import neuralcodec as nc
 from neuralcodec.avatar import MOUTH, AvatarDriver
@@ -30,9 +31,7 @@ def networks() -> Inference:
 
 @pytest.fixture(scope="module")
 def portrait() -> Array:
-    from neuralcodec.demo import moving_portrait
-
-    return next(moving_portrait())
+    return drawn_portrait(1)[0]
 
 
 def estimate(

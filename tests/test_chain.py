@@ -2,16 +2,16 @@
 
 import hashlib
 import os
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from conftest import portrait as drawn_portrait
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neuralcodec import chain
 from neuralcodec.chain import HASH_BYTES, ChainDecoder, ChainEncoder, chain_digest, start_chain
-from neuralcodec.demo import moving_portrait
 from neuralcodec.errors import BitstreamError
 from neuralcodec.quality import psnr
 
@@ -75,7 +75,7 @@ def test_updates_are_as_much_coarser_as_was_asked() -> None:
 
 def test_no_update_is_much_coarser_than_the_one_before() -> None:
     """As SVT-AV1's layers would have it: 1.3 dB here."""
-    pictures = list(islice(moving_portrait(), 0, 60, 6))
+    pictures = drawn_portrait(60)[::6]
     sender, _, _ = start_chain(pictures[0], max_bytes=900, preset=8, coarser=44)
     quality = [psnr(picture, sender.code(picture)[1]) for picture in pictures[1:]]
     assert max(a - b for a, b in pairwise(quality)) < 0.7

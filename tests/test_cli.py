@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import portrait as drawn_portrait
 
 from neuralcodec import __version__
 from neuralcodec.cli import main, make_parser
@@ -54,11 +55,9 @@ def stream(path: Path, *, cut: int = 0) -> Path:
 @pytest.fixture(scope="module")
 def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("skimage")
-    from neuralcodec.demo import moving_portrait
-
     path = tmp_path_factory.mktemp("film") / "portrait.mp4"
     with VideoWriter(path, 256, 256, Fraction(1, 25)) as writer:
-        for pts, image in enumerate(moving_portrait(0.24)):
+        for pts, image in enumerate(drawn_portrait(6)):
             writer.write(image, pts)
     return path
 
@@ -91,13 +90,11 @@ def test_a_cut_film_is_coded_and_said(tmp_path: Path, capsys: pytest.CaptureFixt
     import av
 
     pytest.importorskip("skimage")
-    from neuralcodec.demo import moving_portrait
-
     path, coded = tmp_path / "a.mkv", tmp_path / "a.ncv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"bf": "0", "g": "5", "crf": "10"})
         stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p"
-        for image in moving_portrait(1.2):
+        for image in drawn_portrait(30):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])

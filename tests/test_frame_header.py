@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
-from itertools import islice
 
 import numpy as np
 import pytest
+from conftest import portrait as drawn_portrait
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_call_bitstream_js import node
@@ -19,7 +19,6 @@ from test_format import TEXT
 
 from export.fit_frame_header import Chain, fit, measure
 from neuralcodec import chain
-from neuralcodec.demo import moving_portrait
 from neuralcodec.errors import BitstreamError
 from neuralcodec.frame_header import FRONT, TABLE, HeaderCoder, HeaderTable
 from neuralcodec.reference import planes_from_rgb
@@ -30,7 +29,7 @@ FAST = 0b0011010010110
 
 @cache
 def film() -> list[np.ndarray]:
-    return list(islice(moving_portrait(), 0, 90, 3))
+    return drawn_portrait(90)[::3]
 
 
 @cache

@@ -22,7 +22,9 @@ Clip = list[np.ndarray]
 
 
 def ends(**options: object) -> tuple[nc.Encoder, nc.Decoder]:
-    return nc.Encoder(6, device="cpu", threads=1, **options), nc.Decoder(device="cpu", threads=1)  # type: ignore[arg-type]
+    """Pictures are coded as quickly as they can be: what is in them is for other tests."""
+    sender = nc.Encoder(6, device="cpu", threads=1, preset=13, **options)  # type: ignore[arg-type]
+    return sender, nc.Decoder(device="cpu", threads=1)
 
 
 def sent(sender: nc.Encoder, clip: Clip, times: range) -> list[list[bytes]]:
@@ -308,7 +310,7 @@ def test_what_is_shown_as_received_is_what_was_sent(seed: int, scene_pack: Pack)
     tables, noise = pack.tables, np.random.default_rng(seed)
     quantizer, coder = Quantizer(tables), EntropyCoder(tables)
     aggregator, again, values = Aggregator(coder), seed % 3, np.zeros(tables.size)
-    receiver = nc.Decoder(pack=pack, device="cpu", threads=1)
+    receiver = nc.Decoder(pack=pack, device="cpu", threads=1, steady=False)  # all pictures are black: nothing to steady
     receiver._networks = receiver._pictures.networks = Outputs(pack.size)  # type: ignore[assignment]
     receiver.decode(bytes(StreamHeader(pack.id, 256, 256, (1, 25), 2, pack.size)))
     for reference in range(2):

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -72,6 +74,17 @@ def data(tmp_path_factory: pytest.TempPathFactory, portrait_clip: list[np.ndarra
         np.savez(root / split / "labels" / "one.npz", landmarks=points.astype(np.float16), found=np.ones(10, bool),
                  rotation=turns.astype(np.float32), scale=np.full(10, 0.7, np.float32), translation=place)  # fmt: skip
     return root
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second passes whenever training asks for the time, twice a step: runs are as long on every machine."""
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=count().__next__))
+
+
+def minutes(steps: int) -> float:
+    """That those many steps take by such a clock."""
+    return 2 * steps / 60
 
 
 def test_labels_compose_to_their_landmarks(data: Path, tmp_path: Path) -> None:
@@ -392,10 +405,9 @@ def test_a_pack_of_other_networks_is_no_start(tmp_path: Path) -> None:
         load_graphs(build(smaller), load_pack().folder)
 
 
-def test_a_run_learns_saves_and_resumes(data: Path, tmp_path: Path) -> None:
-    options = Options(
-        data, tmp_path / "run", phase="motion", minutes=0.12, batch=2, cache=tmp_path / "c", workers=0, save_every=5
-    )
+def test_a_run_learns_saves_and_resumes(data: Path, tmp_path: Path, ticks: None) -> None:
+    options = Options(data, tmp_path / "run", phase="motion", minutes=minutes(steps=5), batch=2,
+                      cache=tmp_path / "c", workers=0, save_every=5)  # fmt: skip
     result = train(options)
     assert {"psnr", "gain", "px"} <= result.keys()
     first = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()][-1]["step"]
@@ -462,12 +474,14 @@ def test_losses_that_are_no_numbers_end_a_run_and_say_what_is_kept(data: Path, t
     assert run.read({"points": torch.tensor(2.0)}) == {"points": 2.0}
 
 
-def test_a_run_saves_by_the_clock(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_saves_by_the_clock(
+    data: Path, tmp_path: Path, ticks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """500 steps can take a processor more than an hour."""
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
     saved: list[int] = []
     monkeypatch.setattr(Run, "save", lambda run: saved.append(run.step))
-    train(Options(data, tmp_path, phase="motion", minutes=0.04, batch=2, cache=tmp_path / "c", workers=0))
+    train(Options(data, tmp_path, phase="motion", minutes=minutes(steps=3), batch=2, cache=tmp_path / "c", workers=0))
     assert len(saved) > 1 and saved[0] == 1, "only at the end without"
 
 
@@ -487,13 +501,13 @@ class Stub(torch.nn.Module):
 
 
 def test_a_discriminator_goes_on_with_what_it_remembers(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, ticks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The paper's sees the keypoints that were found, 20 and not the labels' 30; its optimizer is resumed as well."""
     config = ModelConfig.preset("paper")
     monkeypatch.setattr(training, "build", lambda _: Networks(config, Stub(), Stub(), Stub()))
-    options = Options(data, tmp_path, preset="paper", phase="joint", minutes=0.03, size=128, batch=1,
-                      cache=tmp_path / "c", workers=0)  # fmt: skip
+    options = Options(data, tmp_path, preset="paper", phase="joint", minutes=minutes(steps=1), size=128,
+                      batch=1, cache=tmp_path / "c", workers=0)  # fmt: skip
     train(options)
     run = Run(options)
     assert run.judge is not None and run.step > 0
@@ -502,9 +516,11 @@ def test_a_discriminator_goes_on_with_what_it_remembers(
     assert max(float(state["exp_avg"].abs().max()) for state in states.values()) > 0
 
 
-def test_a_run_may_train_other_parts_when_it_goes_on(data: Path, tmp_path: Path) -> None:
+def test_a_run_may_train_other_parts_when_it_goes_on(data: Path, tmp_path: Path, ticks: None) -> None:
     """What an optimizer remembers is a parameter's own, however many are trained."""
-    options = Options(data, tmp_path, phase="motion", minutes=0.02, batch=1, cache=tmp_path / "c", workers=0)
+    options = Options(
+        data, tmp_path, phase="motion", minutes=minutes(steps=2), batch=1, cache=tmp_path / "c", workers=0
+    )
     train(options)
     run = Run(replace(options, only=["motion.delta"]))
     run.learn(*run.phase.batch(run.clips, 1, torch.Generator().manual_seed(0)), 1e-4)
@@ -568,7 +584,9 @@ def test_several_gpus_train_the_same_networks_and_end_together(data: Path, tmp_p
     script = tmp_path / "rank.py"
     script.write_text(f"""
 import os
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from safetensors.torch import save_file
 from neuralcodec.training import train as training  # noqa: E402
 
@@ -579,6 +597,8 @@ def kept(run):
     weights = {{name: p.contiguous() for name, p in run.nets.motion.named_parameters()}}
     save_file(weights, Path({str(tmp_path)!r}) / f"{{rank}}.safetensors")
 training.Run._smooth = kept
+training.time = SimpleNamespace(monotonic=count().__next__)  # two seconds a step
+training.LOOK_EVERY = 3  # and at the clocks of the others
 data, out, cache = map(Path, {[str(data), str(tmp_path / "run"), str(tmp_path / "c")]})
 training.train(training.Options(
     data, out, phase="motion", batch=1, workers=0, minutes=(0.05, 9.0)[int(rank)], cache=cache

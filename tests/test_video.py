@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import portrait as drawn_portrait
 
 from neuralcodec.avatar import Avatar
 from neuralcodec.cli import main
@@ -33,7 +34,6 @@ from neuralcodec.packet import End, Motion, ReferencePart, StreamHeader, Update
 from neuralcodec.video import _Channel, decode_file, encode_file, list_packets, probe
 
 pytest.importorskip("skimage")
-from neuralcodec.demo import moving_portrait  # noqa: E402
 
 STAMPS = [0, 40, 80, 160, 213, 240]  # ms: one frame missing, one late
 LENGTH = 0.28  # seconds, the last frame's 40 ms included
@@ -54,7 +54,7 @@ def times(path: Path) -> list[Fraction]:
 
 @pytest.fixture(scope="module")
 def portrait() -> list[Array]:
-    return list(moving_portrait(len(STAMPS) / 25))
+    return drawn_portrait(len(STAMPS))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_a_damaged_packet_is_concealed_then_reported(stream: Path, tmp_path: Pat
 def even(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stream of 16 frames at 25 a second, four to a packet."""
     folder = tmp_path_factory.mktemp("even")
-    source = film(folder / "source.mp4", list(moving_portrait(0.64)), [40 * i for i in range(16)])
+    source = film(folder / "source.mp4", drawn_portrait(16), [40 * i for i in range(16)])
     encode_file(source, folder / "even.ncv", target_kbps=32, device="cpu", frames_per_packet=4)
     return folder / "even.ncv"
 
@@ -191,7 +191,7 @@ def test_motion_whose_times_do_not_rise_is_left_out(even: Path, tmp_path: Path) 
 
 
 def test_a_damaged_picture_is_reported(tmp_path: Path) -> None:
-    good, images = tmp_path / "good.ncv", list(moving_portrait(1.0))
+    good, images = tmp_path / "good.ncv", drawn_portrait(25)
     source = film(tmp_path / "source.mp4", images, [40 * i for i in range(25)])
     encode_file(source, good, target_kbps=48, device="cpu", lookahead=0)
     data, at = bytearray(good.read_bytes()), {}
@@ -209,7 +209,7 @@ def test_a_damaged_picture_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_key_that_was_on_its_way_at_the_end_is_no_damage(tmp_path: Path) -> None:
-    images = list(moving_portrait(0.4))
+    images = drawn_portrait(10)
     source = film(tmp_path / "source.mp4", images, [40 * i for i in range(len(images))])
     encode_file(source, tmp_path / "a.ncv", target_kbps=8, device="cpu", lookahead=0)
     with open(tmp_path / "a.ncv", "rb") as file:
