@@ -156,7 +156,9 @@ class Decoder:
 
     # --- the facade ---
 
-    def decode(self, data: bytes, *, wanted: Callable[[int], bool] | None = None) -> list[DecodedFrame]:
+    def decode(
+        self, data: bytes | bytearray | memoryview, *, wanted: Callable[[int], bool] | None = None
+    ) -> list[DecodedFrame]:
         """Frames that this packet completes: none for a reference, one or more for motion, and for the header those of
         packets that came before it.
 
