@@ -39,11 +39,13 @@ EARLY = 16  # packets kept that came before the stream header
 DRAWN = 8  # times max_pixels that the frames of one packet may have together, if all are as large as the source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by its arrays no frame could be compared or looked up
 class DecodedFrame:
-    """A shown frame. image: uint8 RGB (H, W, 3), never a view of the decoder's memory. pts: in the stream's time base.
-    state: how its motion was found. motion: as the sender coded it. shown: after smoothing and view. reference: id of
-    the picture it was made from. as_is: it is that picture itself, whatever its motion."""
+    """A shown frame. image: uint8 RGB (H, W, 3), never a view of the decoder's memory: the coded square, 256 x 256 with
+    the bundled pack; of the source's size where all of it is coded or the face is pasted back, which may begin within a
+    stream. pts: in the stream's time base. state: how its motion was found. motion: as the sender coded it. shown:
+    after smoothing and view. reference: id of the picture it was made from. as_is: it is that picture itself, whatever
+    its motion."""
 
     image: Array
     pts: int

@@ -50,6 +50,14 @@ def test_every_frame_comes_back_at_its_time(coded: Coded, portrait_clip: list[np
     assert np.mean([psnr(a, b.image) for a, b in zip(portrait_clip, frames, strict=True)]) > 22
 
 
+def test_frames_and_motion_can_be_looked_up_and_counted(coded: Coded) -> None:
+    """Comparing arrays, == would raise, and so would a queue that looks for one of them."""
+    decoder = nc.Decoder(device="cpu", threads=1)
+    frames = [f for packets in coded[1][:3] for p in packets for f in decoder.decode(bytes(p))]
+    assert frames.index(frames[1]) == 1 and len({*frames, frames[0]}) == len(frames) > 1
+    assert replace(frames[0].motion) not in [frame.motion for frame in frames]
+
+
 def test_both_ends_hold_the_same_motion(coded: Coded) -> None:
     receiver = decoder()
     for data in stream(coded):
