@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from neuralcodec.encoder import WINDOWS
 from neuralcodec.errors import NeuralCodecError
+from neuralcodec.media import output_path
 from neuralcodec.rate import RateControl
 from neuralcodec.runtime.session import cores
 
@@ -141,11 +142,10 @@ def load(path: Path, *keys: str) -> Any:
 
 
 def write(path: Path, data: bytes) -> None:
-    """A file in one step, and its folder."""
+    """A file in one step, and its folder; nothing of it where it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
+    with output_path(path, overwrite=True) as part:
+        part.write_bytes(data)
 
 
 def _rounded(value: Any) -> Any:

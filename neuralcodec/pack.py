@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PackError
+from .media import output_path
 from .quantizer import MotionTables
 from .view import ViewRange
 
@@ -124,7 +124,7 @@ def write_manifest(
     files = {
         p.name: hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.iterdir())
-        if p.name != "manifest.json"
+        if p.name != "manifest.json" and not p.name.startswith(".")  # what a desktop or a killed writer leaves
     }
     manifest = {
         "format": MANIFEST_FORMAT,
@@ -139,10 +139,8 @@ def write_manifest(
         view = None if before is None else ViewRange.parse(before)
     if view is not None:
         manifest["view"] = view.as_dict()
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as partial:
-        json.dump(manifest, partial, indent=2)
-    os.chmod(partial.name, 0o644)
-    os.replace(partial.name, folder / "manifest.json")
+    with output_path(folder / "manifest.json", overwrite=True) as partial:
+        partial.write_text(json.dumps(manifest, indent=2), "utf-8")
     return load_pack(folder)
 
 

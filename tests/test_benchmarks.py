@@ -602,6 +602,23 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert json.loads(target.read_text())["rate"] == 1.5
 
 
+def test_a_full_disk_leaves_no_half_of_a_file(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    cache, target = Cache(tmp_path), tmp_path / "result.json"
+    report.save(target, {"rate": 1.5})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError):
+            cache.save_stream({"codec": "x264-call"}, [bytes(2000)])
+        with pytest.raises(OSError):
+            report.save(target, {"rate": [2.5] * 1000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["result.json"]
+    assert json.loads(target.read_text()) == {"rate": 1.5}
+
+
 def test_machine_names_what_a_reader_needs() -> None:
     found = report.machine()
     assert found["cpu"] and found["cores_usable"] >= 1 and found["versions"]["numpy"] == np.__version__
