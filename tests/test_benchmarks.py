@@ -393,6 +393,24 @@ def test_a_metric_added_later_costs_a_decode_and_no_encode(
     assert points.measure(setting, cache, ("picture",))["psnr"] == 7.0
 
 
+def test_what_another_version_measured_is_measured_anew(
+    small_run: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VMAF is ffmpeg's, faces are dlib's: of two versions in one table nobody could compare a thing."""
+    footage, cache = points.Footage(Path(small_run[0][1]) / "clip.mp4", limit=8), Cache(tmp_path)
+    setting, names = points.Baseline(footage, "x264-call", 46, 0.5, 2), ("picture", "vmaf", "landmarks", "perceptual")
+    for name in names:
+        monkeypatch.setitem(points.GROUPS, name, replace(points.GROUPS[name], measure=lambda *_: {"psnr": 7.0}))
+    monkeypatch.setattr(codecs, "program_version", lambda: "ffmpeg version 9")
+    monkeypatch.setattr(report, "versions", lambda: {"dlib-bin": "20", "stlpips-pytorch": "1"})
+    points.measure(setting, cache, names)
+    assert points.known(setting, cache, names) == [*names]
+    monkeypatch.setattr(codecs, "program_version", lambda: "ffmpeg version 10")
+    assert points.known(setting, cache, names) == ["picture", "landmarks", "perceptual"]
+    monkeypatch.setattr(report, "versions", lambda: {"dlib-bin": "21", "stlpips-pytorch": "1"})
+    assert points.known(setting, cache, names) == ["picture", "perceptual"]
+
+
 def test_a_changed_option_is_another_entry_and_ours_follows_pack_and_source(
     small_run: tuple[list[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -636,6 +654,19 @@ def test_what_a_codec_costs_is_measured_in_a_process_of_its_own(tmp_path: Path) 
     found = json.loads(run.stdout)
     assert found["delay_frames"] == 0 and found["needs_gpu"] is False
     assert found["cpu_ms"] > 0 and 0 < found["peak_mb"] < 400 and found["encode_ms"] > 0 and found["decode_ms"] > 0
+
+
+def test_what_ours_costs_is_measured_anew_with_another_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_film(tmp_path / "clip.mp4")
+    ran: list[Any] = []
+    found = subprocess.CompletedProcess([], 0, '{"encode_ms": 1.0}', "")
+    monkeypatch.setattr(resources.subprocess, "run", lambda command, **_: ran.append(command) or found)
+    monkeypatch.setattr(report, "busy", lambda _: "")
+    jobs = [(points.Ours(points.Footage(tmp_path / "clip.mp4"), 4.0), ("picture",))]
+    for runtime, times in (("1.20", 1), ("1.20", 1), ("1.21", 2)):
+        monkeypatch.setattr(report, "versions", lambda runtime=runtime: {"onnxruntime": runtime})
+        monkeypatch.setattr(report, "machine", lambda: {"cpu": "any"})
+        assert resources.of([], jobs, Cache(tmp_path))[0]["encode_ms"] == 1.0 and len(ran) == times
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="programs are watched through /proc")
