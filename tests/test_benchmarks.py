@@ -875,11 +875,14 @@ def test_coding_measures_anew_what_another_source_or_clip_would_change(
     film.parent.mkdir()
     film.write_bytes((Path(small_run[0][1]) / "clip.mp4").read_bytes())
     command = ["--clips", str(film.parent), "--frames", "2", "--targets", "4", "--json", str(tmp_path / "r.json")]
+    here = report.machine()
     for change, times in (
         (lambda: None, 1),
         (lambda: None, 1),
         (lambda: monkeypatch.setattr(points, "source_version", lambda: "changed"), 2),
         (lambda: film.write_bytes(film.read_bytes() + b"\0" * 8), 3),
+        (lambda: monkeypatch.setattr(report, "machine", lambda: {**here, "cpu": "another"}), 4),
+        (lambda: command.extend(["--cores", "1"]), 5),
     ):
         change()
         assert coding.main(command) == 0 and len(measured) == times
