@@ -258,13 +258,16 @@ class Decoder:
 
     @property
     def time_base(self) -> Fraction:
+        """Seconds per pts unit, as the stream header says; MissingReferenceError before it has arrived."""
         return Fraction(*self._known_header().time_base)
 
     def conceal(self, pts: int) -> DecodedFrame:
         """A frame for ``pts`` although its packet has not come: the head moves on a little, then rests.
 
-        Raises MissingReferenceError before the first frame was decoded.
+        pts: in the stream's time base. Raises MissingReferenceError before the first frame was decoded.
         """
+        if not isinstance(pts, int | np.integer):
+            raise ValueError(f"pts is {pts!r:.40}; expected a whole number in the stream's time base.")
         if self._last is None or self._shows is None:
             raise MissingReferenceError(
                 "No frame has been decoded yet, so there is nothing to conceal with; wait for a reference."
@@ -273,7 +276,7 @@ class Decoder:
         self._count_unfollowed()
         self.stats.concealed_frames += 1
         motion = self._last if self._as_is else conceal(self._seen or self._last, self._before, self._missing)
-        return self._drawn_each([self._planned(motion, pts, state_after(self._missing))])[0]
+        return self._drawn_each([self._planned(motion, int(pts), state_after(self._missing))])[0]
 
     # --- one method a packet kind ---
 

@@ -621,6 +621,16 @@ def test_numbers_from_before_a_long_silence_mean_nothing_after_it(scene_call: Sc
     assert shown.state is Concealment.COASTING and shown.pts == 260 and call.receiver.wants_intra
 
 
+def test_a_time_that_is_none_conceals_nothing(scene_call: SceneCall) -> None:
+    receiver = scene_call.receiver
+    receiver.decode(scene_call.frame(0))
+    for wrong in (7.5, "8", None):
+        with pytest.raises(ValueError, match=f"pts is {wrong!r}; expected a whole number"):
+            receiver.conceal(wrong)  # type: ignore[arg-type]
+    assert receiver.stats.concealed_frames == 0 and not receiver.wants_intra
+    assert type(receiver.conceal(np.int64(1)).pts) is int  # type: ignore[arg-type]
+
+
 def test_concealment_begins_anew_behind_a_frame_that_came(scene_call: SceneCall) -> None:
     receiver = scene_call.receiver
     receiver.decode(scene_call.frame(0))
