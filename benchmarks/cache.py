@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report import plain
+from neuralcodec.runtime.engine import write_whole
 
 KEY_LENGTH = 24  # hex digits: 96 bits
 
@@ -46,14 +46,14 @@ class Cache:
 
     def save(self, entry: Entry) -> None:
         text = json.dumps({"what": entry.what, "coded": entry.coded, "figures": entry.figures}, default=plain)
-        _write(self._path(entry.what, "json"), text.encode())
+        write_whole(self._path(entry.what, "json"), text.encode())
 
     def stream(self, what: Mapping[str, Any]) -> list[bytes]:
         """The packets kept by :meth:`save_stream`."""
         return list(_unpacked(self._path(what, "bin").read_bytes()))
 
     def save_stream(self, what: Mapping[str, Any], packets: Sequence[bytes]) -> None:
-        _write(self._path(what, "bin"), b"".join(struct.pack("<I", len(p)) + p for p in packets))
+        write_whole(self._path(what, "bin"), b"".join(struct.pack("<I", len(p)) + p for p in packets))
 
     def _path(self, what: Mapping[str, Any], suffix: str) -> Path:
         canonical = json.dumps(what, sort_keys=True, default=plain)
@@ -67,10 +67,3 @@ def _unpacked(data: bytes) -> Iterator[bytes]:
         (length,) = struct.unpack_from("<I", data, at)
         yield data[at + 4 : at + 4 + length]
         at += 4 + length
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        part.write(data)
-    Path(part.name).replace(path)

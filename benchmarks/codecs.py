@@ -84,7 +84,7 @@ class Codec:
     @property
     def library(self) -> str:
         """What pins the encoder's version: the program or the wheel it came in."""
-        return _binary_version() if self.binary else f"PyAV {av.__version__}"
+        return program_version() if self.binary else f"PyAV {av.__version__}"
 
 
 @dataclass(frozen=True)
@@ -378,7 +378,8 @@ def _binary_encoders() -> str:
 
 
 @cache
-def _binary_version() -> str:
+def program_version() -> str:
+    """Of :func:`ffmpeg`; empty without it."""
     return " ".join(_ask_binary("-version").split()[:3])
 
 

@@ -1,9 +1,9 @@
 """Does the bitstream hold its promises? Bytes of motion, the curve from 1.5 to 32 kbit/s, and how well a rate is kept.
 
 ``python -m benchmarks.coding --clips DIR`` prints the table and keeps it all in ``benchmarks/results/coding.json``; a
-run that was stopped goes on where it stopped (``--fresh`` begins anew, as do other clips, sources and libraries).
-``--limit`` takes fewer clips, ``--frames`` fewer frames of each. Streams are files: 8 frames of motion share a packet
-and wait for 12 more, and the rate is kept on average; references and headers are counted.
+run that was stopped goes on where it stopped (``--fresh`` begins anew, as do other clips, sources, libraries and
+processors). ``--limit`` takes fewer clips, ``--frames`` fewer frames of each. Streams are files: 8 frames of motion
+share a packet and wait for 12 more, and the rate is kept on average; references and headers are counted.
 
 PSNR and MS-SSIM are measured on every fifth frame from the third on. Rate error: of the bytes in any 2 s against the
 target, in files at a constant rate (``encode --constant-rate``), as calls have it. The first picture goes out at once
@@ -235,12 +235,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = clips.find(options.clips)
     if options.limit is not None and options.limit < len(paths):
         paths = [paths[i * len(paths) // options.limit] for i in range(options.limit)]
+    machine = report.machine()
     setting = {
         **points.coder(options.pack, options.device),
+        "cpu": machine["cpu"],  # or times of two machines would stand under the name of one
+        "cores": options.cores,
         "frames": options.frames,
         "clips": {path.stem: sha256(path.read_bytes()).hexdigest() for path in paths},
     }
-    result: dict[str, Any] = {"machine": report.machine(), "setting": setting, "rows": {}, "alone": {}}
+    result: dict[str, Any] = {"machine": machine, "setting": setting, "rows": {}, "alone": {}}
     if options.json.exists() and not options.fresh:
         old = report.load(options.json, "setting", "rows", "alone")
         if old["setting"] == setting:

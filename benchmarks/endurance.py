@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from neuralcodec.entropy import EntropyCoder
 from neuralcodec.pack import load_pack
 from neuralcodec.packet import Motion, parse_packet
 from neuralcodec.quantizer import MotionTables, Quantizer, State, start_state
+from neuralcodec.runtime.engine import write_whole
 
 DAY = 24 * 3600 * 25
 INTRA_EVERY = 50
@@ -103,7 +103,8 @@ def main() -> int:
     parser.add_argument("--pack")
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
-    tables = load_pack(options.pack).tables
+    machine, pack = report.machine(), load_pack(options.pack)
+    tables = pack.tables
     call, before, growth = Call(tables, options.seed), 0.0, 0.0
     if options.state and options.state.exists():
         saved = report.load(options.state, "call", "minutes", "growth_mb")
@@ -134,11 +135,9 @@ def main() -> int:
         f"{call.drifted} frames drifted, memory grew by {growth:.1f} MB, {minutes:.1f} min"
     )
     if options.state:
-        temporary = options.state.with_suffix(".part")
-        temporary.write_text(json.dumps(result | {"call": call.save()}), "utf-8")
-        os.replace(temporary, options.state)
+        write_whole(options.state, json.dumps(result | {"call": call.save()}).encode())
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        report.save(options.json, {"machine": machine, "pack": pack.id.hex(), **result})
     return bool(call.drifted)
 
 

@@ -13,7 +13,6 @@ printed with the packet in hex; the exit code is 1. ``--minutes`` stops early an
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -285,6 +284,7 @@ def main() -> int:
     parser.add_argument("--pack")
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
+    machine = report.machine()
     result = run(options)
     for name, count in result["counts"].items():
         print(f"{name:<28} {count:>12,}")
@@ -293,7 +293,7 @@ def main() -> int:
         print(f"FAILED at {depth}: {what}\n  {data}")
     print(f"{result['packets']:,} packets in {result['minutes']:.1f} min, {len(result['failures'])} failures")
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        report.save(options.json, {"machine": machine, "pack": load_pack(options.pack).id.hex(), **result})
     return bool(result["failures"])
 
 

@@ -60,13 +60,23 @@ class Facts:
 
 @dataclass(frozen=True)
 class Group:
-    """Figures that are measured together. version: changes whenever the figures would."""
+    """Figures that are measured together. version: changes whenever the figures would. tools: packages, and "ffmpeg",
+    whose versions they depend on too."""
 
     name: str
     version: str
     measure: Measure
     unavailable: Callable[[], str]
+    tools: tuple[str, ...] = ()
 
+    def made(self, every: int) -> str:
+        """What a figure in the cache must say to be as good as one that is measured now."""
+        found = {**report.versions(), "ffmpeg": codecs.program_version() if "ffmpeg" in self.tools else ""}
+        used = [f"{tool} {found[tool]}" for tool in self.tools if found.get(tool)]
+        return ", ".join([self.version, f"every {every}", *used])
+
+
+DLIB = ("dlib-bin", "dlib", "face_recognition_models")
 
 GROUPS = {
     group.name: group
@@ -77,13 +87,28 @@ GROUPS = {
             "2",
             lambda c, f, n: {"vmaf": metrics.vmaf(c.frames, f, every=n)},
             lambda: "" if metrics.has_vmaf() else "VMAF needs an ffmpeg program: pip install 'neuralcodec[bench]'.",
+            ("ffmpeg",),
         ),
         Group("temporal", "2", lambda c, f, n: metrics.temporal(c.frames, f, luma_before=c.luma), lambda: ""),
-        Group("landmarks", "2", lambda c, f, n: faces.landmark_figures(c, f, every=n), faces.unavailable),
-        Group("identity", "2", lambda c, f, n: faces.identity_figures(c, f, every=n), faces.unavailable),
-        Group("perceptual", "2", lambda c, f, n: perceptual.figures(c, f), perceptual.unavailable),
-        Group("lpips", "2", lambda c, f, n: pretrained.figures("lpips", c, f), lambda: pretrained.unavailable("lpips")),
-        Group("dists", "2", lambda c, f, n: pretrained.figures("dists", c, f), lambda: pretrained.unavailable("dists")),
+        Group("landmarks", "2", lambda c, f, n: faces.landmark_figures(c, f, every=n), faces.unavailable, DLIB),
+        Group("identity", "2", lambda c, f, n: faces.identity_figures(c, f, every=n), faces.unavailable, DLIB),
+        Group(
+            "perceptual", "2", lambda c, f, n: perceptual.figures(c, f), perceptual.unavailable, ("stlpips-pytorch",)
+        ),
+        Group(
+            "lpips",
+            "2",
+            lambda c, f, n: pretrained.figures("lpips", c, f),
+            lambda: pretrained.unavailable("lpips"),
+            ("lpips", "torchvision"),
+        ),
+        Group(
+            "dists",
+            "2",
+            lambda c, f, n: pretrained.figures("dists", c, f),
+            lambda: pretrained.unavailable("dists"),
+            ("DISTS-pytorch", "torchvision"),
+        ),
     )
 }
 
@@ -215,7 +240,7 @@ def measure(setting: Setting, cache: Cache, groups: Sequence[str], *, every: int
     entry = cache.load(setting.what())
     frames = None if entry.coded else setting.code(cache, entry)
     for name in groups:
-        version = f"{GROUPS[name].version}, every {every}"
+        version = GROUPS[name].made(every)
         if entry.figures.get(name, {}).get("version") != version:
             frames = setting.decode(cache) if frames is None else frames
             entry.figures[name] = {**GROUPS[name].measure(setting.footage.read(), frames, every), "version": version}
@@ -226,7 +251,7 @@ def measure(setting: Setting, cache: Cache, groups: Sequence[str], *, every: int
 def known(setting: Setting, cache: Cache, groups: Sequence[str], *, every: int = EVERY) -> list[str]:
     """Those of the groups that the cache holds for a setting."""
     figures = cache.load(setting.what()).figures
-    return [n for n in groups if figures.get(n, {}).get("version") == f"{GROUPS[n].version}, every {every}"]
+    return [name for name in groups if figures.get(name, {}).get("version") == GROUPS[name].made(every)]
 
 
 def point(setting: Setting, entry: Entry, groups: Sequence[str]) -> dict[str, Any]:

@@ -39,8 +39,14 @@ PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "torch",
+    "torchvision",
     "imageio-ffmpeg",
     "dlib-bin",
+    "dlib",
+    "face_recognition_models",
+    "stlpips-pytorch",
+    "lpips",
+    "DISTS-pytorch",
 )
 
 

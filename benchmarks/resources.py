@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import clips, codecs, report
+from benchmarks import clips, codecs, points, report
 from benchmarks.cache import Cache, Entry
 from benchmarks.points import Footage, Ours
 from benchmarks.probe import peak_mb
@@ -39,7 +39,7 @@ def of(names: Sequence[str], jobs: Sequence[Any], cache: Cache) -> list[dict[str
 
 def _kept(name: str, footage: Footage, cache: Cache, ours: Ours | None) -> dict[str, Any]:
     machine = report.machine()
-    library = {k: v for k, v in ours.what().items() if k in ("pack", "source")} if ours else codecs.CODECS[name].library
+    library = points.coder(ours.pack, "cpu") if ours else codecs.CODECS[name].library
     options = None if ours else codecs.CODECS[name].exact(_quality(name))
     what = {"codec": "resources", "of": name, "cpu": machine["cpu"], "library": library, "options": options,
             "clip": footage.facts.sha256}  # fmt: skip

@@ -39,11 +39,13 @@ EARLY = 16  # packets kept that came before the stream header
 DRAWN = 8  # times max_pixels that the frames of one packet may have together, if all are as large as the source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by its arrays no frame could be compared or looked up
 class DecodedFrame:
-    """A shown frame. image: uint8 RGB (H, W, 3), never a view of the decoder's memory. pts: in the stream's time base.
-    state: how its motion was found. motion: as the sender coded it. shown: after smoothing and view. reference: id of
-    the picture it was made from. as_is: it is that picture itself, whatever its motion."""
+    """A shown frame. image: uint8 RGB (H, W, 3), never a view of the decoder's memory: the coded square, 256 x 256 with
+    the bundled pack; of the source's size where all of it is coded or the face is pasted back, which may begin within a
+    stream. pts: in the stream's time base. state: how its motion was found. motion: as the sender coded it. shown:
+    after smoothing and view. reference: id of the picture it was made from. as_is: it is that picture itself, whatever
+    its motion."""
 
     image: Array
     pts: int
@@ -156,7 +158,9 @@ class Decoder:
 
     # --- the facade ---
 
-    def decode(self, data: bytes, *, wanted: Callable[[int], bool] | None = None) -> list[DecodedFrame]:
+    def decode(
+        self, data: bytes | bytearray | memoryview, *, wanted: Callable[[int], bool] | None = None
+    ) -> list[DecodedFrame]:
         """Frames that this packet completes: none for a reference, one or more for motion, and for the header those of
         packets that came before it.
 
@@ -254,13 +258,16 @@ class Decoder:
 
     @property
     def time_base(self) -> Fraction:
+        """Seconds per pts unit, as the stream header says; MissingReferenceError before it has arrived."""
         return Fraction(*self._known_header().time_base)
 
     def conceal(self, pts: int) -> DecodedFrame:
         """A frame for ``pts`` although its packet has not come: the head moves on a little, then rests.
 
-        Raises MissingReferenceError before the first frame was decoded.
+        pts: in the stream's time base. Raises MissingReferenceError before the first frame was decoded.
         """
+        if not isinstance(pts, int | np.integer):
+            raise ValueError(f"pts is {pts!r:.40}; expected a whole number in the stream's time base.")
         if self._last is None or self._shows is None:
             raise MissingReferenceError(
                 "No frame has been decoded yet, so there is nothing to conceal with; wait for a reference."
@@ -269,7 +276,7 @@ class Decoder:
         self._count_unfollowed()
         self.stats.concealed_frames += 1
         motion = self._last if self._as_is else conceal(self._seen or self._last, self._before, self._missing)
-        return self._drawn_each([self._planned(motion, pts, state_after(self._missing))])[0]
+        return self._drawn_each([self._planned(motion, int(pts), state_after(self._missing))])[0]
 
     # --- one method a packet kind ---
 

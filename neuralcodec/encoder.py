@@ -154,10 +154,10 @@ class Encoder:
             raise ValueError(f"loss is {loss!r}; expected a share of packets, 0 <= loss < 1.")
         if preset is not None:
             _whole("preset", preset, 0, 13)
-        _whole("frames_per_packet", frames_per_packet, 1, SHARE_MAX)
-        _whole("lookahead", lookahead, 0, LOOKAHEAD_MAX)
-        _whole("packet_overhead", packet_overhead, 0, DATAGRAM_BYTES)
-        _whole("frame_duration", frame_duration, 1, TIME_MAX)
+        frames_per_packet = _whole("frames_per_packet", frames_per_packet, 1, SHARE_MAX)
+        lookahead = _whole("lookahead", lookahead, 0, LOOKAHEAD_MAX)
+        packet_overhead = _whole("packet_overhead", packet_overhead, 0, DATAGRAM_BYTES)
+        frame_duration = _whole("frame_duration", frame_duration, 1, TIME_MAX)
         if not isinstance(time_base, int | float | np.number | Fraction) or not 0 < time_base < TIME_MAX:
             raise ValueError(f"time_base is {time_base!r}; expected seconds per pts unit, more than 0.")
         if not isinstance(crop, str) and np.shape(crop) != (3,):
@@ -169,7 +169,8 @@ class Encoder:
             raise ValueError("window goes without a film, whose rate is kept on average over all of it.")
         fixed = None if isinstance(crop, str) else Square(*(_whole("crop", n, -TIME_MAX, TIME_MAX) for n in crop))
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
-        self.time_base = Fraction(time_base).limit_denominator(TIME_MAX)
+        exact = float(time_base) if isinstance(time_base, np.number) else time_base
+        self.time_base = Fraction(exact).limit_denominator(TIME_MAX)
         if not 0 < self.time_base.numerator <= TIME_MAX:
             raise ValueError(f"time_base is {time_base}; expected a fraction of whole numbers up to {TIME_MAX}.")
         self.frame_duration = frame_duration

@@ -406,9 +406,8 @@ def as_picture(image: Any) -> Array:
     framed = isinstance(image, av.VideoFrame)
     picture = _on_white(upright(image, image.to_ndarray(format=_rgb(image)))) if framed else np.asarray(image)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-        raise ValueError(
-            f"A frame is a uint8 RGB (H, W, 3) array or an av.VideoFrame; found {picture.dtype} {picture.shape}."
-        )
+        found = type(image).__name__ if picture.dtype == object else f"{picture.dtype} {picture.shape}"
+        raise ValueError(f"A frame is a uint8 RGB (H, W, 3) array or an av.VideoFrame; found {found}.")
     if max(picture.shape) > DIMENSION_MAX:
         raise ValueError(f"A frame is at most {DIMENSION_MAX} pixels wide and high; found {picture.shape[:2]}.")
     return picture

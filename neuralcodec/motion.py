@@ -62,7 +62,7 @@ class View:
         return rotation_matrix(self.yaw, self.pitch, self.roll)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MotionParams:
     """Pose and expression of one frame, and how the scene around the head moved.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from typing import Any
 
 from .errors import PackError
 from .quantizer import MotionTables
+from .runtime.engine import write_whole
 from .view import ViewRange
 
 MANIFEST_FORMAT = 1
@@ -144,10 +144,7 @@ def write_manifest(
         view = None if before is None else ViewRange.parse(before)
     if view is not None:
         manifest["view"] = view.as_dict()
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as partial:
-        json.dump(manifest, partial, indent=2)
-    os.chmod(partial.name, 0o644)
-    os.replace(partial.name, folder / "manifest.json")
+    write_whole(folder / "manifest.json", json.dumps(manifest, indent=2).encode())
     return load_pack(folder)
 
 

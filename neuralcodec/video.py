@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -91,7 +91,7 @@ def encode_file(
     target_kbps: float = 4.0,
     pack: str | Path | Pack | None = None,
     device: str = "auto",
-    crop: str | tuple[int, int, int] = "auto",
+    crop: str | Sequence[int] = "auto",
     full_frame: bool = False,
     avatar: Avatar | None = None,
     threads: int | None = None,

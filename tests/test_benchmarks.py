@@ -394,6 +394,24 @@ def test_a_metric_added_later_costs_a_decode_and_no_encode(
     assert points.measure(setting, cache, ("picture",))["psnr"] == 7.0
 
 
+def test_what_another_version_measured_is_measured_anew(
+    small_run: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VMAF is ffmpeg's, faces are dlib's: of two versions in one table nobody could compare a thing."""
+    footage, cache = points.Footage(Path(small_run[0][1]) / "clip.mp4", limit=8), Cache(tmp_path)
+    setting, names = points.Baseline(footage, "x264-call", 46, 0.5, 2), ("picture", "vmaf", "landmarks", "perceptual")
+    for name in names:
+        monkeypatch.setitem(points.GROUPS, name, replace(points.GROUPS[name], measure=lambda *_: {"psnr": 7.0}))
+    monkeypatch.setattr(codecs, "program_version", lambda: "ffmpeg version 9")
+    monkeypatch.setattr(report, "versions", lambda: {"dlib-bin": "20", "stlpips-pytorch": "1"})
+    points.measure(setting, cache, names)
+    assert points.known(setting, cache, names) == [*names]
+    monkeypatch.setattr(codecs, "program_version", lambda: "ffmpeg version 10")
+    assert points.known(setting, cache, names) == ["picture", "landmarks", "perceptual"]
+    monkeypatch.setattr(report, "versions", lambda: {"dlib-bin": "21", "stlpips-pytorch": "1"})
+    assert points.known(setting, cache, names) == ["picture", "perceptual"]
+
+
 def test_a_changed_option_is_another_entry_and_ours_follows_pack_and_source(
     small_run: tuple[list[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -605,6 +623,23 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert json.loads(target.read_text())["rate"] == 1.5
 
 
+def test_a_full_disk_leaves_no_half_of_a_file(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    cache, target = Cache(tmp_path), tmp_path / "result.json"
+    report.save(target, {"rate": 1.5})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError):
+            cache.save_stream({"codec": "x264-call"}, [bytes(2000)])
+        with pytest.raises(OSError):
+            report.save(target, {"rate": [2.5] * 1000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["result.json"]
+    assert json.loads(target.read_text()) == {"rate": 1.5}
+
+
 def test_machine_names_what_a_reader_needs() -> None:
     found = report.machine()
     assert found["cpu"] and found["cores_usable"] >= 1 and found["versions"]["numpy"] == np.__version__
@@ -622,6 +657,19 @@ def test_what_a_codec_costs_is_measured_in_a_process_of_its_own(tmp_path: Path) 
     found = json.loads(run.stdout)
     assert found["delay_frames"] == 0 and found["needs_gpu"] is False
     assert found["cpu_ms"] > 0 and 0 < found["peak_mb"] < 400 and found["encode_ms"] > 0 and found["decode_ms"] > 0
+
+
+def test_what_ours_costs_is_measured_anew_with_another_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_film(tmp_path / "clip.mp4")
+    ran: list[Any] = []
+    found = subprocess.CompletedProcess([], 0, '{"encode_ms": 1.0}', "")
+    monkeypatch.setattr(resources.subprocess, "run", lambda command, **_: ran.append(command) or found)
+    monkeypatch.setattr(report, "busy", lambda _: "")
+    jobs = [(points.Ours(points.Footage(tmp_path / "clip.mp4"), 4.0), ("picture",))]
+    for runtime, times in (("1.20", 1), ("1.20", 1), ("1.21", 2)):
+        monkeypatch.setattr(report, "versions", lambda runtime=runtime: {"onnxruntime": runtime})
+        monkeypatch.setattr(report, "machine", lambda: {"cpu": "any"})
+        assert resources.of([], jobs, Cache(tmp_path))[0]["encode_ms"] == 1.0 and len(ran) == times
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="programs are watched through /proc")
@@ -830,11 +878,14 @@ def test_coding_measures_anew_what_another_source_or_clip_would_change(
     film.parent.mkdir()
     film.write_bytes((Path(small_run[0][1]) / "clip.mp4").read_bytes())
     command = ["--clips", str(film.parent), "--frames", "2", "--targets", "4", "--json", str(tmp_path / "r.json")]
+    here = report.machine()
     for change, times in (
         (lambda: None, 1),
         (lambda: None, 1),
         (lambda: monkeypatch.setattr(points, "source_version", lambda: "changed"), 2),
         (lambda: film.write_bytes(film.read_bytes() + b"\0" * 8), 3),
+        (lambda: monkeypatch.setattr(report, "machine", lambda: {**here, "cpu": "another"}), 4),
+        (lambda: command.extend(["--cores", "1"]), 5),
     ):
         change()
         assert coding.main(command) == 0 and len(measured) == times

@@ -50,6 +50,14 @@ def test_every_frame_comes_back_at_its_time(coded: Coded, portrait_clip: list[np
     assert np.mean([psnr(a, b.image) for a, b in zip(portrait_clip, frames, strict=True)]) > 22
 
 
+def test_frames_and_motion_can_be_looked_up_and_counted(coded: Coded) -> None:
+    """Comparing arrays, == would raise, and so would a queue that looks for one of them."""
+    decoder = nc.Decoder(device="cpu", threads=1)
+    frames = [f for packets in coded[1][:3] for p in packets for f in decoder.decode(bytes(p))]
+    assert frames.index(frames[1]) == 1 and len({*frames, frames[0]}) == len(frames) > 1
+    assert replace(frames[0].motion) not in [frame.motion for frame in frames]
+
+
 def test_both_ends_hold_the_same_motion(coded: Coded) -> None:
     receiver = decoder()
     for data in stream(coded):
@@ -612,6 +620,16 @@ def test_numbers_from_before_a_long_silence_mean_nothing_after_it(scene_call: Sc
     assert call.receiver.decode(bytes(replace(intra, pts=258))) and not call.receiver.wants_intra
     (shown,) = call.receiver.decode(bytes(predicted))
     assert shown.state is Concealment.COASTING and shown.pts == 260 and call.receiver.wants_intra
+
+
+def test_a_time_that_is_none_conceals_nothing(scene_call: SceneCall) -> None:
+    receiver = scene_call.receiver
+    receiver.decode(scene_call.frame(0))
+    for wrong in (7.5, "8", None):
+        with pytest.raises(ValueError, match=f"pts is {wrong!r}; expected a whole number"):
+            receiver.conceal(wrong)  # type: ignore[arg-type]
+    assert receiver.stats.concealed_frames == 0 and not receiver.wants_intra
+    assert type(receiver.conceal(np.int64(1)).pts) is int  # type: ignore[arg-type]
 
 
 def test_concealment_begins_anew_behind_a_frame_that_came(scene_call: SceneCall) -> None:

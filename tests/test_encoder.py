@@ -381,6 +381,19 @@ def test_wrong_options_are_refused_at_once(wrong: dict[str, object]) -> None:
         nc.Encoder(2, device="cpu", **wrong)  # type: ignore[arg-type]
 
 
+def test_numbers_of_numpy_count_as_those_of_python(portrait_clip: list[np.ndarray]) -> None:
+    """Two headers of 200 bytes are more than a uint8 holds."""
+    given = {"packet_overhead": 200, "frame_duration": 2, "frames_per_packet": 1, "lookahead": 0}
+    plain = nc.Encoder(64, device="cpu", threads=1, time_base=0.5, **given)  # type: ignore[arg-type]
+    numpy = nc.Encoder(
+        64, device="cpu", threads=1, time_base=np.float32(0.5),  # type: ignore[arg-type]
+        **{name: np.uint8(value) for name, value in given.items()},  # type: ignore[arg-type]
+    )  # fmt: skip
+    first = plain.encode(portrait_clip[0], 0)
+    assert len(first) > 2 and numpy.encode(portrait_clip[0], 0) == first
+    assert numpy._rate.headers_kbps == plain._rate.headers_kbps > 0 and type(numpy.frame_duration) is int
+
+
 def test_with_lookahead_a_picture_serves_the_frames_before_it(portrait_clip: list[np.ndarray]) -> None:
     """Motion comes four frames later, none is lost, and frames are shown from the nearer of two pictures."""
     encoder = nc.Encoder(48, device="cpu", threads=1, lookahead=4, preset=13)

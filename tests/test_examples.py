@@ -84,7 +84,7 @@ def test_webcam_loopback(film: Path) -> None:
 
 
 def test_webcam_loopback_takes_films_as_telephones_make_them(tmp_path: Path) -> None:
-    image = next(moving_portrait())[:128]
+    image = drawn_portrait(1)[0][:128]
     turned = tmp_path / "turned.mp4"
     write_film(turned, [image] * 2, [0, 1], Fraction(1, 25), turn=lambda stream: stream.set_display_rotation(90))
     example = loaded("webcam_loopback.py")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -99,3 +100,29 @@ def test_every_module_imports_where_torch_cannot_be_had() -> None:
         f"for name in {names!r}: importlib.import_module(name)\nprint('all')"
     )
     assert done.stdout == "all\n", done.stderr
+
+
+def test_what_is_loaded_late_is_listed_from_the_start() -> None:
+    """Completion in a shell goes by it."""
+    done = python("import neuralcodec, sys; print({*neuralcodec.__all__} <= {*dir(neuralcodec)}, 'av' in sys.modules)")
+    assert done.stdout == "True False\n", done.stderr
+
+
+def test_a_type_checker_finds_a_misspelled_name(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    program = tmp_path / "program.py"
+    program.write_text("import neuralcodec as nc\n\nnc.Decodr\nnc.Decoder\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--follow-imports=skip", "--ignore-missing-imports", "--config-file=",
+         f"--cache-dir={tmp_path}", str(PACKAGE / "__init__.py"), str(program)],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    found = [line for line in done.stdout.splitlines() if "program.py" in line]
+    assert len(found) == 1 and ':3: error: Module has no attribute "Decodr"' in found[0], done.stdout + done.stderr
+
+
+def test_annotations_name_what_is_taken() -> None:
+    from neuralcodec import Decoder, Encoder, encode_file
+
+    assert get_type_hints(Decoder.decode)["data"] == bytes | bytearray | memoryview  # what sockets read into
+    assert get_type_hints(encode_file)["crop"] == get_type_hints(Encoder.__init__)["crop"]

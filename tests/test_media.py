@@ -211,6 +211,16 @@ def test_rotation_metadata_is_honoured(tmp_path: Path, degrees: int, turns: int)
 
 
 @pytest.mark.parametrize(
+    ("image", "found"),
+    [(None, "NoneType"), (np.zeros((8, 8)), r"float64 \(8, 8\)")],
+)
+def test_what_is_no_picture_is_named(image: object, found: str) -> None:
+    """None is what cameras give that have no picture."""
+    with pytest.raises(ValueError, match=f"an av.VideoFrame; found {found}"):
+        as_picture(image)
+
+
+@pytest.mark.parametrize(
     ("matrix", "wanted"),
     [
         ((1, 0, 0, 1), lambda image: image),

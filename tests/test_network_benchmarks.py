@@ -78,6 +78,20 @@ def test_a_state_that_is_none_is_one_sentence_and_stays(
     assert path.read_text() == content
 
 
+@pytest.mark.parametrize(
+    ("program", "few"), [(endurance, ["--frames"]), (fuzz, ["--decode-every", "0", "--render-every", "0", "--packets"])]
+)
+def test_a_record_says_on_which_machine_and_of_which_pack(
+    program: Any, few: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "folder" / "record.json"
+    monkeypatch.setattr("sys.argv", ["program", *few, "20", "--json", str(path)])
+    assert program.main() == 0
+    found = json.loads(path.read_text())
+    assert found["machine"]["versions"]["numpy"] == np.__version__ and found["pack"] == load_pack().id.hex()
+    assert found.get("frames", found.get("packets")) == 20
+
+
 def test_drift_is_noticed() -> None:
     call = endurance.Call(load_pack().tables, 4)
     for _ in range(10):

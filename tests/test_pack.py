@@ -65,6 +65,23 @@ def test_what_lies_in_the_folder_of_a_pack_is_no_part_of_it(copy: Path) -> None:
     assert (after.id, after.files) == (before.id, before.files)
 
 
+def test_a_manifest_that_cannot_be_written_leaves_the_pack_as_it_was(copy: Path) -> None:
+    """What was left of it would have been part of the pack, and of its id, from the next manifest on."""
+    resource = pytest.importorskip("resource")
+    sized = {"name": "portrait", "version": "0.1.0", "size": 256, "keypoints": 30}
+    before, there = load_pack(copy), sorted(copy.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError):
+            write_manifest(copy, **sized)  # type: ignore[arg-type]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(copy.iterdir()) == there and load_pack(copy) == before
+    (copy / ".manifest.json.1.part").write_text("{")  # a writer was killed
+    assert write_manifest(copy, **sized).id == before.id  # type: ignore[arg-type]
+
+
 def test_the_id_does_not_depend_on_the_order_of_files() -> None:
     assert pack_id({"a": "1", "b": "2"}) == pack_id({"b": "2", "a": "1"}) != pack_id({"a": "2", "b": "1"})
 

@@ -1,6 +1,8 @@
 """The README's Python blocks run as they stand, its commands exist, and its test command is the one CI runs."""
 
 import re
+import subprocess
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,16 @@ def test_ci_runs_the_readme_test_command() -> None:
     command = "python -m pytest"
     assert f"\n{command}\n" in README
     assert f"\n{command}\n" in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def test_a_source_distribution_holds_what_its_tests_read() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    tracked = {name.split("/")[0] for name in listed.stdout.split()}
+    if "tests" not in tracked:
+        pytest.skip("this is no checkout")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    taken = {name.strip("/") for name in project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]}
+    assert tracked - taken == {".gitignore", "pyproject.toml"}  # which every one has
 
 
 def test_links_between_documents_lead_somewhere() -> None:
