@@ -74,7 +74,7 @@ def receive(film: str, port: int) -> None:
             except TimeoutError:
                 pass
             except nc.NeuralCodecError as error:  # anybody can send to a port: no stream, or one of another pack
-                print(error)
+                print(error, flush=True)
                 continue
             for frame in frames:
                 if writer is None:

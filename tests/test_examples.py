@@ -113,6 +113,7 @@ def test_udp_call(film: Path, tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:  # whose packets come first
         for payload in (b"x", bytes(StreamHeader(bytes(8), 256, 256, (1, 25), 1, 256))):  # the header of another pack
             stranger.sendto(bytes(RtpPacket(97, 5, 0, 666, True, payload)), ("127.0.0.1", port))
+            assert receiver.stdout.readline()  # a sentence says what is wrong: it has been heard
     sender = start("udp_call.py", "send", film, "--to", f"127.0.0.1:{port}", "--kbps", 14)
     frames, kbps = numbers(said(sender))
     assert frames == FRAMES and kbps > 0
