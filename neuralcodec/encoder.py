@@ -302,7 +302,8 @@ class Encoder:
         shot = Shot(picture, tile, square, found, seconds)
         if self._avatar is None:
             before, self._before = self._before, shot
-            if before is not None and self._cuts_to(shot, before):
+            flash = self._film is not None and self._film.present.flash
+            if before is not None and not flash and self._cuts_to(shot, before):
                 if self._film is not None and not self._pictures.held:  # else the rate has no room for two pictures
                     packets += self._begin()
                 self._pictures.cut(seconds)

@@ -977,6 +977,17 @@ def test_a_shot_begins_with_an_update_in_a_call_and_with_a_key_in_a_film(
     assert ahead or encoder.stats.updates
 
 
+def test_a_flashlight_in_a_film_costs_no_picture(portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = list(portrait_clip[:16])
+    for number, more in ((6, 80), (7, 45), (11, 80)):
+        frames[number] = np.minimum(frames[number].astype(int) + more, 255).astype(np.uint8)
+    encoder = nc.Encoder(4, device="cpu", threads=1, preset=13, film=nc.Film(enumerate(frames)))
+    cuts = cuts_of(encoder, monkeypatch)
+    for pts, image in enumerate(frames):
+        encoder.encode(image, pts)
+    assert not cuts and encoder.stats.references == 1
+
+
 def test_a_lively_head_is_no_cut_nor_is_a_hand_before_the_face(
     portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,11 +176,22 @@ def test_looks_say_where_a_face_was_seen(greys: list[int]) -> None:
 
 
 def test_looks_say_where_another_shot_begins() -> None:
-    for greys in ([10, 10 + CUT - 2, 10 + 2 * CUT, 90, 30], [NOBODY, 10 + CUT, 12 + CUT]):
+    for greys in ([10, 10 + CUT - 2, 10 + 2 * CUT, 90, 90 + CUT + 2], [NOBODY, 10 + CUT, 12 + CUT]):
         film = film_of([int(grey) for grey in greys])
         film.sight(0)
         _, looks = film.ahead(5.0)
         assert [look.shot for look in looks] == ([0, 0, 1, 1, 2] if len(greys) == 5 else [0, 1, 1])
+
+
+@pytest.mark.parametrize(("lasts", "is_one"), [(1, True), (4, True), (7, False)])
+def test_a_flashlight_begins_no_shot(lasts: int, is_one: bool) -> None:
+    """It is brightest at once and fades by more than a cut; what stays is another shot."""
+    film = film_of([20, 22, 150, *[90] * (lasts - 1), 25, 26])
+    film.sight(0)
+    _, looks = film.ahead(5.0)
+    assert [look.flash for look in looks] == [False] * 2 + [is_one] * lasts + [False] * 2
+    fades = [1] + [2] * (lasts - 1)
+    assert [look.shot for look in looks] == ([0] * len(looks) if is_one else [0, 0, *fades, 3, 3])
 
 
 def test_a_film_has_ended_once_its_last_frame_has_been_looked_at_and_another_was_asked_for() -> None:
