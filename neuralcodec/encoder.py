@@ -19,7 +19,7 @@ from .entropy import EntropyCoder
 from .errors import BitstreamError, LimitError
 from .face import CropFollower, Square, crop
 from .fields import varint
-from .film import Film
+from .film import BACK, Film
 from .film_rate import FilmRate
 from .focus import soften
 from .inference import Inference, MotionEstimate, ReferenceFeatures
@@ -66,6 +66,9 @@ OFTEN_FRAMES = 1.5  # pictures that come with nearly every frame are shown as th
 # Root mean square, grey levels. In 124 clips of one shot no frame differs from the one before by more than 40, or by
 # more than 28 from what is drawn of it; six cuts change 48 to 112, and what is drawn across them is 43 to 89 off.
 JUMP, STRANGE = 30.0, 35.0
+# Where no film says what follows, a picture after a cut waits so long, in case that a frame is BACK, by grey levels from
+# the one before: a flashlight. Seven of them in a call of eight seconds at 4 kbit/s: 27.0 dB, and 20.8 where pictures did not wait.
+FLASH_SECONDS = 0.18
 WORSE, BETTER = 1.12, 0.95  # rendered error over held error past which frames are shown as they are, and moved again
 # Pixels, of what blurs both around the head before, where pictures are sharp there: a picture as it is has all of a
 # wall in it, which rendering loses some of, and the face would stand still for it. Of a training clip before a
@@ -213,6 +216,7 @@ class Encoder:
         )  # fmt: skip
         self._lids = Lids()
         self._before: Shot | None = None  # the frame before this one
+        self._cut: Shot | None = None  # the frame before what may be a cut
         self._jumped = False  # much has changed since a face was last seen
         self._size: tuple[int, int] | None = None  # as the header says
         self._camera: tuple[int, int] | None = None
@@ -302,11 +306,13 @@ class Encoder:
         shot = Shot(picture, tile, square, found, seconds)
         if self._avatar is None:
             before, self._before = self._before, shot
+            self._settle(shot)
             flash = self._film is not None and self._film.present.flash
             if before is not None and not flash and self._cuts_to(shot, before):
                 if self._film is not None and not self._pictures.held:  # else the rate has no room for two pictures
                     packets += self._begin()
-                self._pictures.cut(seconds)
+                self._pictures.cut(seconds, maybe=self._film is None)
+                self._cut = (self._cut or before) if self._film is None else None
                 self._lids = Lids()
         around = self.full_frame and self._moved  # new surroundings would be put around frames that wait
         while self._taken and ((around and self._pictures.held) or self._own_gives_way()):
@@ -402,6 +408,18 @@ class Encoder:
         return StreamHeader(
             self.pack.id, *self._size, base, self.frame_duration, self.pack.size, self.full_frame, self.gray
         )
+
+    def _settle(self, shot: Shot) -> None:
+        """Decide whether what looked like a cut was a flashlight, which a film would have known: the shot is back."""
+        if self._cut is None:
+            return
+        if squared_error(shot.half_in(self._cut.square), self._cut.half) < BACK**2:
+            self._pictures.undo_cut(self._cut.seconds)
+        elif shot.seconds - self._cut.seconds < FLASH_SECONDS:
+            return
+        else:
+            self._pictures.settle()
+        self._cut = None
 
     def _cuts_to(self, shot: Shot, before: Shot) -> bool:
         """Whether another shot begins with this frame, or began while no face was seen: much has changed at once, and

@@ -922,7 +922,9 @@ def cuts_of(encoder: nc.Encoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Frames with which it finds that another shot begins, as it goes on."""
     found: list[int] = []
     cut = encoder._pictures.cut
-    monkeypatch.setattr(encoder._pictures, "cut", lambda at: (found.append(round(at / encoder.time_base)), cut(at)))
+    monkeypatch.setattr(
+        encoder._pictures, "cut", lambda at, **how: (found.append(round(at / encoder.time_base)), cut(at, **how))
+    )
     return found
 
 
@@ -977,10 +979,30 @@ def test_a_shot_begins_with_an_update_in_a_call_and_with_a_key_in_a_film(
     assert ahead or encoder.stats.updates
 
 
-def test_a_flashlight_in_a_film_costs_no_picture(portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = list(portrait_clip[:16])
+def with_flashlights(clip: list[Array]) -> list[Array]:
+    """Two of them; the first fades."""
+    frames = list(clip)
     for number, more in ((6, 80), (7, 45), (11, 80)):
         frames[number] = np.minimum(frames[number].astype(int) + more, 255).astype(np.uint8)
+    return frames
+
+
+def test_a_flashlight_in_a_call_costs_no_picture_and_shows_none(
+    portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks like a cut, after which a picture would go out at once; frames are drawn again as soon as it is over."""
+    monkeypatch.setattr(RateControl, "affords_picture", lambda *a, **how: False)
+    encoder = nc.Encoder(8, device="cpu", threads=1, preset=13)
+    cuts, frames = cuts_of(encoder, monkeypatch), with_flashlights(portrait_clip[:16])
+    as_is = []
+    for pts, image in enumerate(frames):
+        as_is += [p.as_is for p in encoder.encode(image, pts) if isinstance(p, Motion)]
+    assert cuts and set(cuts) <= {6, 7, 11} and encoder.stats.references == 1 and not encoder.stats.updates
+    assert as_is == [pts in (6, 7, 11) for pts in range(16)] and not encoder._pictures._cuts
+
+
+def test_a_flashlight_in_a_film_costs_no_picture(portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = with_flashlights(portrait_clip[:16])
     encoder = nc.Encoder(4, device="cpu", threads=1, preset=13, film=nc.Film(enumerate(frames)))
     cuts = cuts_of(encoder, monkeypatch)
     for pts, image in enumerate(frames):
