@@ -66,8 +66,8 @@ OFTEN_FRAMES = 1.5  # pictures that come with nearly every frame are shown as th
 # Root mean square, grey levels. In 124 clips of one shot no frame differs from the one before by more than 40, or by
 # more than 28 from what is drawn of it; six cuts change 48 to 112, and what is drawn across them is 43 to 89 off.
 JUMP, STRANGE = 30.0, 35.0
-# Where no film says what follows, a picture after a cut waits so long, in case that a frame is BACK, by grey levels from
-# the one before: a flashlight. Seven of them in a call of eight seconds at 4 kbit/s: 27.0 dB, and 20.8 where pictures did not wait.
+# Where no film says what follows, a picture after a cut waits so long for a frame that is BACK, by grey levels from the
+# one before: then it was a flashlight. Seven of them in a call of eight seconds at 4 kbit/s: 27.0 dB for 20.8 without.
 FLASH_SECONDS = 0.18
 WORSE, BETTER = 1.12, 0.95  # rendered error over held error past which frames are shown as they are, and moved again
 # Pixels, of what blurs both around the head before, where pictures are sharp there: a picture as it is has all of a
