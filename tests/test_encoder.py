@@ -14,7 +14,7 @@ import neuralcodec as nc
 from neuralcodec import encoder as encoder_module
 from neuralcodec.concealment import Concealment
 from neuralcodec.container import FILE_MAGIC, ContainerWriter
-from neuralcodec.encoder import WAITING_LIVE
+from neuralcodec.encoder import FLASH_SECONDS, WAITING_LIVE
 from neuralcodec.errors import LimitError
 from neuralcodec.face import CropFollower, Square, crop
 from neuralcodec.film_rate import FilmRate
@@ -1118,11 +1118,11 @@ def test_an_update_that_would_take_longer_than_a_key_gives_way_to_it(
     monkeypatch.setattr(RateControl, "room", 150.0)
     monkeypatch.setattr(RateControl, "affords_picture", lambda *_, **__: True)
     encoder = nc.Encoder(8, device="cpu", threads=1, preset=13)
-    for pts, image in enumerate([portrait_clip[0] // 6, portrait_clip[1], portrait_clip[2]]):
+    stays = math.ceil(25 * FLASH_SECONDS)  # by then it is no flashlight
+    for pts, image in enumerate([portrait_clip[0] // 6, *portrait_clip[1 : stays + 2]]):
         packets = encoder.encode(image, pts)
         assert not any(isinstance(packet, Update) for packet in packets)
-        if pts == 1:
-            assert encoder._pictures.wanted and encoder._pictures._late is None
+        assert encoder._pictures.wanted == (pts == stays) and encoder._pictures._late is None
     assert encoder.stats.references == 2
 
 
