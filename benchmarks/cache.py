@@ -45,6 +45,7 @@ class Cache:
         return Entry(what, kept["coded"], kept["figures"])
 
     def save(self, entry: Entry) -> None:
+        entry.figures = self.load(entry.what).figures | entry.figures  # another process may have measured others
         text = json.dumps({"what": entry.what, "coded": entry.coded, "figures": entry.figures}, default=plain)
         write_whole(self._path(entry.what, "json"), text.encode())
 

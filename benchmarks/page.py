@@ -214,7 +214,7 @@ def _counted(result: Result) -> Table:
     for codec in _codecs(result):
         found = comparison.means(comparison.at_target(result["points"], codec, result["target"]), (*keys, "peak"))
         rows.append((codec, *(f"{found[key]:.1f}" for key in keys), f"{found['peak']:.2f}"))
-    return ("codec", "whole stream", "without first pictures", "1 minute", "10 minutes", "wire",
+    return ("codec", "whole stream", "without keys", "1 minute", "10 minutes", "wire",
             "wire, 200 ms shared", "fullest two seconds over the mean"), rows  # fmt: skip
 
 

@@ -355,6 +355,15 @@ def test_x264_in_our_place_needs_its_own_bits_and_a_second_run_measures_nothing(
     assert capsys.readouterr().out.startswith("# Rate and distortion")
 
 
+def test_figures_that_two_processes_measure_of_one_stream_are_both_kept(tmp_path: Path) -> None:
+    cache, what = Cache(tmp_path), {"codec": "x264-call", "clip": "a"}
+    one, other = cache.load(what), cache.load(what)
+    one.figures["picture"], other.figures["vmaf"] = {"psnr": 30.0}, {"vmaf": 40.0}
+    cache.save(one)
+    cache.save(other)
+    assert cache.load(what).figures == {"picture": {"psnr": 30.0}, "vmaf": {"vmaf": 40.0}}
+
+
 def test_two_runs_agree_to_the_byte_and_to_a_thousandth(
     portrait_clip: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
