@@ -52,8 +52,7 @@ class Pack:
 
     @cached_property
     def tables(self) -> MotionTables:
-        self.file(TABLES)
-        return MotionTables.load(self.folder / TABLES)
+        return MotionTables.load(self.file(TABLES), str(self.folder / TABLES))
 
     @property
     def scene(self) -> int:

@@ -101,11 +101,13 @@ class MotionTables:
         return POSE_SIZE + self.components[components]
 
     @classmethod
-    def load(cls, source: str | Path | Mapping[str, Any]) -> MotionTables:
-        """Read tables.json (a path) or its parsed content, and check it."""
-        where = "motion tables" if isinstance(source, Mapping) else str(source)
+    def load(cls, source: str | Path | bytes | Mapping[str, Any], where: str = "motion tables") -> MotionTables:
+        """Read tables.json (a path), its bytes or its parsed content, and check it. where: of these, for errors."""
+        if isinstance(source, str | Path):
+            where = str(source)
         try:
-            data = source if isinstance(source, Mapping) else json.loads(Path(source).read_text("utf-8"))
+            text = Path(source).read_bytes() if isinstance(source, str | Path) else source
+            data = text if isinstance(text, Mapping) else json.loads(text)
             if data["format"] != TABLES_FORMAT:
                 raise PackError(f"{where}: tables format {data['format']}, this release reads {TABLES_FORMAT}")
             tables = cls(
