@@ -262,9 +262,8 @@ class _Future:
         steps = np.minimum(np.diff(times, append=last), STEP_MOST)
         # [frame, picture]: the first picture stands for all that are held
         held = list(held)
-        shots, before = (np.array([look.shot for look in some]) for some in (looks, held))
         # where the frame would begin another shot, with a key
-        self._begins = np.concatenate([(shots[:, None] != before).all(1, keepdims=True), shots[:, None] != shots], 1)
+        self._begins = np.concatenate([_elsewhere(looks, held).all(1, keepdims=True), _elsewhere(looks, looks)], 1)
         near, changes = _changes(looks, held).min(1, keepdims=True), _changes(looks, looks)
         changes = np.where(times[:, None] <= until, np.minimum(changes, near), changes)
         changes = np.concatenate([near, changes], 1)
@@ -320,9 +319,14 @@ def _changes(looks: Sequence[Look], pictures: Iterable[Look]) -> Array:
     squares = [(some.astype(np.float64) ** 2).sum(1) for some in (these, those)]
     far = np.sqrt(np.maximum(squares[0][:, None] + squares[1] - 2.0 * (these @ those.T), 0.0) / these.shape[1])
     face, drawn = (np.array([one.face for one in some]) for some in (looks, pictures))
-    shot, other = (np.array([one.shot for one in some]) for some in (looks, pictures))
-    far[(face[:, None] & ~drawn) | (shot[:, None] != other)] = np.inf
+    far[(face[:, None] & ~drawn) | _elsewhere(looks, pictures)] = np.inf
     return np.asarray(far)
+
+
+def _elsewhere(looks: Sequence[Look], pictures: Sequence[Look]) -> Array:
+    """(N, M): whether frames are of another shot than pictures."""
+    shots, others = (np.array([one.shot for one in some]) for some in (looks, pictures))
+    return np.asarray(shots[:, None] != others)
 
 
 def _shares(changes: Any) -> Any:
