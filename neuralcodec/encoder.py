@@ -311,8 +311,11 @@ class Encoder:
             if before is not None and not flash and self._cuts_to(shot, before):
                 if self._film is not None and not self._pictures.held:  # else the rate has no room for two pictures
                     packets += self._begin()
-                self._pictures.cut(seconds, maybe=self._film is None)
-                self._cut = (self._cut or before) if self._film is None else None
+                self._pictures.cut(seconds)
+                if self._film is None:
+                    self._cut = self._cut or before
+                else:
+                    self._pictures.begin_shot()
                 self._lids = Lids()
         around = self.full_frame and self._moved  # new surroundings would be put around frames that wait
         while self._taken and ((around and self._pictures.held) or self._own_gives_way()):
@@ -418,7 +421,7 @@ class Encoder:
         elif shot.seconds - self._cut.seconds < FLASH_SECONDS:
             return
         else:
-            self._pictures.settle()
+            self._pictures.begin_shot()
         self._cut = None
 
     def _cuts_to(self, shot: Shot, before: Shot) -> bool:
@@ -478,7 +481,9 @@ class Encoder:
         if self._avatar is not None and self._pictures.keeps:
             packets = self._pictures.refine(shot, self._now, self._sequence)
         else:
-            packets = self._pictures.refresh(shot, self._now, self._sequence, as_is=self._as_is, moved=self._moved)
+            packets = self._pictures.refresh(
+                shot, self._now, self._sequence, as_is=self._as_is, moved=self._moved, doubtful=self._cut is not None
+            )
         self._wants_intra |= self._pictures.began
         if packets and self._named not in self._pictures.held:  # by frames that wait for others to share a packet
             packets = [*self._aggregator.close(self._protection.again), *packets]

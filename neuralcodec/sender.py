@@ -160,7 +160,6 @@ class PictureSender:
         self._late: _Coming | None = None  # an update too large for the rate's present window
         self._newest = -1  # id of the one sent last
         self._cuts: deque[float] = deque(maxlen=REFERENCES_MAX)  # seconds, of the first frames of shots
-        self._undecided = False  # whether the last of these is one
         self._moved = False  # the coded square has jumped since that one was taken
         self._now, self._sequence = 0.0, 0
         self._asked_at = float("-inf")  # seconds, of the last reference sent because a receiver asked
@@ -170,23 +169,18 @@ class PictureSender:
         """The picture in use."""
         return self.held[self.active]
 
-    def cut(self, seconds: float, *, maybe: bool = False) -> None:
-        """Another shot begins with the frame of this time: pictures of the one before show somebody else. maybe: no
-        picture is sent until `settle` or `undo_cut` has said whether that is so."""
+    def cut(self, seconds: float) -> None:
+        """Another shot begins with the frame of this time: pictures of the one before show somebody else."""
         self._cuts.append(seconds)
-        self._undecided = True
-        if not maybe:
-            self.settle()
 
-    def settle(self) -> None:
-        """The shot goes on that has begun."""
-        self._undecided, self._moved = False, True
+    def begin_shot(self) -> None:
+        """The shot that has begun goes on: a picture of it is due."""
+        self._moved = True
         self._drop_coming()
         self.wanted |= self._chain is not None and self.rate.begins_shot()
 
     def undo_cut(self, seconds: float) -> None:
         """The shot of before this time goes on."""
-        self._undecided = False
         while self._cuts and self._cuts[-1] >= seconds:
             self._cuts.pop()
 
@@ -209,16 +203,18 @@ class PictureSender:
             return then if then in self.held else self.active
         return self._best(shot, near, last)
 
-    def refresh(self, shot: Shot, seconds: float, sequence: int, *, as_is: bool, moved: bool) -> list[Packet]:
+    def refresh(
+        self, shot: Shot, seconds: float, sequence: int, *, as_is: bool, moved: bool, doubtful: bool
+    ) -> list[Packet]:
         """Choose the picture for the frame of this number and time; send a new one where it is due.
 
         as_is: frames are shown as pictures, so that keypoints say nothing. moved: the coded square jumped; that is
-        remembered until a picture of it can be sent.
+        remembered until a picture of it can be sent. doubtful: the last cut may be none, and pictures wait.
         """
         self._now, self._sequence, self.began = seconds, sequence, False
         moved = self._moved = self._moved or moved
         best, drift = self._nearest(shot, as_is=as_is)
-        if self._undecided and self.held and not self.wanted:
+        if doubtful and self.held and not self.wanted:
             self.active = best
             return self._send_late(self._late) if self._late is not None else []
         moved = moved or self._leaves(shot, best)
