@@ -184,10 +184,6 @@ class PictureSender:
         while self._cuts and self._cuts[-1] >= seconds:
             self._cuts.pop()
 
-    def nearest(self, shot: Shot) -> int:
-        """Id of the held picture that this frame would be drawn from."""
-        return self._nearest(shot, as_is=False)[0]
-
     def strange_to(self, shot: Shot, key: int) -> bool:
         """Whether a cut lies between this frame and the held picture of this id."""
         return self.cut_between(self.held[key].of, shot.seconds)

@@ -547,9 +547,9 @@ def test_a_frame_is_shown_from_the_picture_that_looks_like_it(portrait_clip: lis
         named += [p.reference for p in encoder.encode(image, pts) if isinstance(p, Motion)]
     assert encoder.stats.references == 2 and named == [0, 1, 0]
     pictures, shot = encoder._pictures, encoder._before
-    assert shot is not None and pictures.nearest(shot) == 0
+    assert shot is not None and pictures._nearest(shot, as_is=False)[0] == 0
     pictures.held[0].lost = True  # a receiver says
-    assert pictures.nearest(shot) == 1
+    assert pictures._nearest(shot, as_is=False)[0] == 1
 
 
 def test_a_lost_face_is_followed_in_pixels_and_comes_back(portrait_clip: list[np.ndarray]) -> None:
@@ -1008,6 +1008,17 @@ def test_a_flashlight_in_a_film_costs_no_picture(portrait_clip: list[Array], mon
     for pts, image in enumerate(frames):
         encoder.encode(image, pts)
     assert not cuts and encoder.stats.references == 1
+
+
+def test_hands_that_wave_are_no_cut(portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They change as much, but not all there is, and what is drawn from the last picture is as far off."""
+    encoder, film = nc.Encoder(8, device="cpu", threads=1, preset=13), [image.copy() for image in portrait_clip[:12]]
+    for image in film[4:8]:
+        image[180:] = 255 - image[180:]
+    cuts = cuts_of(encoder, monkeypatch)
+    as_is = [p.as_is for i, image in enumerate(film) for p in encoder.encode(image, i) if isinstance(p, Motion)]
+    assert squared_error(film[4], film[3]) > 2 * encoder_module.JUMP**2
+    assert len(as_is) == 12 and not any(as_is) and not cuts and not encoder.stats.face_lost_frames
 
 
 def test_a_lively_head_is_no_cut_nor_is_a_hand_before_the_face(
