@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from .avatar import Avatar, AvatarDriver
+from .cuts import Shot, squared_error
 from .entropy import EntropyCoder
 from .errors import BitstreamError, LimitError
 from .face import CropFollower, Square, crop
 from .fields import varint
-from .film import BACK, Film
+from .film import FLASH, Film
 from .film_rate import FilmRate
 from .focus import soften
 from .inference import Inference, MotionEstimate, ReferenceFeatures
@@ -46,7 +47,7 @@ from .packet import (
 from .protection import HEARD_SECONDS, Aggregator, Protection, believed, protection
 from .quantizer import Quantizer
 from .rate import LOWEST_KBPS, QUALITIES, WINDOW_SECONDS, MotionQuality, RateControl, distance
-from .sender import OFTEN_SECONDS, OVERDUE, Held, PictureSender, Shot, squared_error
+from .sender import OFTEN_SECONDS, OVERDUE, Held, PictureSender
 from .signing import check_context, private_key
 from .stats import EncoderStats, timed
 from .watcher import Watcher
@@ -63,14 +64,9 @@ BLINK = 0.3  # of the usual opening among them: the first picture is of none who
 # are often those of a machine that has too much to do, seldom enough to cost little.
 CHECK_SECONDS, CHECK_FRAMES = 0.5, 12
 OFTEN_FRAMES = 1.5  # pictures that come with nearly every frame are shown as they are, however slowly
-# Grey levels. A frame that differs from the one before by JUMP, root mean square, is drawn from that one: where half of
-# all values are more than STRANGE off, another shot begins. So it is with 99 % of 244 cuts from one training clip to
-# another, and with no frame of 208 clips of one shot, nor of 104 at five frames a second: hands and quick turns change
-# as much, but not half of what is drawn.
-JUMP, STRANGE = 30.0, 16.0
-# Where no film says what follows, a picture after a cut waits so long for a frame that is BACK, by grey levels from the
-# one before: then it was a flashlight. Seven of them in a call of eight seconds at 4 kbit/s: 27.0 dB for 20.8 without.
-FLASH_SECONDS = 0.18
+# Where no film says what follows, a picture after a cut waits so long for the shot before it to go on: then it was a
+# flashlight. Seven of them in a call of eight seconds at 4 kbit/s: 27.0 dB for 20.8 without.
+FLASH_SECONDS = 0.14
 WORSE, BETTER = 1.12, 0.95  # rendered error over held error past which frames are shown as they are, and moved again
 # Pixels, of what blurs both around the head before, where pictures are sharp there: a picture as it is has all of a
 # wall in it, which rendering loses some of, and the face would stand still for it. Of a training clip before a
@@ -192,7 +188,10 @@ class Encoder:
         follower = CropFollower.parse(crop) if isinstance(crop, str) else CropFollower("fixed", fixed)
         self._fixed = follower.fixed
         # not self._timed: a circle keeps an encoder that nobody has any more until Python looks for circles
-        self._watcher = Watcher(self._networks, follower, self.pack.size, partial(timed, self.stats.stage_seconds))
+        self._watcher = Watcher(
+            self._networks, follower, self.pack.size, partial(timed, self.stats.stage_seconds),
+            flash=None if avatar is not None else FLASH_SECONDS if film is None else FLASH,
+        )  # fmt: skip
         self._film = film
         frame_seconds = frame_duration * float(self.time_base)
         if frame_seconds < TICK:
@@ -217,10 +216,8 @@ class Encoder:
             full_frame=full_frame, repeat_header=repeat_header, focus=focus,
         )  # fmt: skip
         self._lids = Lids()
-        self._before: Shot | None = None  # the frame before this one
-        self._seen: Shot | None = None  # the last one with a face, before what may be a cut
-        self._cut: Shot | None = None  # the frame before what may be a cut
-        self._jumped = False  # much has changed since a face was last seen
+        self._shots = 0  # that have begun before the one of the last frame
+        self._cut_at: float | None = None  # seconds, of the first frame of what may be another or a flashlight
         self._size: tuple[int, int] | None = None  # as the header says
         self._camera: tuple[int, int] | None = None
         self._moved = False  # the square has just come to rest elsewhere
@@ -280,8 +277,8 @@ class Encoder:
         self._pictures.again = []
         camera = (picture.shape[1], picture.shape[0])
         if camera != self._camera:
-            self._camera, self._before, self._seen = camera, None, None  # places in those mean nothing in this one
-            if self._avatar is not None:
+            self._camera = camera
+            if self._avatar is not None:  # places in the picture before mean nothing in this one
                 self._avatar.recenter()
         size = self._avatar.size if self._avatar else camera
         if size != self._size:
@@ -307,8 +304,7 @@ class Encoder:
                 return self._sent(packets)
         often = self._rate.since_picture < max(OFTEN_SECONDS, OFTEN_FRAMES * elapsed)
         shot = Shot(picture, tile, square, found, seconds)
-        if self._avatar is None and (self._film is None or not self._film.present.flash):
-            packets += self._follow(shot)
+        packets += self._follow(sight.shot if self._film is None else self._film.present.shot, seconds)
         around = self.full_frame and self._moved  # new surroundings would be put around frames that wait
         while self._taken and ((around and self._pictures.held) or self._own_gives_way()):
             packets += self._shown(self._taken.popleft())
@@ -404,53 +400,27 @@ class Encoder:
             self.pack.id, *self._size, base, self.frame_duration, self.pack.size, self.full_frame, self.gray
         )
 
-    def _follow(self, shot: Shot) -> list[Packet]:
-        """See whether another shot begins with this frame; packets of what waited for a first picture until then."""
+    def _follow(self, shots: int, seconds: float) -> list[Packet]:
+        """See to the pictures where another shot begins with this frame, so many having begun before it; packets of
+        what waited for a first picture until then."""
         packets: list[Packet] = []
-        self._settle(shot)
-        before, self._before = self._before, shot
-        if before is not None and self._cuts_to(shot, before):
+        if self._cut_at is not None and shots < self._shots:  # it was a flashlight
+            self._pictures.undo_cut(self._cut_at)
+            self._cut_at, self._shots = None, shots
+        elif self._cut_at is not None and seconds - self._cut_at >= FLASH_SECONDS:
+            self._pictures.begin_shot()
+            self._cut_at = None
+        if shots != self._shots:
             if self._film is not None and not self._pictures.held:  # else the rate has no room for two pictures
                 packets = self._begin()
-            self._pictures.cut(shot.seconds)
-            if self._film is None:
-                self._cut = self._cut or before
-            else:
+            self._pictures.cut(seconds)
+            if self._film is not None:
                 self._pictures.begin_shot()
+            elif self._cut_at is None:
+                self._cut_at = seconds
             self._lids = Lids()
-        if shot.estimate is not None and self._cut is None:
-            self._seen = shot
+        self._shots = shots
         return packets
-
-    def _settle(self, shot: Shot) -> None:
-        """Decide whether what looked like a cut was a flashlight, which a film would have known: the shot is back."""
-        if self._cut is None:
-            return
-        if squared_error(shot.half_in(self._cut.square), self._cut.half) < BACK**2:
-            self._pictures.undo_cut(self._cut.seconds)
-            self._before = self._cut
-        elif shot.seconds - self._cut.seconds < FLASH_SECONDS:
-            return
-        else:
-            self._pictures.begin_shot()
-        self._cut = None
-
-    def _cuts_to(self, shot: Shot, before: Shot) -> bool:
-        """Whether another shot begins with this frame, or began while no face was seen: much has changed at once, and
-        not as heads move."""
-        changed = squared_error(shot.half_in(before.square), before.half)
-        self._jumped |= shot.estimate is None or self._moved or changed >= JUMP**2
-        seen = self._seen
-        if shot.estimate is None or seen is None or not self._jumped:
-            return False
-        self._jumped = False
-        with self._timed("check"):
-            features, tile = self._networks.reference(seen.tile), shot.seen_in(seen.square)
-            estimate = shot.estimate.placed(shot.square, seen.square)
-            motion = estimate.relative_to(features.canonical)
-            motion = replace(motion, scene=self._networks.scene(features, tile, estimate, None))
-            off = np.subtract(self._networks.render(features, motion), tile, dtype=np.int16)
-        return float(np.median(np.abs(off))) > STRANGE
 
     def _begin(self) -> list[Packet]:
         """The first picture: of the waiting frames with open eyes the one whose face is in the middle of the others;
@@ -490,7 +460,7 @@ class Encoder:
             packets = self._pictures.refine(shot, self._now, self._sequence)
         else:
             packets = self._pictures.refresh(
-                shot, self._now, self._sequence, as_is=self._as_is, moved=self._moved, doubtful=self._cut is not None
+                shot, self._now, self._sequence, as_is=self._as_is, moved=self._moved, doubtful=self._cut_at is not None
             )
         self._wants_intra |= self._pictures.began
         if packets and self._named not in self._pictures.held:  # by frames that wait for others to share a packet

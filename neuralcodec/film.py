@@ -27,28 +27,20 @@ from .watcher import Sight, Watcher
 # clips, as files at 4 kbit/s, 73 are shown closed, 55 without; PSNR is the same.
 WHOLE, FACE, AROUND = 24, 20, 0.75
 EYE, WIDE = 4, 370.0
-# Where all that is coded differs by more than CUT from the frame before (root mean square), another shot is taken to
-# begin: 199 of 208 training clips have no such frame, and 93 % of cuts from one of them to another are. Unless it is
-# BACK within FLASH seconds, by grey levels from the frame before: then a flashlight went off. Seven of these in eight
-# seconds of a training clip, as a file at 4 kbit/s: 28.8 dB in the other frames at 3.83 kbit/s, for 26.7 at 5.35.
-CUT, BACK, FLASH = 28.0, 14.0, 0.5
+# Seconds that a flashlight may last. Seven of them in eight seconds of a training clip, as a file at 4 kbit/s: 28.8 dB
+# in the other frames at 3.83 kbit/s, for 26.7 at 5.35 where each was taken for a cut.
+FLASH = 0.5
 
 
 @dataclass(frozen=True)
 class Look:
     """What a frame looks like, to tell how much others differ. grey: float32 (WHOLE**2 + FACE**2 + 2 * EYE,), whole
     numbers from -128 to 127, so that sums of their products are exact in whatever order. face: whether one is seen;
-    without one only the first WHOLE**2 are not 0. shot: how many shots have begun before it, as far as that shows.
-    flash: it is over in a moment, and the shot goes on."""
+    without one only the first WHOLE**2 are not 0. shot: how many shots have begun before it; a flashlight is none."""
 
     grey: Array
     face: bool
     shot: int = 0
-    flash: bool = False
-
-    def apart(self, other: Look) -> float:
-        """By how many grey levels all that is coded differs, root mean square."""
-        return float(np.sqrt(np.mean((self.grey - other.grey)[: WHOLE**2] ** 2)))
 
 
 class Film:
@@ -69,8 +61,6 @@ class Film:
         self._time_base = Fraction(1)
         self._seen: deque[tuple[int, float, Sight]] = deque()  # pts, seconds, and what was seen; the present one first
         self._looks: deque[Look] = deque()  # of the same frames
-        self._newest: Look | None = None  # of the last of them
-        self._cut: tuple[float, Look] | None = None  # seconds of one that has just begun a shot, and the look before it
         self.last = 0.0  # seconds, of the last frame that has been looked at
         self.ended = False  # there are no more
 
@@ -118,38 +108,24 @@ class Film:
         self.last = seconds = float(pts * self._time_base)
         sight, tile = self._watcher.see(as_picture(image), seconds)
         self._seen.append((pts, seconds, sight))
-        self._newest = self._in_its_shot(_look_of(tile, sight), seconds)
-        self._looks.append(self._newest)
-
-    def _in_its_shot(self, look: Look, seconds: float) -> Look:
-        """The look of the next frame with the shot it belongs to."""
-        before = self._newest
-        if before is None:
-            return look
-        if self._cut is not None and seconds - self._cut[0] > FLASH:
-            self._cut = None
-        if self._cut is not None and look.apart(self._cut[1]) < BACK:
-            before, self._cut = self._cut[1], None
-            for number, other in enumerate(self._looks):
-                if other.shot > before.shot:
-                    self._looks[number] = replace(other, shot=before.shot, flash=True)
-        elif look.apart(before) > CUT:
-            self._cut = self._cut or (seconds, before)
-            return replace(look, shot=before.shot + 1)
-        return replace(look, shot=before.shot)
+        for number in range(len(self._looks) - 1, -1, -1):  # what seemed to be another shot was a flashlight
+            if self._looks[number].shot <= sight.shot:
+                break
+            self._looks[number] = replace(self._looks[number], shot=sight.shot)
+        self._looks.append(_look_of(tile, sight))
 
 
 def _look_of(tile: Array, sight: Sight) -> Look:
     whole, seen = _grey(tile, WHOLE), sight.estimate
     if seen is None:
-        return Look(np.concatenate([whole, np.zeros(FACE**2 + 2 * EYE, np.float32)]), False)
+        return Look(np.concatenate([whole, np.zeros(FACE**2 + 2 * EYE, np.float32)]), False, sight.shot)
     at = Face.from_box(Square(0, 0, len(tile)), seen.box)
     around = AROUND * at.half_side
     square = Square(round(at.center_x - around), round(at.center_y - around), max(2, round(2 * around)))
     face = crop(tile, square, len(tile) // 2)
     wide = np.array(openings(seen.motion, seen.canonical) or [0.0, 0.0], np.float32)
     eyes = np.repeat(np.rint(np.clip(WIDE * wide, -128, 127)), EYE)
-    return Look(np.concatenate([whole, _grey(face, FACE), eyes]), True)
+    return Look(np.concatenate([whole, _grey(face, FACE), eyes]), True, sight.shot)
 
 
 def _grey(picture: Array, side: int) -> Array:

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from .chain import HASH_BYTES, ChainEncoder, start_chain
-from .face import Square, crop, resize
+from .cuts import Shot, half, squared_error
+from .face import Square, resize
 from .focus import soften
 from .fragments import PART_BYTES, UPDATE_MAX, split, split_update
 from .inference import Inference, MotionEstimate, ReferenceFeatures
@@ -47,29 +48,6 @@ CHANGE, SWITCH = 3.0, 0.9
 GREY_PER_PIXEL = 4.0  # rms grey levels of change that count as one pixel of drift where no face can be measured
 
 
-@dataclass(frozen=True)
-class Shot:
-    """A frame of the camera. picture: all of it, uint8 RGB. square: what is coded of it; tile: that, (S, S, 3).
-    estimate: the face found in the tile, or None. seconds: when it was taken."""
-
-    picture: Array
-    tile: Array
-    square: Square
-    estimate: MotionEstimate | None
-    seconds: float
-
-    @cached_property
-    def half(self) -> Array:
-        return _half(self.tile)
-
-    def seen_in(self, square: Square) -> Array:
-        """What the tile would be, had it been cut from this square."""
-        return self.tile if square == self.square else crop(self.picture, square, len(self.tile))
-
-    def half_in(self, square: Square) -> Array:
-        return self.half if square == self.square else _half(self.seen_in(square))
-
-
 @dataclass
 class Held:
     """A picture that the receiver should have."""
@@ -88,7 +66,7 @@ class Held:
 
     @cached_property
     def half(self) -> Array:
-        return _half(self.features.picture)
+        return half(self.features.picture)
 
 
 @dataclass
@@ -526,19 +504,8 @@ class PictureSender:
         return timed(self._stats.stage_seconds, "reference")
 
 
-def _half(picture: Array) -> Array:
-    """Every second pixel of every second row, side by side in memory: compared in a tenth of the time."""
-    return np.ascontiguousarray(picture[::2, ::2])
-
-
 def _outside(box: Array) -> float:
     """Share of a face box (centre x, y and half side) that is not in the coded square."""
     x, y, half = map(float, box)
     across, down = (max(0.0, min(1.0, at + half) - max(-1.0, at - half)) for at in (x, y))
     return 1 - across * down / (2 * half) ** 2
-
-
-def squared_error(a: Array, b: Array) -> float:
-    """Mean squared error of two uint8 pictures."""
-    difference = np.subtract(a, b, dtype=np.int16).ravel().astype(np.float32)
-    return float(difference @ difference) / difference.size

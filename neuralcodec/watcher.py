@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from .cuts import Cuts, Shot
 from .face import CropFollower, Face, Square, crop
 from .inference import SURE, Inference, MotionEstimate
 from .motion import Array
@@ -14,15 +15,17 @@ from .motion import Array
 @dataclass(frozen=True)
 class Sight:
     """What is seen in a frame. square: what is coded of it. moved: the square has come to rest elsewhere. estimate: the
-    face in it, or None."""
+    face in it, or None. shot: how many have begun before it, see `Cuts.follow`."""
 
     square: Square
     moved: bool
     estimate: MotionEstimate | None
+    shot: int = 0
 
 
 class Watcher:
-    """Looks at frame after frame. size: of the coded picture, pixels a side. timed: how long a stage takes."""
+    """Looks at frame after frame. size: of the coded picture, pixels a side. timed: how long a stage takes. flash: see
+    `Cuts`; None: shots are not told apart."""
 
     def __init__(
         self,
@@ -30,7 +33,9 @@ class Watcher:
         follower: CropFollower,
         size: int,
         timed: Callable[[str], AbstractContextManager[None]],
+        flash: float | None = None,
     ) -> None:
+        self._cuts = None if flash is None else Cuts(networks, flash, timed)
         self._networks, self._follower, self._size, self._timed = networks, follower, size, timed
         self._camera: tuple[int, int] | None = None
         self._face: Face | None = None  # where it was last seen, source pixels
@@ -40,6 +45,8 @@ class Watcher:
         camera = (picture.shape[1], picture.shape[0])
         if camera != self._camera:
             self._camera, self._face = camera, None
+            if self._cuts is not None:
+                self._cuts.forget()
         with self._timed("face"):
             face = self._face or self._find(picture)
             square = self._follower.update(camera, face, seconds)
@@ -53,7 +60,10 @@ class Watcher:
             with self._timed("motion"):
                 estimate = self._look(tile, square, face)
         self._face = Face.from_box(square, estimate.box) if estimate else None
-        return Sight(square, self._follower.moved, estimate), tile
+        moved, shot = self._follower.moved, 0
+        if self._cuts is not None:
+            shot = self._cuts.follow(Shot(picture, tile, square, estimate, seconds), moved)
+        return Sight(square, moved, estimate, shot), tile
 
     def _find(self, picture: Array) -> Face | None:
         # a fixed square is about the person in it, whoever else is in the picture

@@ -12,6 +12,7 @@ from conftest import portrait as drawn_portrait
 import neuralcodec as nc
 from neuralcodec.avatar import MOUTH, AvatarDriver
 from neuralcodec.concealment import Concealment
+from neuralcodec.cuts import squared_error
 from neuralcodec.face import Square, resize
 from neuralcodec.gaze import EYES
 from neuralcodec.inference import Inference, MotionEstimate
@@ -19,7 +20,6 @@ from neuralcodec.lids import openings
 from neuralcodec.motion import Array, MotionParams, euler_angles, rotation_matrix
 from neuralcodec.packet import Motion, ReferencePart, StreamHeader
 from neuralcodec.rate import RateControl
-from neuralcodec.sender import squared_error
 
 CONSENT = "a public domain portrait"
 

@@ -14,6 +14,7 @@ import neuralcodec as nc
 from neuralcodec import encoder as encoder_module
 from neuralcodec.concealment import Concealment
 from neuralcodec.container import FILE_MAGIC, ContainerWriter
+from neuralcodec.cuts import JUMP, squared_error
 from neuralcodec.encoder import FLASH_SECONDS, WAITING_LIVE
 from neuralcodec.errors import LimitError
 from neuralcodec.face import CropFollower, Square, crop
@@ -26,7 +27,7 @@ from neuralcodec.packet import End, Feedback, Motion, Parity, ReferencePart, Str
 from neuralcodec.quality import psnr
 from neuralcodec.rate import PART_HEADER, QUALITIES, RateControl
 from neuralcodec.reference import BACKDROP, PICTURE
-from neuralcodec.sender import OVERDUE, PictureSender, squared_error
+from neuralcodec.sender import OVERDUE, PictureSender
 from neuralcodec.signing import SIGNATURE_BYTES
 
 Coded = tuple[nc.Encoder, list[list[object]]]
@@ -546,7 +547,7 @@ def test_a_frame_is_shown_from_the_picture_that_looks_like_it(portrait_clip: lis
             encoder.send_reference()
         named += [p.reference for p in encoder.encode(image, pts) if isinstance(p, Motion)]
     assert encoder.stats.references == 2 and named == [0, 1, 0]
-    pictures, shot = encoder._pictures, encoder._before
+    pictures, shot = encoder._pictures, encoder._watcher._cuts._before
     assert shot is not None and pictures._nearest(shot, as_is=False)[0] == 0
     pictures.held[0].lost = True  # a receiver says
     assert pictures._nearest(shot, as_is=False)[0] == 1
@@ -953,7 +954,7 @@ def test_nobodys_motion_drives_the_face_of_another_shot(
                 assert isinstance(packet, Motion) and frame.pts == len(shown)
                 assert frame.state is Concealment.RECEIVED
                 shown.append((taken[frame.reference], packet.as_is))
-        if (shot := encoder._before) and shot.estimate:  # nor is it told how far away it is
+        if (shot := encoder._watcher._cuts._before) and shot.estimate:  # nor is it told how far away it is
             assert all((taken[key] >= begins) == (pts >= begins) for key in encoder._pictures._distances(shot))
     assert cuts == [begins] and len(shown) == len(film)
     assert all(of < 8 and not as_is for of, as_is in shown[:8])
@@ -1010,14 +1011,18 @@ def test_a_flashlight_in_a_film_costs_no_picture(portrait_clip: list[Array], mon
     assert not cuts and encoder.stats.references == 1
 
 
-def test_hands_that_wave_are_no_cut(portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch) -> None:
-    """They change as much, but not all there is, and what is drawn from the last picture is as far off."""
-    encoder, film = nc.Encoder(8, device="cpu", threads=1, preset=13), [image.copy() for image in portrait_clip[:12]]
+@pytest.mark.parametrize("ahead", [False, True])
+def test_hands_that_wave_are_no_cut(
+    portrait_clip: list[Array], ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They change as much, but not all there is."""
+    film = [image.copy() for image in portrait_clip[:12]]
     for image in film[4:8]:
         image[180:] = 255 - image[180:]
+    encoder = nc.Encoder(8, device="cpu", threads=1, preset=13, film=nc.Film(enumerate(film)) if ahead else None)
     cuts = cuts_of(encoder, monkeypatch)
     as_is = [p.as_is for i, image in enumerate(film) for p in encoder.encode(image, i) if isinstance(p, Motion)]
-    assert squared_error(film[4], film[3]) > 2 * encoder_module.JUMP**2
+    assert squared_error(film[4], film[3]) > 2 * JUMP**2
     assert len(as_is) == 12 and not any(as_is) and not cuts and not encoder.stats.face_lost_frames
 
 
@@ -1029,7 +1034,7 @@ def test_a_lively_head_is_no_cut_nor_is_a_hand_before_the_face(
     for pts, image in enumerate([*film, ROOM, ROOM, film[0], film[0]]):
         encoder.encode(image, pts)
         changes.append(squared_error(image, film[max(0, pts - 1)]) if pts < len(film) else 0.0)
-    assert sum(change > encoder_module.JUMP**2 for change in changes) == 3 and not cuts
+    assert sum(change > JUMP**2 for change in changes) == 3 and not cuts
     assert encoder.stats.face_lost_frames == 2
     encoder.encode(somebody_else(film[0]), 12)
     assert cuts == [12]
@@ -1129,7 +1134,7 @@ def test_an_update_that_would_take_longer_than_a_key_gives_way_to_it(
     monkeypatch.setattr(RateControl, "room", 150.0)
     monkeypatch.setattr(RateControl, "affords_picture", lambda *_, **__: True)
     encoder = nc.Encoder(8, device="cpu", threads=1, preset=13)
-    stays = math.ceil(25 * FLASH_SECONDS)  # by then it is no flashlight
+    stays = 1 + math.ceil(25 * FLASH_SECONDS)  # by then it is no flashlight
     for pts, image in enumerate([portrait_clip[0] // 6, *portrait_clip[1 : stays + 2]]):
         packets = encoder.encode(image, pts)
         assert not any(isinstance(packet, Update) for packet in packets)

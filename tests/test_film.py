@@ -12,7 +12,7 @@ import pytest
 
 import neuralcodec as nc
 from neuralcodec.face import CropFollower, Square
-from neuralcodec.film import AROUND, CUT, EYE, FACE, WHOLE, WIDE
+from neuralcodec.film import AROUND, EYE, FACE, WHOLE, WIDE
 from neuralcodec.gaze import EYES, POINTS
 from neuralcodec.inference import Inference
 from neuralcodec.media import as_picture
@@ -33,12 +33,16 @@ def eyes(*wide: float) -> dict[str, Any]:
 
 
 class Eyes:
-    """A watcher for pictures that say by their grey level where the face is, in a square that is twice as large."""
+    """A watcher for pictures that say by their grey level where the face is, in a square that is twice as large. shots:
+    the number that each frame's has."""
+
+    def __init__(self, shots: list[int] | None = None) -> None:
+        self._shots = iter(shots or [0] * 1000)
 
     def see(self, picture: Array, seconds: float) -> tuple[Sight, Array]:
         grey = int(picture[0, 0, 0])
         estimate: Any = None if grey == NOBODY else SimpleNamespace(box=np.array([0.0, 0.0, 0.5]), **eyes())
-        return Sight(Square(-64, 32, 512), False, estimate), picture
+        return Sight(Square(-64, 32, 512), False, estimate, next(self._shots)), picture
 
 
 def picture(grey: int) -> Array:
@@ -175,23 +179,16 @@ def test_looks_say_where_a_face_was_seen(greys: list[int]) -> None:
     assert [look.face for look in looks] == [grey != NOBODY for grey in greys]
 
 
-def test_looks_say_where_another_shot_begins() -> None:
-    for greys in ([10, 10 + CUT - 2, 10 + 2 * CUT, 90, 90 + CUT + 2], [NOBODY, 10 + CUT, 12 + CUT]):
-        film = film_of([int(grey) for grey in greys])
+def test_looks_say_of_which_shot_they_are() -> None:
+    """What is found to be a flashlight later on is of the shot that goes on after it, wherever it is looked at."""
+    for begins in (0, 3):
+        film = nc.Film((pts, picture(NOBODY if pts == 4 else 1)) for pts in range(9))
+        film.watch_with(Eyes([0, 1, 1, 2, 3, 1, 1, 1, 2]), TICK)  # type: ignore[arg-type]
         film.sight(0)
+        film.ahead(0.1 * begins)
+        film.sight(begins)
         _, looks = film.ahead(5.0)
-        assert [look.shot for look in looks] == ([0, 0, 1, 1, 2] if len(greys) == 5 else [0, 1, 1])
-
-
-@pytest.mark.parametrize(("lasts", "is_one"), [(1, True), (4, True), (7, False)])
-def test_a_flashlight_begins_no_shot(lasts: int, is_one: bool) -> None:
-    """It is brightest at once and fades by more than a cut; what stays is another shot."""
-    film = film_of([20, 22, 150, *[90] * (lasts - 1), 25, 26])
-    film.sight(0)
-    _, looks = film.ahead(5.0)
-    assert [look.flash for look in looks] == [False] * 2 + [is_one] * lasts + [False] * 2
-    fades = [1] + [2] * (lasts - 1)
-    assert [look.shot for look in looks] == ([0] * len(looks) if is_one else [0, 0, *fades, 3, 3])
+        assert [look.shot for look in looks] == [0, 1, 1, 1, 1, 1, 1, 1, 2][begins:]
 
 
 def test_a_film_has_ended_once_its_last_frame_has_been_looked_at_and_another_was_asked_for() -> None:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from neuralcodec.cuts import Shot
 from neuralcodec.face import Square
 from neuralcodec.inference import MotionEstimate
 from neuralcodec.motion import MotionParams
 from neuralcodec.packet import Feedback, Update
 from neuralcodec.rate import RateControl
-from neuralcodec.sender import ASKED_AGAIN, OVERDUE, Held, PictureSender, Shot, _Coming
+from neuralcodec.sender import ASKED_AGAIN, OVERDUE, Held, PictureSender, _Coming
 from neuralcodec.stats import EncoderStats
 
 OLD, NEW = object(), object()  # chains

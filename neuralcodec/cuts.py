@@ -1,0 +1,116 @@
+"""Frames as they are looked at, and where one shot ends and another begins. Knows no rate, no packets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from .face import Square, crop, luma, resize
+from .inference import Inference, MotionEstimate
+from .motion import Array
+
+# Grey levels. A frame that differs from the one before by JUMP, root mean square, is drawn from that one: where half of
+# all values are more than STRANGE off, another shot begins. So it is with 99 % of 244 cuts from one training clip to
+# another, and with no frame of 208 clips of one shot, nor of 104 at five frames a second: hands and quick turns change
+# as much, but not half of what is drawn.
+JUMP, STRANGE = 30.0, 16.0
+# Grey levels from the last frame before a cut, root mean square, in pictures of SMALL pixels a side, so that the head
+# may move meanwhile: it was a flashlight, and the shot goes on.
+BACK, SMALL = 14.0, 24
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A frame of the camera. picture: all of it, uint8 RGB. square: what is coded of it; tile: that, (S, S, 3).
+    estimate: the face found in the tile, or None. seconds: when it was taken."""
+
+    picture: Array
+    tile: Array
+    square: Square
+    estimate: MotionEstimate | None
+    seconds: float
+
+    @cached_property
+    def half(self) -> Array:
+        return half(self.tile)
+
+    def seen_in(self, square: Square) -> Array:
+        """What the tile would be, had it been cut from this square."""
+        return self.tile if square == self.square else crop(self.picture, square, len(self.tile))
+
+    def half_in(self, square: Square) -> Array:
+        return self.half if square == self.square else half(self.seen_in(square))
+
+
+class Cuts:
+    """Follows frame after frame. flash: seconds that a flashlight may last, which looks like a cut. timed: how long a
+    stage takes."""
+
+    def __init__(self, networks: Inference, flash: float, timed: Callable[[str], AbstractContextManager[None]]) -> None:
+        self._networks, self._flash, self._timed = networks, flash, timed
+        self._begun = 0  # shots before this one
+        self._before: Shot | None = None  # the last frame
+        self._seen: Shot | None = None  # and the last one with a face
+        self._left: tuple[Shot, int, float] | None = None  # frame with a face and number before a cut, and its time
+        self._jumped = False  # much has changed since a face was last seen
+
+    def forget(self) -> None:
+        """The camera's picture has another size: places in those before mean nothing in it."""
+        self._before = self._seen = self._left = None
+
+    def follow(self, frame: Shot, moved: bool) -> int:
+        """How many shots have begun before this frame; fewer than before it once a flashlight has gone out. moved: the
+        square has come to rest elsewhere."""
+        if self._left is not None and frame.seconds - self._left[2] > self._flash:
+            self._left = None
+        if self._left is not None:
+            left, begun, _ = self._left
+            if np.mean((_small(frame.seen_in(left.square)) - _small(left.tile)) ** 2) < BACK**2:
+                self._before = self._seen = left
+                self._begun, self._left = begun, None
+        if self._begins_shot(frame, moved):
+            assert self._seen is not None
+            self._left = self._left or (self._seen, self._begun, frame.seconds)
+            self._begun += 1
+        self._before, self._seen = frame, frame if frame.estimate else self._seen
+        return self._begun
+
+    def _begins_shot(self, frame: Shot, moved: bool) -> bool:
+        """Whether another shot begins with this frame, or began while no face was seen: much has changed at once, and
+        not as heads move."""
+        before, seen = self._before, self._seen
+        if before is None or seen is None:
+            return False
+        changed = squared_error(frame.half_in(before.square), before.half)
+        self._jumped |= frame.estimate is None or moved or changed >= JUMP**2
+        if frame.estimate is None or not self._jumped:
+            return False
+        self._jumped = False
+        with self._timed("check"):
+            features, tile = self._networks.reference(seen.tile), frame.seen_in(seen.square)
+            estimate = frame.estimate.placed(frame.square, seen.square)
+            if np.abs(estimate.box[:2]).max() > 1:  # a face that is elsewhere of a sudden is looked for where it is
+                tile, estimate = frame.tile, frame.estimate
+            motion = estimate.relative_to(features.canonical)
+            motion = replace(motion, scene=self._networks.scene(features, tile, estimate, None))
+            off = np.subtract(self._networks.render(features, motion), tile, dtype=np.int16)
+        return float(np.median(np.abs(off))) > STRANGE
+
+
+def _small(picture: Array) -> Array:
+    return luma(resize(picture, SMALL, SMALL)).astype(np.float32)
+
+
+def half(picture: Array) -> Array:
+    """Every second pixel of every second row, side by side in memory: compared in a tenth of the time."""
+    return np.ascontiguousarray(picture[::2, ::2])
+
+
+def squared_error(a: Array, b: Array) -> float:
+    """Mean squared error of two uint8 pictures."""
+    difference = np.subtract(a, b, dtype=np.int16).ravel().astype(np.float32)
+    return float(difference @ difference) / difference.size

@@ -1,0 +1,78 @@
+"""Where one shot ends and another begins, as real networks see it."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+
+from neuralcodec.face import CropFollower
+from neuralcodec.inference import Inference
+from neuralcodec.motion import Array
+from neuralcodec.pack import load_pack
+from neuralcodec.watcher import Watcher
+
+FLASH = 0.2  # seconds
+
+
+@pytest.fixture(scope="module")
+def networks() -> Inference:
+    return Inference(load_pack(), device="cpu", threads=1)
+
+
+def shots_of(networks: Inference, film: list[Array]) -> list[int]:
+    """The number that each frame's has, at 25 frames a second."""
+    watcher = Watcher(networks, CropFollower.parse("none"), 256, lambda _: nullcontext(), FLASH)
+    return [watcher.see(image, pts / 25)[0].shot for pts, image in enumerate(film)]
+
+
+def somebody_else(image: Array) -> Array:
+    """Mirrored, with red and blue changed: another person before another wall."""
+    return np.ascontiguousarray(image[:, ::-1, ::-1])
+
+
+def lit(image: Array, more: int) -> Array:
+    return np.minimum(image.astype(int) + more, 255).astype(np.uint8)
+
+
+def test_another_shot_begins_with_somebody_else(networks: Inference, portrait_clip: list[Array]) -> None:
+    film = [*portrait_clip[:3], *map(somebody_else, portrait_clip[3:6]), *portrait_clip[9:11]]
+    assert shots_of(networks, film) == [0, 0, 0, 1, 1, 1, 0, 0]  # he is back so soon that it was a flashlight
+    film[6:6] = map(somebody_else, portrait_clip[6:9])
+    assert shots_of(networks, film) == [0, 0, 0, *[1] * 6, 2, 2]
+
+
+@pytest.mark.parametrize(("lasts", "is_one"), [(1, True), (5, True), (7, False)])
+def test_a_flashlight_begins_no_shot(networks: Inference, portrait_clip: list[Array], lasts: int, is_one: bool) -> None:
+    """It is brightest at once and fades by more than a cut; what stays longer is another shot. What follows is compared
+    with the frame before it, be it in another light."""
+    bright = [lit(image, more) for image, more in zip(portrait_clip[2:], [110] + [50] * (lasts - 1), strict=False)]
+    film = [*portrait_clip[:2], *bright, *portrait_clip[2 + lasts : 5 + lasts]]
+    shots = shots_of(networks, film)
+    assert shots[:2] == [0, 0] and all(shots[2 : 2 + lasts])
+    assert (shots[-3:] == [0, 0, 0]) is is_one and len(set(shots[-3:])) == 1
+
+
+@pytest.mark.parametrize("between", [1, 8])
+def test_what_nobody_is_seen_in_begins_no_shot_but_may_end_one(
+    networks: Inference, portrait_clip: list[Array], between: int
+) -> None:
+    room = [np.full((256, 256, 3), 90, np.uint8)] * between
+    for after, begun in ((portrait_clip[4:6], 0), ([*map(somebody_else, portrait_clip[4:6])], 1)):
+        shots = shots_of(networks, [*room, *portrait_clip[:2], *room, *after])
+        assert shots == [*[0] * (2 * between + 2), begun, begun]
+
+
+def test_a_jump_of_the_camera_or_a_hand_is_no_cut(networks: Inference, portrait_clip: list[Array]) -> None:
+    film = [np.roll(image, 12 * (pts // 2 % 2), axis=1) for pts, image in enumerate(portrait_clip[:6])]
+    for image in film[4:]:
+        image[180:] = 255 - image[180:]
+    assert shots_of(networks, film) == [0] * 6
+
+
+def test_a_picture_of_another_size_is_compared_with_none_before_it(
+    networks: Inference, portrait_clip: list[Array]
+) -> None:
+    film = [portrait_clip[0], somebody_else(portrait_clip[1])[8:-8, 8:-8], somebody_else(portrait_clip[2])[8:-8, 8:-8]]
+    assert shots_of(networks, film) == [0, 0, 0]
