@@ -435,7 +435,7 @@ class PictureSender:
             return []
         twice, room = 1 + bool(self.protection.parity), self.rate.room
         whole = twice * (len(signature) + len(coded) + UPDATE_HEADER) <= room
-        if not whole and len(coded) > self.rate.key_bytes:  # the light went on: it would take seconds, for no less
+        if len(coded) > self.rate.key_bytes:  # the light went on: a key takes less, and no seconds in parts
             self.wanted = True
             return []
         packets = split_update(

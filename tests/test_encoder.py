@@ -1127,11 +1127,12 @@ def test_an_error_costs_the_frame_it_came_with_and_nothing_else(
     assert encoder.stats.references == 2 and encoder.stats.updates > 3
 
 
-def test_an_update_that_would_take_longer_than_a_key_gives_way_to_it(
-    portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("room", [150.0, 5000.0])
+def test_an_update_that_would_take_more_than_a_key_gives_way_to_it(
+    portrait_clip: list[Array], room: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the light goes on: in parts it would keep every other picture back for seconds."""
-    monkeypatch.setattr(RateControl, "room", 150.0)
+    monkeypatch.setattr(RateControl, "room", room)
     monkeypatch.setattr(RateControl, "affords_picture", lambda *_, **__: True)
     encoder = nc.Encoder(8, device="cpu", threads=1, preset=13)
     stays = 1 + math.ceil(25 * FLASH_SECONDS)  # by then it is no flashlight
