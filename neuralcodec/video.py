@@ -290,11 +290,13 @@ def _raise_late(
 
 
 class _Channel:
-    """Two-state (Gilbert) packet loss: ``loss`` on average, in runs of ``burst`` packets on average."""
+    """Two-state (Gilbert) packet loss: ``loss`` on average, in runs of ``burst`` packets on average, or of as many as
+    that much loss takes: at most half of all packets can be lost in runs of one."""
 
     def __init__(self, loss: float, burst: float, seed: int) -> None:
         if not 0 <= loss < 1 or not 1 <= burst < math.inf:
             raise ValueError(f"loss {loss} and burst {burst}: expected 0 <= loss < 1 and burst >= 1.")
+        burst = max(burst, loss / (1 - loss))
         self._stay = 1 - 1 / burst
         self._enter = min(1.0, loss / (burst * (1 - loss)))
         self._random = random.Random(seed)

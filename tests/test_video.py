@@ -284,6 +284,13 @@ def test_channel_loses_what_was_asked_in_runs_as_asked(loss: float, burst: float
     assert all(_Channel(0.99, 1, seed=1).delivers(End(1)) for _ in range(100))  # only motion is ever lost
 
 
+@pytest.mark.parametrize(("loss", "burst"), [(0.9, 1), (0.75, 2)])
+def test_so_much_is_lost_as_was_asked_though_runs_are_then_longer(loss: float, burst: float) -> None:
+    channel = _Channel(loss, burst, seed=1)
+    fate = [channel.delivers(Motion(0, 0, 0, b"")) for _ in range(20_000)]
+    assert fate.count(False) / len(fate) == pytest.approx(loss, rel=0.02)
+
+
 def test_turned_head_is_another_picture(stream: Path, tmp_path: Path) -> None:
     decode_file(stream, tmp_path / "a.mp4", device="cpu")
     decode_file(stream, tmp_path / "b.mp4", device="cpu", view=View(yaw=20))
