@@ -109,7 +109,8 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("output", metavar="OUT.mp4")
     command.add_argument("--full-frame", action="store_true", help="insist on the full frame; the stream must carry it")
     command.add_argument("--loss", type=_share, default=0.0, metavar="P", help="lose motion packets: 0.05 or 5%%")
-    command.add_argument("--burst", type=_burst, default=1.0, metavar="N", help="mean run of lost packets (default: 1)")
+    text = "mean run of lost packets, longer where --loss takes it (default: 1)"
+    command.add_argument("--burst", type=_burst, default=1.0, metavar="N", help=text)
     command.add_argument("--seed", type=int, default=0, metavar="S", help="which packets are lost (default: 0)")
     command.add_argument(
         "--trusted-sender", metavar="KEY", help="show no picture that this public key (file or 64 digits) did not sign"
