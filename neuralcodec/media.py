@@ -206,7 +206,11 @@ class VideoReader:
         last: int | None = None
         newest = shift = 0  # of the file's own stamps, and what is added to them
         for frame in whole_frames(self._raw_frames()):
-            image = self._picture(frame)
+            try:
+                image = self._picture(frame)
+            except av.FFmpegError as error:
+                found = f"{self.path} holds pictures in the format {frame.format.name}, which cannot be read"
+                raise MediaError(f"{found} ({reason(error)}): convert it to yuv420p first.") from error
             said = None if frame.pts is None else self._counted(frame.pts)
             if last is None:
                 pts = newest = self._start = said or 0

@@ -376,6 +376,12 @@ def test_hdr_films_keep_their_colours(
         assert difference[4:28, 4:44].max() <= 26 and difference.mean() < 8  # unconverted: 81, HLG 47
 
 
+def test_pixels_that_nothing_can_convert_are_one_sentence(tmp_path: Path) -> None:
+    write_film(tmp_path / "a.nut", [picture(64, 48)], [0], Fraction(1, 25), codec="rawvideo", pixels="rgb4")
+    with pytest.raises(MediaError, match=r"a\.nut holds pictures in the format rgb4, which cannot be read .*yuv420p"):
+        VideoReader(tmp_path / "a.nut")
+
+
 def test_still_picture_is_a_film_of_one_frame(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.png"), "w", format="image2") as container:
         stream = container.add_stream("png", rate=25)
