@@ -258,7 +258,7 @@ def decode_file(
 
 def _shown(
     decoder: Decoder, packet: Packet | None, times: list[int], *, delivered: bool
-) -> tuple[list[DecodedFrame], bool]:
+) -> tuple[Iterator[DecodedFrame], bool]:
     """A frame for each of ``times``, concealed where the packet is lost or of no use; and whether it was damaged.
 
     The file knows every frame's time; a decoder that missed a packet has to guess the times after it, so ours win.
@@ -271,9 +271,15 @@ def _shown(
         except BitstreamError:
             broken = True
     if len(frames) != len(times):
-        with contextlib.suppress(MissingReferenceError):  # nothing shown yet: the film starts later
-            frames = [decoder.conceal(pts) for pts in times]
-    return [replace(frame, pts=pts) for frame, pts in zip(frames, times, strict=False)], broken
+        return _concealed(decoder, times), broken
+    return (replace(frame, pts=pts) for frame, pts in zip(frames, times, strict=True)), broken
+
+
+def _concealed(decoder: Decoder, times: list[int]) -> Iterator[DecodedFrame]:
+    """Made as they are asked for: of a damaged file thousands may be missing in one place."""
+    with contextlib.suppress(MissingReferenceError):  # nothing shown yet: the film starts later
+        for pts in times:
+            yield decoder.conceal(pts)
 
 
 def _raise_late(
