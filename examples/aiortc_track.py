@@ -196,5 +196,5 @@ async def main() -> None:
 if __name__ == "__main__":
     try:
         asyncio.run(main())
-    except (nc.NeuralCodecError, OSError, ValueError) as error:  # a port that is taken, a rate that there is not
+    except (nc.NeuralCodecError, OSError, OverflowError, ValueError) as error:  # a port or a rate that there is not
         raise SystemExit(str(error)) from None

@@ -35,7 +35,10 @@ def roundtrip(source: str, target: str, kbps: float) -> None:
                 for frame in decoder.decode(datagram):
                     if writer is None:
                         height, width = frame.image.shape[:2]
-                        writer = stack.enter_context(VideoWriter(target, width, height, film.time_base))
+                        writer = VideoWriter(
+                            target, width, height, film.time_base, frame_duration=film.frame_duration
+                        )
+                        stack.enter_context(writer)
                     writer.write(frame.image, frame.pts)
         if writer is None:
             raise nc.NoFaceError(f"No face was found in {source}.")

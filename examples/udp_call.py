@@ -79,8 +79,9 @@ def receive(film: str, port: int) -> None:
             for frame in frames:
                 if writer is None:
                     height, width = frame.image.shape[:2]
-                    tick = decoder.time_base
-                    writer = VideoWriter(film, width, height, tick, overwrite=True)
+                    assert decoder.header is not None  # without it there is no frame
+                    tick, step = decoder.time_base, decoder.header.frame_duration
+                    writer = VideoWriter(film, width, height, tick, frame_duration=step, overwrite=True)
                 pts = round(frame.pts * decoder.time_base / tick)
                 first = last + 1 - pts if first is None else first
                 if first + pts > last:
@@ -128,5 +129,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (nc.NeuralCodecError, OSError, ValueError) as error:  # a port that is taken, a rate that headers take whole
+    except (nc.NeuralCodecError, OSError, OverflowError, ValueError) as error:  # a port that is taken or that there
+        # is not, a rate that headers take whole
         raise SystemExit(str(error)) from None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 INTERRUPTED = "Interrupted: nothing was written."
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 UNWRITABLE = errno.ENOSPC, errno.EFBIG, errno.EIO  # what becomes of ``> /dev/full``
 
 
@@ -56,16 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
         except KeyboardInterrupt:
-            return _fail(INTERRUPTED)
+            return _interrupted()
         except NeuralCodecError as error:
             # a signal that falls into the loading of a C extension comes out of it as an ImportError
-            return _fail(INTERRUPTED if interrupts else str(error))
+            return _interrupted() if interrupts else _fail(str(error))
         except BrokenPipeError:  # `neuralcodec info | head`: the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except (Exception, MemoryError) as error:
             if interrupts:
-                return _fail(INTERRUPTED)
+                return _interrupted()
             if isinstance(error, OSError) and error.errno in UNWRITABLE:
                 return _fail(f"Cannot write the output: {error.strerror}.")
             if os.environ.get("NEURALCODEC_DEBUG"):
@@ -108,7 +109,8 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("output", metavar="OUT.mp4")
     command.add_argument("--full-frame", action="store_true", help="insist on the full frame; the stream must carry it")
     command.add_argument("--loss", type=_share, default=0.0, metavar="P", help="lose motion packets: 0.05 or 5%%")
-    command.add_argument("--burst", type=_burst, default=1.0, metavar="N", help="mean run of lost packets (default: 1)")
+    text = "mean run of lost packets, longer where --loss takes it (default: 1)"
+    command.add_argument("--burst", type=_burst, default=1.0, metavar="N", help=text)
     command.add_argument("--seed", type=int, default=0, metavar="S", help="which packets are lost (default: 0)")
     command.add_argument(
         "--trusted-sender", metavar="KEY", help="show no picture that this public key (file or 64 digits) did not sign"
@@ -468,6 +470,14 @@ def _fail(sentence: str) -> int:
     return 1
 
 
+def _interrupted() -> int:
+    """All is cleaned up: what a second signal could interrupt is this sentence."""
+    with suppress(ValueError):  # not the main thread
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+    return _fail(INTERRUPTED)
+
+
 @contextmanager
 def _progress(title: str) -> Iterator[Progress]:
     """A bar on stderr while it is a terminal, silence elsewhere."""
@@ -489,11 +499,11 @@ def _terminated_like_interrupted() -> Iterator[list[int]]:
 
     def interrupt(number: int, frame: Any) -> None:
         came.append(number)
-        raise KeyboardInterrupt
+        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # else what the first one set off is cleaning up
+            raise KeyboardInterrupt
 
     try:
-        known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        heard = [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         before = [(number, signal.signal(number, interrupt)) for number in heard]
     except ValueError:  # not the main thread
         yield came

@@ -168,8 +168,12 @@ def run_demo(
     names = ("demo.ncv", "demo.mp4", "demo.png")
     for name in names:
         check_output(folder / name, overwrite=overwrite)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".demo.") as scratch:
-        work = Path(scratch)
+    try:
+        scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".demo.")
+    except OSError as error:
+        raise MediaError(f"Cannot write into the folder {folder}: {reason(error)}.") from error
+    with scratch:
+        work = Path(scratch.name)
         with VideoWriter(work / "clip.mp4", SIZE, SIZE, Fraction(1, FPS)) as writer:
             for index, image in enumerate(moving_portrait(seconds)):
                 writer.write(image, index)

@@ -98,7 +98,8 @@ def read_frames(path: str | Path) -> Iterator[tuple[int, Array]]:
 
 
 class VideoReader:
-    """Iterates (pts, uint8 RGB (H, W, 3)) of the first video stream of a file, one frame in memory at a time.
+    """Iterates (pts, uint8 RGB (H, W, 3)) of the first video stream of a file, one frame in memory at a time. A cover
+    picture is taken for a stream only where there is no other.
 
     Rotation and mirror metadata are honoured, pixels are made square, interlaced frames whole, HDR (PQ, HLG) BT.709,
     and what is transparent white. Every picture has the size of the first. pts rise strictly: where a file's own begin
@@ -114,7 +115,7 @@ class VideoReader:
         self.damaged = self._start = self._end = 0
         stamps = self._stamps()
         self._container = self._open()
-        self._stream = self._container.streams.video[0]
+        self._stream = _film(self._container)
         self._stream.thread_type = "AUTO"
         self.time_base: Fraction = self._stream.time_base or Fraction(1, 1000)
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
@@ -183,7 +184,7 @@ class VideoReader:
         with self._open() as container:
             stamps: list[int] = []
             with contextlib.suppress(av.FFmpegError):
-                for packet in container.demux(container.streams.video[0]):
+                for packet in container.demux(_film(container)):
                     if packet.pts is not None:
                         stamps.append(packet.pts)
                     if len(stamps) == TIMING_PACKETS:
@@ -205,7 +206,11 @@ class VideoReader:
         last: int | None = None
         newest = shift = 0  # of the file's own stamps, and what is added to them
         for frame in whole_frames(self._raw_frames()):
-            image = self._picture(frame)
+            try:
+                image = self._picture(frame)
+            except av.FFmpegError as error:
+                found = f"{self.path} holds pictures in the format {frame.format.name}, which cannot be read"
+                raise MediaError(f"{found} ({reason(error)}): convert it to yuv420p first.") from error
             said = None if frame.pts is None else self._counted(frame.pts)
             if last is None:
                 pts = newest = self._start = said or 0
@@ -429,6 +434,12 @@ def _on_white(image: Array) -> Array:
         return image
     opaque = image[..., 3:].astype(np.uint16)
     return ((image[..., :3] * opaque + 255 * (255 - opaque) + 127) // 255).astype(np.uint8)
+
+
+def _film(container: av.container.InputContainer) -> av.VideoStream:
+    """The first video stream that is no cover picture, which a file's tags may hold in front of the film."""
+    cover = av.stream.Disposition.attached_pic
+    return min(container.streams.video, key=lambda stream: bool(stream.disposition & cover))
 
 
 def _usual_step(stamps: Sequence[int]) -> int:

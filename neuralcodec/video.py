@@ -258,7 +258,7 @@ def decode_file(
 
 def _shown(
     decoder: Decoder, packet: Packet | None, times: list[int], *, delivered: bool
-) -> tuple[list[DecodedFrame], bool]:
+) -> tuple[Iterator[DecodedFrame], bool]:
     """A frame for each of ``times``, concealed where the packet is lost or of no use; and whether it was damaged.
 
     The file knows every frame's time; a decoder that missed a packet has to guess the times after it, so ours win.
@@ -271,9 +271,15 @@ def _shown(
         except BitstreamError:
             broken = True
     if len(frames) != len(times):
-        with contextlib.suppress(MissingReferenceError):  # nothing shown yet: the film starts later
-            frames = [decoder.conceal(pts) for pts in times]
-    return [replace(frame, pts=pts) for frame, pts in zip(frames, times, strict=False)], broken
+        return _concealed(decoder, times), broken
+    return (replace(frame, pts=pts) for frame, pts in zip(frames, times, strict=True)), broken
+
+
+def _concealed(decoder: Decoder, times: list[int]) -> Iterator[DecodedFrame]:
+    """Made as they are asked for: of a damaged file thousands may be missing in one place."""
+    with contextlib.suppress(MissingReferenceError):  # nothing shown yet: the film starts later
+        for pts in times:
+            yield decoder.conceal(pts)
 
 
 def _raise_late(
@@ -290,11 +296,13 @@ def _raise_late(
 
 
 class _Channel:
-    """Two-state (Gilbert) packet loss: ``loss`` on average, in runs of ``burst`` packets on average."""
+    """Two-state (Gilbert) packet loss: ``loss`` on average, in runs of ``burst`` packets on average, or of as many as
+    that much loss takes: at most half of all packets can be lost in runs of one."""
 
     def __init__(self, loss: float, burst: float, seed: int) -> None:
         if not 0 <= loss < 1 or not 1 <= burst < math.inf:
             raise ValueError(f"loss {loss} and burst {burst}: expected 0 <= loss < 1 and burst >= 1.")
+        burst = max(burst, loss / (1 - loss))
         self._stay = 1 - 1 / burst
         self._enter = min(1.0, loss / (burst * (1 - loss)))
         self._random = random.Random(seed)

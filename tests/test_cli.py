@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 from conftest import portrait as drawn_portrait
 
-from neuralcodec import __version__
+from neuralcodec import __version__, cli
 from neuralcodec.cli import main, make_parser
 from neuralcodec.container import ContainerWriter
 from neuralcodec.doctor import OPTIONAL
@@ -422,6 +424,40 @@ def test_what_a_signal_broke_is_called_an_interruption(
     assert main(["info", "a.ncv"]) == 1
     assert failed_with_one_sentence(capsys, "Interrupted: nothing was written.")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_does_not_break_off_what_the_first_one_cleans_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cleaned = []
+
+    @contextlib.contextmanager
+    def tidy() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            signal.raise_signal(signal.SIGINT)  # a terminal and what started this in it may both send one
+            cleaned.append("by a generator")
+
+    def interrupted(path: str) -> None:
+        try:
+            with tidy():
+                signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            cleaned.append("at the end")
+
+    def said(sentence: str) -> int:
+        code = fail(sentence)
+        signal.raise_signal(signal.SIGINT)
+        return code
+
+    fail = cli._fail
+    monkeypatch.setattr("neuralcodec.video.probe", interrupted)
+    monkeypatch.setattr(cli, "_fail", said)
+    assert main(["info", "a.ncv"]) == 1
+    assert failed_with_one_sentence(capsys, "Interrupted: nothing was written.")
+    assert cleaned == ["by a generator", "at the end"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

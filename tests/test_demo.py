@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import weakref
 from pathlib import Path
@@ -89,6 +90,15 @@ def test_results_are_not_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="exists already"):
         demo.run_demo(tmp_path, seconds=0.04)
     assert [path.name for path in tmp_path.iterdir()] == ["demo.png"]
+
+
+def test_a_folder_that_takes_no_files_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(demo.tempfile, "mkdtemp", refused)
+    with pytest.raises(MediaError, match="Cannot write into the folder .*: Permission denied"):
+        demo.run_demo(tmp_path, seconds=0.04)
 
 
 def test_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

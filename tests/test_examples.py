@@ -68,10 +68,19 @@ def numbers(text: str) -> list[float]:
     return [float(word) for word in re.findall(r"\d+(?:\.\d+)?", text)]
 
 
+def last_seconds(film: Path) -> float:
+    """How long the last frame stays, which no frame after it tells."""
+    with av.open(str(film)) as container:
+        *_, last = (packet for packet in container.demux(video=0) if packet.size)
+        assert last.duration is not None
+        return float(last.duration * last.time_base)
+
+
 def test_file_roundtrip(film: Path, tmp_path: Path) -> None:
     frames, kbps = numbers(said(start("file_roundtrip.py", film, tmp_path / "back.mp4", "--kbps", 6)))
     assert frames == FRAMES and 0 < kbps < 40  # a clip this short is mostly its first picture
     assert len(list(read_frames(tmp_path / "back.mp4"))) == FRAMES
+    assert last_seconds(tmp_path / "back.mp4") == pytest.approx(1 / 25)
 
 
 def test_webcam_loopback(film: Path) -> None:
@@ -120,6 +129,7 @@ def test_udp_call(film: Path, tmp_path: Path) -> None:
     shown, lost = numbers(said(receiver).splitlines()[-1])
     assert 0 < shown <= FRAMES and lost < FRAMES / 2
     assert len(list(read_frames(tmp_path / "seen.mp4"))) == shown
+    assert last_seconds(tmp_path / "seen.mp4") == pytest.approx(1 / 25)
 
 
 def test_udp_sender_goes_on_after_garbage(film: Path) -> None:
@@ -349,11 +359,13 @@ def test_what_cannot_be_read_is_one_sentence(film: Path, tmp_path: Path) -> None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         assert_one_sentence("udp_call.py", "receive", tmp_path / "seen.mp4", "--port", taken.getsockname()[1])
+    assert_one_sentence("udp_call.py", "receive", tmp_path / "seen.mp4", "--port", 65536)
 
 
 def test_aiortc_track_says_what_is_wrong_in_one_sentence(film: Path, tmp_path: Path) -> None:
     pytest.importorskip("aiortc", reason="the extra [webrtc] is not installed")
     assert_one_sentence("aiortc_track.py", "send", tmp_path / "absent.mp4")
+    assert_one_sentence("aiortc_track.py", "send", film, "--port", 65536)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -376,6 +376,12 @@ def test_hdr_films_keep_their_colours(
         assert difference[4:28, 4:44].max() <= 26 and difference.mean() < 8  # unconverted: 81, HLG 47
 
 
+def test_pixels_that_nothing_can_convert_are_one_sentence(tmp_path: Path) -> None:
+    write_film(tmp_path / "a.nut", [picture(64, 48)], [0], Fraction(1, 25), codec="rawvideo", pixels="rgb4")
+    with pytest.raises(MediaError, match=r"a\.nut holds pictures in the format rgb4, which cannot be read .*yuv420p"):
+        VideoReader(tmp_path / "a.nut")
+
+
 def test_still_picture_is_a_film_of_one_frame(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.png"), "w", format="image2") as container:
         stream = container.add_stream("png", rate=25)
@@ -384,6 +390,39 @@ def test_still_picture_is_a_film_of_one_frame(tmp_path: Path) -> None:
         container.mux(stream.encode(None))
     ((pts, image),) = read_frames(tmp_path / "a.png")
     assert pts == 0 and np.array_equal(image, picture(64, 48))
+
+
+def boxes(data: bytes) -> list[bytes]:
+    """The boxes of an MP4 file, or of one of its boxes."""
+    found = []
+    while data:
+        length = int.from_bytes(data[:4], "big")
+        found, data = [*found, data[:length]], data[length:]
+    return found
+
+
+def test_a_cover_picture_is_no_film_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        film, cover = container.add_stream("libx264", rate=25), container.add_stream("mjpeg", rate=25)
+        cover.disposition = av.stream.Disposition.attached_pic
+        for stream, side, pixels in ((cover, 32, "yuvj420p"), (film, 64, "yuv420p")):
+            stream.width = stream.height = side
+            stream.pix_fmt = pixels
+        for stream in (cover, film, film, film):
+            frame = av.VideoFrame.from_ndarray(picture(stream.width, stream.width), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+        container.mux(film.encode(None))
+    films = [path.read_bytes()]
+    head = next(box for box in boxes(films[0]) if box[4:8] == b"moov")
+    moved = sorted(boxes(head[8:]), key=lambda box: [b"mvhd", b"udta", b"trak"].index(box[4:8]))
+    films += [films[0].replace(head, head[:8] + b"".join(moved))]  # its tags, which hold the cover, before the film
+    for content, order in zip(films, ([64, 32], [32, 64]), strict=True):
+        path.write_bytes(content)
+        with av.open(str(path)) as container:
+            assert [stream.width for stream in container.streams.video] == order
+        with VideoReader(path) as reader:
+            assert (reader.width, len(list(reader))) == (64, 3)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

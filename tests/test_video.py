@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -18,6 +19,7 @@ from conftest import portrait as drawn_portrait
 from neuralcodec.avatar import Avatar
 from neuralcodec.cli import main
 from neuralcodec.container import ContainerReader, ContainerWriter
+from neuralcodec.decoder import DecodedFrame, Decoder
 from neuralcodec.errors import (
     BitstreamError,
     MediaError,
@@ -30,7 +32,7 @@ from neuralcodec.film import Film
 from neuralcodec.media import VideoReader, VideoWriter, read_frames
 from neuralcodec.motion import Array, View
 from neuralcodec.pack import load_pack
-from neuralcodec.packet import End, Motion, ReferencePart, StreamHeader, Update
+from neuralcodec.packet import GROUP_MAX, End, Motion, ReferencePart, StreamHeader, Update
 from neuralcodec.video import _Channel, decode_file, encode_file, list_packets, probe
 
 pytest.importorskip("skimage")
@@ -177,6 +179,28 @@ def test_a_damaged_record_costs_only_itself(even: Path, tmp_path: Path, which: s
     assert len(list(list_packets(tmp_path / "bad.ncv"))) == len(packets) - 1
 
 
+def test_frames_of_a_damaged_record_are_made_one_by_one(
+    even: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures: list[weakref.ref[Array]] = []
+    most, conceal = 0, Decoder.conceal
+
+    def noted(decoder: Decoder, pts: int) -> DecodedFrame:
+        nonlocal most
+        frame = conceal(decoder, pts)
+        pictures.append(weakref.ref(frame.image))
+        most = max(most, sum(picture() is not None for picture in pictures))
+        return frame
+
+    monkeypatch.setattr(Decoder, "conceal", noted)
+    data = even.read_bytes().removesuffix(bytes(End(16)))[:-1]  # and the length in front of it
+    end = bytes(End(16 + GROUP_MAX // 2))
+    (tmp_path / "bad.ncv").write_bytes(data + b"\x01\x00" + bytes([len(end)]) + end)  # no packet begins with a zero
+    with pytest.raises(BitstreamError, match=f"damaged: 1 packets .*; the {16 + GROUP_MAX // 2} frames"):
+        decode_file(tmp_path / "bad.ncv", tmp_path / "out.mp4", device="cpu")
+    assert len(pictures) == GROUP_MAX // 2 and most <= 3
+
+
 def test_motion_whose_times_do_not_rise_is_left_out(even: Path, tmp_path: Path) -> None:
     with open(even, "rb") as file:
         header, *packets = list(ContainerReader(file))
@@ -282,6 +306,13 @@ def test_channel_loses_what_was_asked_in_runs_as_asked(loss: float, burst: float
     assert lost / len(fate) == pytest.approx(loss, rel=0.15)
     assert not lost or lost / runs == pytest.approx(max(burst, 1 / (1 - loss) if burst == 1 else burst), rel=0.15)
     assert all(_Channel(0.99, 1, seed=1).delivers(End(1)) for _ in range(100))  # only motion is ever lost
+
+
+@pytest.mark.parametrize(("loss", "burst"), [(0.9, 1), (0.75, 2)])
+def test_so_much_is_lost_as_was_asked_though_runs_are_then_longer(loss: float, burst: float) -> None:
+    channel = _Channel(loss, burst, seed=1)
+    fate = [channel.delivers(Motion(0, 0, 0, b"")) for _ in range(20_000)]
+    assert fate.count(False) / len(fate) == pytest.approx(loss, rel=0.02)
 
 
 def test_turned_head_is_another_picture(stream: Path, tmp_path: Path) -> None:
