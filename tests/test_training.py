@@ -400,6 +400,9 @@ def test_a_pack_is_a_start_with_its_own_function() -> None:
 def test_a_pack_of_other_networks_is_no_start(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="--start takes the folder of a pack"):
         load_graphs(build(ModelConfig.preset("portrait")), tmp_path)
+    (tmp_path / "motion.onnx").write_bytes((load_pack().folder / "motion.onnx").read_bytes()[:-1000])
+    with pytest.raises(PackError, match="motion.onnx is not an ONNX file"):
+        load_graphs(build(ModelConfig.preset("portrait")), tmp_path)
     smaller = replace(ModelConfig.preset("portrait"), keypoints=20)
     with pytest.raises(PackError, match="same preset"):
         load_graphs(build(smaller), load_pack().folder)
@@ -637,3 +640,5 @@ def test_blends_lie_between_two_runs() -> None:
         blend(a, b, 0.5, "motion")
     with pytest.raises(ValueError, match="different networks"):
         blend(a, {"render.field.w": torch.ones(3)}, 0.5)
+    with pytest.raises(ValueError, match="render.field.w is torch.float32 in one file and torch.float16 in the other"):
+        blend(a, {name: weight.half() for name, weight in b.items()}, 0.5)
