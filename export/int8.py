@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import onnx
@@ -33,7 +32,7 @@ from onnx import numpy_helper
 from rich.console import Console
 from rich.progress import track
 
-from export.files import reason, together
+from export.files import DAMAGED_NPZ, reason, together
 from neuralcodec.errors import MediaError, NeuralCodecError, PackError
 from neuralcodec.motion import Array
 from neuralcodec.runtime.session import Session, open_session
@@ -106,8 +105,10 @@ def load_inputs(folder: Path, names: Sequence[str]) -> list[Feeds]:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 held = {name: stored[name] for name in stored.files}
-        except (ValueError, EOFError, BadZipFile) as error:
-            raise PackError(f"{path} is no .npz of export.int8 collect, or it is cut short: collect again.") from error
+        except DAMAGED_NPZ as error:
+            raise PackError(
+                f"{path} is no .npz of export.int8 collect, or it is cut short or damaged: collect again."
+            ) from error
         if not set(names) <= held.keys():
             raise PackError(f"{path} holds {', '.join(held)}; the graph takes {', '.join(names)}: collect again.")
         if not all(np.isfinite(held[name]).all() for name in names):

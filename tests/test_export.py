@@ -682,7 +682,10 @@ def test_verify_and_int8_refuse_what_they_cannot_read(
     np.savez(inputs / "01.npz", x=np.full((1, 8, 16, 16), np.nan, np.float32))
     with pytest.raises(PackError, match="01.npz holds NaN"):
         int8.load_inputs(inputs, ["x"])
-    for content in (b"", b"junk", (inputs / "00.npz").read_bytes()[:300]):
+    np.savez_compressed(inputs / "01.npz", x=np.random.default_rng(0).random((1, 8, 16, 16), np.float32))
+    packed = bytearray((inputs / "01.npz").read_bytes())
+    packed[60:80] = bytes(20)  # inside the compressed numbers
+    for content in (b"", b"junk", (inputs / "00.npz").read_bytes()[:300], packed):
         (inputs / "01.npz").write_bytes(content)
         with pytest.raises(PackError, match="01.npz is no .npz of export.int8 collect, or it is cut short"):
             int8.load_inputs(inputs, ["x"])
