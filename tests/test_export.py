@@ -631,9 +631,10 @@ def test_a_pack_that_could_not_be_used_is_not_built(
             build_pack.build_pack(**{**given, "detector": detector})
     with pytest.raises(PackError, match="render.onnx takes x and gives picture; a face detector takes image"):
         build_pack.build_pack(**{**given, "detector": convolution_graph})
-    given["tables"].write_text(json.dumps({"format": 1, "keypoints": 30, "scene": 4}))
-    with pytest.raises(PackError, match="tables.json is not a table file of export.fit_tables"):
-        build_pack.build_pack(**given)
+    for text in ('{"format": 1, "keypoints": 30, "scene": 4}', '{"keypoints": Infinity}', "[" * 100_000):
+        given["tables"].write_text(text)
+        with pytest.raises(PackError, match="tables.json is not a table file of export.fit_tables"):
+            build_pack.build_pack(**given)
     assert not given["out"].exists()
 
 
