@@ -164,7 +164,7 @@ def _table_shape(tables: Path) -> tuple[int, int]:
     try:
         data = json.loads(tables.read_text("utf-8"))
         return int(data["keypoints"]), int(data.get("scene", 0))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise PackError(
             f"{tables} is not a table file of export.fit_tables ({type(error).__name__}: {error})."
         ) from error

@@ -7,7 +7,6 @@ tensors and plain containers and refuses everything else. A refused file has not
 from __future__ import annotations
 
 import pickle
-import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +16,13 @@ import torch
 from torch import Tensor
 
 from neuralcodec.errors import PackError
+from neuralcodec.training.feature_networks import DAMAGED
 
 Tensors = dict[str, Tensor]
 NEWER = ".parametrizations.weight.original"  # spectral norm as torch writes it since 1.9
 TRAINING_ONLY = ("optimizer", "discriminator")  # what training leaves in a file, by how its sections begin
+DEEPEST = 16  # sections inside sections; a file may also hold itself
+WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8)
 
 
 def read_checkpoints(paths: Sequence[Path]) -> Tensors:
@@ -38,9 +40,16 @@ def read_checkpoint(path: Path) -> Tensors:
         raise PackError(f"{path} is not there; give the checkpoint files to import.")
     content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     tensors: Tensors = {}
-    _flatten(content, "", tensors)
+    _flatten(content, "", tensors, path)
     if not tensors:
         raise PackError(f"{path} holds no tensors; a checkpoint of network weights is needed.")
+    size = path.stat().st_size
+    for name, tensor in tensors.items():
+        if tensor.dtype not in WEIGHTS or tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+            raise PackError(f"{name} in {path} is no array of numbers but {tensor.dtype} on {tensor.device.type}, "
+                            f"{tensor.layout}; a checkpoint holds plain weights.")  # fmt: skip
+        if tensor.numel() * tensor.element_size() > size:  # one number, repeated
+            raise PackError(f"{name} in {path} is said to be {tuple(tensor.shape)}, which is more than the file holds.")
     return fold_spectral_norms(tensors)
 
 
@@ -72,20 +81,19 @@ def _read_torch(path: Path) -> Any:
             f"{path} is refused: it {what}, and a checkpoint may hold tensors only. "
             "Nothing in it was executed; if you trust its author, convert it to safetensors elsewhere."
         ) from error
-    except (
-        RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, AssertionError,
-        struct.error,
-    ) as error:  # fmt: skip
+    except DAMAGED as error:
         raise PackError(f"{path} is not a PyTorch checkpoint, or it is cut short: {_first_line(error)}") from error
 
 
-def _flatten(content: Any, prefix: str, tensors: Tensors) -> None:
+def _flatten(content: Any, prefix: str, tensors: Tensors, path: Path, depth: int = 0) -> None:
+    if depth > DEEPEST:
+        raise PackError(f"{path} nests sections more than {DEEPEST} deep; a checkpoint names its tensors flatly.")
     if isinstance(content, Tensor):
         tensors[".".join(part for part in prefix.split(".") if part != "module")] = content
     elif isinstance(content, Mapping):
         for key, value in content.items():
             if prefix or not str(key).startswith(TRAINING_ONLY):
-                _flatten(value, f"{prefix}.{key}" if prefix else str(key), tensors)
+                _flatten(value, f"{prefix}.{key}" if prefix else str(key), tensors, path, depth + 1)
 
 
 def fold_spectral_norms(tensors: Mapping[str, Tensor]) -> Tensors:
@@ -109,11 +117,12 @@ def fold_spectral_norms(tensors: Mapping[str, Tensor]) -> Tensors:
 def _folded(weight: Tensor, u: Tensor | None, v: Tensor | None, name: str) -> Tensor:
     if u is None or v is None:
         raise PackError(f"{name} is spectrally normalised and its vectors u and v are missing; the file is incomplete.")
-    matrix = weight.float().reshape(weight.shape[0], -1)
-    if (u.numel(), v.numel()) != tuple(matrix.shape):
+    if (u.dim(), v.dim()) != (1, 1) or weight.shape[:1] != u.shape or weight.numel() != u.numel() * v.numel():
         raise PackError(
-            f"{name} is {tuple(weight.shape)}, its spectral norm's vectors {u.numel()} and {v.numel()} long."
+            f"{name} is {tuple(weight.shape)}, its spectral norm's vectors {tuple(u.shape)} and {tuple(v.shape)}: "
+            "they do not belong together."
         )
+    matrix = weight.float().reshape(len(u), len(v))
     return weight / torch.dot(u.float(), matrix @ v.float())
 
 

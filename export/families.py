@@ -320,8 +320,8 @@ def configure(family: str, tensors: Mapping[str, Tensor], size: int = 256) -> Mo
     shrink = next((t for n, t in tensors.items() if re.fullmatch(r"kp_(detector|extractor)\.down\.weight", n)), None)
     if family.startswith(("zhanglonghao", "sadtalker")):
         scales = {13: 0.25, 5: 0.5}
-        if shrink is not None and shrink.shape[-1] not in scales:
-            raise PackError(f"The keypoint detector's Gaussian is {shrink.shape[-1]} wide; known are 13 and 5.")
+        if shrink is not None and shrink.shape[-1:] not in ((13,), (5,)):
+            raise PackError(f"The keypoint detector's Gaussian is {tuple(shrink.shape)}; known are 13 and 5 wide ones.")
         changes["keypoint_input_scale"] = 1.0 if shrink is None else scales[shrink.shape[-1]]
     return ModelConfig.community(family, **changes)
 
@@ -374,6 +374,6 @@ def _reorder(state: dict[str, Tensor], keypoints: int) -> None:
     seen = 5 * (keypoints + 1)
     field = "render.motion_field"
     for name, repeat in ((f"{field}.mask.weight", 1), (f"{field}.occlusion.weight", 16)):
-        if name in state:
+        if name in state and state[name].dim() > 1:  # a wrong shape is named later
             first = seen * repeat
             state[name] = torch.cat([state[name][:, first:], state[name][:, :first]], 1)

@@ -71,6 +71,8 @@ def chains(path: Path) -> list[Chain]:
             signed = packet.signed if isinstance(packet, Update) else packet.codec & SIGNED
             coded = coded[SIGNATURE_BYTES:] if signed else coded
             if isinstance(packet, Update):
+                if not found:
+                    raise MediaError(f"{path} begins inside a chain; give streams of which nothing is missing.")
                 found[-1].frames.append(headers.restore(coded) if headers else coded)
             elif packet.codec & ~SIGNED == KEY:
                 flags = int.from_bytes(coded[:2], "big")

@@ -16,12 +16,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.files import reason
+from export.files import DAMAGED_NPZ, reason
 from neuralcodec.entropy import ALPHABET, NEAR, NEAR_CAP, SMALL, STARTS, EntropyCoder
 from neuralcodec.errors import NeuralCodecError, PackError
 from neuralcodec.motion import POSE_SIZE, MotionParams
@@ -85,9 +84,10 @@ def load_tracks(paths: Iterable[str | Path], like: Track | None = None) -> list[
                 flat = flat.reshape(len(flat), -1)
                 fresh = np.asarray(data["fresh"], bool) if "fresh" in data else np.zeros(len(flat), bool)
                 track = Track(flat, np.asarray(data["canonical"], np.float64).reshape(-1, 3), fresh)
-        except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
+        except DAMAGED_NPZ as error:
             raise PackError(
-                f"{file} is not a track of export.motion_tracks, or it is cut short ({type(error).__name__})."
+                f"{file} is not a track of export.motion_tracks, or it is cut short or damaged "
+                f"({type(error).__name__})."
             ) from error
         first = like or (tracks[0] if tracks else track)
         count, width = len(first.canonical), first.flat.shape[-1]

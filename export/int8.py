@@ -20,12 +20,11 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import onnx
@@ -33,10 +32,10 @@ from onnx import numpy_helper
 from rich.console import Console
 from rich.progress import track
 
-from export.files import reason, together
-from neuralcodec.errors import MediaError, NeuralCodecError, PackError
+from export.files import DAMAGED_NPZ, reason, together
+from neuralcodec.errors import InferenceError, MediaError, NeuralCodecError, PackError
 from neuralcodec.motion import Array
-from neuralcodec.runtime.session import Session, open_session
+from neuralcodec.runtime.session import Port, Session, check_feeds, open_session
 
 # Weights of convolutions whose output is a coordinate, a mask or a colour: portrait.py and synthesis.py name them so.
 # And the reference's first one: it amplifies small contrasts, which 8 bits lose, and with 3 channels gains no time.
@@ -99,17 +98,24 @@ def collect(pack_folder: Path, clips: Path, out: Path, *, frames: int = 2, limit
     return count
 
 
-def load_inputs(folder: Path, names: Sequence[str]) -> list[Feeds]:
-    """The inputs ``names`` of every .npz of a folder, in name order."""
+def load_inputs(folder: Path, shapes: Mapping[str, tuple[int | str, ...]]) -> list[Feeds]:
+    """The inputs of a graph (``Session.input_shapes``) of every .npz of a folder, in name order."""
+    names, ports = list(shapes), {name: Port(np.dtype(np.float32), shape) for name, shape in shapes.items()}
     feeds = []
     for path in sorted(folder.glob("*.npz")):
         try:
             with np.load(path, allow_pickle=False) as stored:
                 held = {name: stored[name] for name in stored.files}
-        except (ValueError, EOFError, BadZipFile) as error:
-            raise PackError(f"{path} is no .npz of export.int8 collect, or it is cut short: collect again.") from error
+        except DAMAGED_NPZ as error:
+            raise PackError(
+                f"{path} is no .npz of export.int8 collect, or it is cut short or damaged: collect again."
+            ) from error
         if not set(names) <= held.keys():
             raise PackError(f"{path} holds {', '.join(held)}; the graph takes {', '.join(names)}: collect again.")
+        try:
+            check_feeds("the graph", ports, {name: (held[name].dtype, held[name].shape) for name in names})
+        except InferenceError as error:
+            raise PackError(f"{path}: {error} Collect again, with a pack of these graphs.") from error
         if not all(np.isfinite(held[name]).all() for name in names):
             raise PackError(f"{path} holds NaN or infinity: collect again.")
         feeds.append({name: held[name] for name in names})
@@ -304,11 +310,11 @@ def quantize_folder(
         for name in QUANTIZED:
             path = graphs / f"{name}.onnx"
             before.append(open_session(path))
-            kept, _ = split(load_inputs(inputs, list(before[-1].input_shapes)))
+            kept, _ = split(load_inputs(inputs, before[-1].input_shapes))
             counts[name] = quantize(path, kept, new / path.name, keep_float=keep_float, method=method, signed=signed)
             after.append(open_session(new / path.name))
         shutil.copyfile(graphs / "motion.onnx", new / "motion.onnx")
-    _, held = split(load_inputs(inputs, list(before[-1].input_shapes)))
+    _, held = split(load_inputs(inputs, before[-1].input_shapes))
     return counts, compare((before[0], before[1]), (after[0], after[1]), held)
 
 

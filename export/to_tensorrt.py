@@ -52,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     o = parser.parse_args(arguments)
     if not 1 <= o.batch <= o.max_batch:
         parser.error(f"--batch {o.batch} must lie between 1 and --max-batch {o.max_batch}")
+    if o.workspace_mib < 1:
+        parser.error(f"--workspace-mib {o.workspace_mib} must be at least 1")
     options = EngineOptions(
         batch=o.batch, max_batch=o.max_batch, effort=o.effort, workspace_mib=o.workspace_mib, tf32=not o.no_tf32,
         version_compatible=o.version_compatible, hardware=o.hardware,

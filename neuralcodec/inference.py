@@ -42,7 +42,7 @@ class MotionEstimate:
     def from_outputs(cls, out: Mapping[str, Array]) -> MotionEstimate:
         """The first picture of a motion graph's outputs."""
         scale = float(out["scale"][0, 0])
-        if not np.isfinite(scale) or scale <= 0 or not np.isfinite(out["delta"]).all():
+        if scale <= 0 or not all(np.isfinite(values[0]).all() for values in out.values()):
             raise InferenceError(
                 "The motion network gave NaN or a face of no size; check the pack with 'neuralcodec doctor'."
             )
@@ -247,7 +247,7 @@ class Inference:
 
 def _as_picture(picture: Array) -> Array:
     """float32 (3, S, S) in 0..1 to uint8 RGB (S, S, 3)."""
-    if np.isnan(picture[:, ::16, ::16]).any():
+    if np.isnan(picture.min()):
         raise InferenceError("The renderer gave NaN; use device='cpu' or a pack with fp32 graphs.")
     return np.ascontiguousarray((picture * 255 + 0.5).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PackError
+from .packet import SIZE_MAX, SIZE_MIN, SIZE_STEP
 from .quantizer import MotionTables
 from .runtime.engine import write_whole
 from .view import ViewRange
@@ -187,6 +188,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         for key, kind in (("name", str), ("version", str), ("size", int), ("keypoints", int))
     ):
         raise PackError(f"{path} lacks name, version, size or keypoints; install the pack again.")
+    if manifest["size"] not in range(SIZE_MIN, SIZE_MAX + 1, SIZE_STEP) or manifest["keypoints"] < 1:
+        raise PackError(
+            f"{path} says size {manifest['size']} and keypoints {manifest['keypoints']}; a size is a multiple of "
+            f"{SIZE_STEP} from {SIZE_MIN} to {SIZE_MAX}, and there is at least one keypoint: install the pack again."
+        )
     if "view" in manifest:
         try:
             ViewRange.parse(manifest["view"])

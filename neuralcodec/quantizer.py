@@ -126,7 +126,7 @@ class MotionTables:
                 predicted=tuple(tuple(_ints(rows) for rows in level) for level in data["predicted"]),
                 intra=tuple(_ints(rows) for rows in data["intra"]),
             )
-        except (KeyError, TypeError, ValueError, OSError) as problem:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError, OSError) as problem:
             raise PackError(f"{where}: not usable as motion tables ({problem}); rebuild the pack") from problem
         tables._check(where)
         return tables

@@ -341,6 +341,8 @@ def test_variants_are_judged_on_clips(
 
 # int8
 
+INPUT = {"x": ("batch", 8, 16, 16)}  # of the next graph
+
 
 @pytest.fixture
 def convolution_graph(tmp_path: Path) -> Path:
@@ -372,7 +374,7 @@ def stored_inputs(folder: Path, count: int = 10) -> Path:
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_int8_quantizes_all_but_the_named_convolutions(convolution_graph: Path, tmp_path: Path, signed: bool) -> None:
-    kept, held = int8.split(int8.load_inputs(stored_inputs(tmp_path / "inputs"), ["x"]))
+    kept, held = int8.split(int8.load_inputs(stored_inputs(tmp_path / "inputs"), INPUT))
     assert (len(kept), len(held)) == (8, 2)
     out = tmp_path / "int8" / "render.onnx"
     assert int8.quantize(convolution_graph, kept, out, signed=signed) == 1
@@ -398,9 +400,9 @@ def test_int8_quantizes_all_but_the_named_convolutions(convolution_graph: Path, 
 def test_int8_takes_stored_halves_and_wants_matching_inputs(convolution_graph: Path, tmp_path: Path) -> None:
     inputs = stored_inputs(tmp_path / "inputs", 1)
     with pytest.raises(PackError, match="holds 1 .npz files"):
-        int8.load_inputs(inputs, ["x"])
+        int8.load_inputs(inputs, INPUT)
     with pytest.raises(PackError, match="holds x; the graph takes image"):
-        int8.load_inputs(inputs, ["image"])
+        int8.load_inputs(inputs, {"image": (1, 3, 8, 8)})
     model = onnx.load(convolution_graph)
     assert store_half(model) > 0
     int8.widen(model)
@@ -412,14 +414,14 @@ def test_int8_takes_stored_halves_and_wants_matching_inputs(convolution_graph: P
 
 
 def test_int8_with_nothing_to_quantize_is_refused(convolution_graph: Path, tmp_path: Path) -> None:
-    feeds = int8.load_inputs(stored_inputs(tmp_path / "inputs", 2), ["x"])
+    feeds = int8.load_inputs(stored_inputs(tmp_path / "inputs", 2), INPUT)
     with pytest.raises(PackError, match=r"--keep-float '\.\*' leaves no convolution of .*render\.onnx to quantize"):
         int8.quantize(convolution_graph, feeds, tmp_path / "out" / "render.onnx", keep_float=".*")
     assert not (tmp_path / "out").exists()
 
 
 def test_int8_calibrates_as_it_is_told(convolution_graph: Path, tmp_path: Path) -> None:
-    feeds = int8.load_inputs(stored_inputs(tmp_path / "inputs", 4), ["x"])
+    feeds = int8.load_inputs(stored_inputs(tmp_path / "inputs", 4), INPUT)
     for method in ("minmax", "percentile"):
         int8.quantize(convolution_graph, feeds, tmp_path / f"{method}.onnx", method=method)
     assert (tmp_path / "minmax.onnx").read_bytes() != (tmp_path / "percentile.onnx").read_bytes()
@@ -631,9 +633,10 @@ def test_a_pack_that_could_not_be_used_is_not_built(
             build_pack.build_pack(**{**given, "detector": detector})
     with pytest.raises(PackError, match="render.onnx takes x and gives picture; a face detector takes image"):
         build_pack.build_pack(**{**given, "detector": convolution_graph})
-    given["tables"].write_text(json.dumps({"format": 1, "keypoints": 30, "scene": 4}))
-    with pytest.raises(PackError, match="tables.json is not a table file of export.fit_tables"):
-        build_pack.build_pack(**given)
+    for text in ('{"format": 1, "keypoints": 30, "scene": 4}', '{"keypoints": Infinity}', "[" * 100_000):
+        given["tables"].write_text(text)
+        with pytest.raises(PackError, match="tables.json is not a table file of export.fit_tables"):
+            build_pack.build_pack(**given)
     assert not given["out"].exists()
 
 
@@ -681,11 +684,18 @@ def test_verify_and_int8_refuse_what_they_cannot_read(
         int8.quantize_folder(half, inputs, out)
     np.savez(inputs / "01.npz", x=np.full((1, 8, 16, 16), np.nan, np.float32))
     with pytest.raises(PackError, match="01.npz holds NaN"):
-        int8.load_inputs(inputs, ["x"])
-    for content in (b"", b"junk", (inputs / "00.npz").read_bytes()[:300]):
+        int8.load_inputs(inputs, INPUT)
+    for other in (np.zeros((1, 8, 16, 8), np.float32), np.zeros((1, 8, 16, 16)), np.zeros(3, np.float32)):
+        np.savez(inputs / "01.npz", x=other)
+        with pytest.raises(PackError, match=r"01.npz: the graph was given 'x' as .*; it takes float32 \(batch, 8,"):
+            int8.load_inputs(inputs, INPUT)
+    np.savez_compressed(inputs / "01.npz", x=np.random.default_rng(0).random((1, 8, 16, 16), np.float32))
+    packed = bytearray((inputs / "01.npz").read_bytes())
+    packed[60:80] = bytes(20)  # inside the compressed numbers
+    for content in (b"", b"junk", (inputs / "00.npz").read_bytes()[:300], packed):
         (inputs / "01.npz").write_bytes(content)
         with pytest.raises(PackError, match="01.npz is no .npz of export.int8 collect, or it is cut short"):
-            int8.load_inputs(inputs, ["x"])
+            int8.load_inputs(inputs, INPUT)
     assert not out.exists()
     with pytest.raises(SystemExit):
         int8.main(["quantize", "--onnx", "x", "--inputs", "x", "--out", "x", "--keep-float", "("])

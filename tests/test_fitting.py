@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from export import fit_frame_header, fit_tables, motion_tracks
+from neuralcodec.container import ContainerWriter
+from neuralcodec.errors import PackError
 from neuralcodec.pack import load_pack
+from neuralcodec.packet import StreamHeader, Update
 from neuralcodec.quantizer import MotionTables
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -56,6 +59,15 @@ def test_a_track_that_is_none_is_named(arrays: Any, words: str, tmp_path: Path, 
         assert re.search(words, message) and not out.exists()
 
 
+def test_a_compressed_track_that_is_damaged_is_one_sentence(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "bad.npz", flat=np.sin(np.arange(640)).reshape(40, 16), canonical=CANONICAL)
+    whole = (tmp_path / "bad.npz").read_bytes()
+    for at, wrong in ((60, bytes(20)), (whole.index(b"PK\1\2") + 10, b"\x63\0")):  # numbers; how they are compressed
+        (tmp_path / "bad.npz").write_bytes(whole[:at] + wrong + whole[at + len(wrong) :])
+        with pytest.raises(PackError, match="bad.npz is not a track of export.motion_tracks, or it is .* damaged"):
+            fit_tables.load_tracks([tmp_path])
+
+
 def test_no_tracks_and_no_streams(tmp_path: Path, capsys: Any) -> None:
     assert fit_tables.main([str(tmp_path), "--out", str(tmp_path / "t.json")]) == 1
     assert "No usable motion track" in capsys.readouterr().err
@@ -64,6 +76,15 @@ def test_no_tracks_and_no_streams(tmp_path: Path, capsys: Any) -> None:
     assert "short.npz: not finite, or fewer than 3 frames\n" in capsys.readouterr().err
     assert fit_frame_header.main([str(tmp_path), "--out", str(tmp_path / "t.json")]) == 1
     assert "holds no .ncv file" in capsys.readouterr().err
+
+
+def test_a_stream_that_begins_inside_a_chain_is_one_sentence(tmp_path: Path, capsys: Any) -> None:
+    with (tmp_path / "late.ncv").open("wb") as file:
+        writer = ContainerWriter(file, StreamHeader(bytes(8), 256, 256, (1, 25), 1, 256))
+        writer.write(Update(3, 0, 1, b"hash", b"frame"))
+    assert fit_frame_header.main([str(tmp_path / "late.ncv"), "--out", str(tmp_path / "table.json")]) == 1
+    assert "late.ncv begins inside a chain; give streams of which nothing is missing." in capsys.readouterr().err
+    assert not (tmp_path / "table.json").exists()
 
 
 def test_motion_tracks_names_what_it_cannot_read(tmp_path: Path, capsys: Any) -> None:

@@ -167,6 +167,12 @@ def test_other_shapes_and_missing_tensors_are_named(vectors: Any) -> None:
         configure("zhengkw", {**tensors, "mfe.mask_conv.weight": torch.zeros(()).expand(4, 99, 7, 7, 7)})
     with pytest.raises(PackError, match=r"mfe.mask_conv.weight is \(\); a motion field"):
         configure("zhengkw", {**tensors, "mfe.mask_conv.weight": torch.zeros(())})
+    flat = plain(thin(vectors["zhengkw"]["names"])) | {"mfe.occlusion_conv.weight": torch.zeros(())}
+    with pytest.raises(PackError, match=r"mfe.occlusion_conv.weight is \(\) where"):
+        rename("zhengkw", flat, config)
+    blur = thin(vectors["zhanglonghao"]["names"]) | {"kp_detector.down.weight": torch.zeros(())}
+    with pytest.raises(PackError, match=r"detector's Gaussian is \(\); known are 13 and 5 wide ones"):
+        configure("zhanglonghao", blur)
     bad = plain(thin(vectors["zhengkw"]["names"])) | {"afe.mid_conv.bias": torch.full((512,), float("nan"))}
     with pytest.raises(PackError, match="afe.mid_conv.bias holds NaN or infinity"):
         rename("zhengkw", bad, config)
@@ -252,6 +258,34 @@ def test_an_old_checkpoint_cut_anywhere_is_one_sentence(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(key[0], b"0" * len(key[0]), 1))
     with pytest.raises(PackError, match="is not a PyTorch checkpoint"):
         read_checkpoint(path)
+
+
+def sections() -> dict[str, Any]:
+    """A file that holds itself."""
+    content: dict[str, Any] = {"w": torch.ones(1)}
+    content["more"] = content
+    return content
+
+
+NORMS = {"a.weight_u": torch.ones(4), "a.weight_v": torch.ones(9)}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (sections(), "nests sections more than 16 deep"),
+        ({"a.weight": torch.ones(4, 9).to_sparse()}, "a.weight in .* is no array of numbers"),
+        ({"a.weight": torch.ones(4, 9, device="meta")}, "a.weight in .* is no array of numbers"),
+        ({"a.weight": torch.ones(4, 9, dtype=torch.complex64)}, "a.weight in .* is no array of numbers"),
+        ({"a.weight_orig": torch.zeros(1).half().expand(10**6, 10**6)}, r"\(1000000, 1000000\), which is more than"),
+        ({"a.weight_orig": torch.tensor(1.0), **NORMS}, r"a.weight_orig is \(\), .* vectors \(4,\) and \(9,\)"),
+        ({"a.weight_orig": torch.ones(4, 9), **NORMS, "a.weight_u": torch.ones(2, 2)}, "do not belong together"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_named(content: Any, words: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(PackError, match=words):
+        read_checkpoint(tmp_path / "odd.pth")
 
 
 def test_files_are_flat_names_without_wrappers_and_training(tmp_path: Path) -> None:

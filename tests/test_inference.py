@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import NODES
 
-from neuralcodec.inference import Inference, MotionEstimate
+from neuralcodec.errors import InferenceError
+from neuralcodec.inference import Inference, MotionEstimate, _as_picture
 from neuralcodec.motion import MotionParams
 from neuralcodec.pack import Pack, load_pack
 
@@ -65,6 +66,25 @@ def test_a_picture_without_a_face_is_looked_at_where_heads_usually_are(networks:
     grey = np.full((256, 256, 3), 128, np.uint8)
     assert networks.detector.detect(grey) == []
     assert np.isfinite(networks.estimate(grey).keypoints).all()
+
+
+@pytest.mark.parametrize("name", ["rotation", "translation", "scale", "canonical", "delta", "confidence"])
+def test_a_motion_network_that_gives_nan_is_an_error(name: str) -> None:
+    shapes = {"rotation": (1, 3, 3), "translation": (1, 3), "scale": (1, 1), "canonical": (1, 5, 3), "delta": (1, 5, 3),
+              "confidence": (1, 1)}  # fmt: skip
+    out = {key: np.ones(shape, np.float32) for key, shape in shapes.items()}
+    assert MotionEstimate.from_outputs(out).confidence == 1
+    out[name].flat[-1] = np.nan
+    with pytest.raises(InferenceError, match="gave NaN or a face of no size"):
+        MotionEstimate.from_outputs(out)
+
+
+def test_a_single_pixel_of_nan_is_an_error() -> None:
+    picture = np.full((3, 64, 64), 0.5, np.float32)
+    assert (_as_picture(picture) == 128).all()
+    picture[1, 5, 7] = np.nan
+    with pytest.raises(InferenceError, match="The renderer gave NaN"):
+        _as_picture(picture)
 
 
 def test_a_warm_up_opens_every_network(portrait_clip: list[Any]) -> None:

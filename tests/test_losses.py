@@ -24,6 +24,7 @@ from neuralcodec.training.feature_networks import (  # noqa: E402
     FaceNetwork,
     RecognitionNetwork,
     Vgg19,
+    read_weights,
 )
 
 
@@ -172,6 +173,23 @@ def test_wrong_weight_files_are_refused(tmp_path: Path, vgg_weights: Path) -> No
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(PackError, match="vgg19"):
         Vgg19(tmp_path / "other.safetensors")
+    torch.save({"epoch": 3, "conv1.weight": torch.ones(2)}, tmp_path / "whole.pth")
+    with pytest.raises(PackError, match="whole.pth: holds the int 'epoch', expected a flat state dict"):
+        FaceNetwork(tmp_path / "whole.pth")
+    norm = {f"bn1.{name}": torch.ones(7) for name in ("weight", "bias", "running_mean", "running_var")}
+    save_file({"conv1.weight": torch.ones(16, 3, 3, 3), **norm}, tmp_path / "wide.safetensors")
+    with pytest.raises(PackError, match="wide.safetensors: tensors of other shapes; expected 3DDFA_V2's"):
+        FaceNetwork(tmp_path / "wide.safetensors")
+
+
+def test_an_old_file_of_weights_cut_anywhere_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        with pytest.raises(PackError, match="old.pth: not a file of tensors"):
+            read_weights(path)
 
 
 def test_vgg_layers_and_perceptual_loss(vgg_weights: Path) -> None:

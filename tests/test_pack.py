@@ -133,6 +133,11 @@ def test_a_file_that_cannot_be_read_is_one_sentence(copy: Path, monkeypatch: pyt
         ({"files": {}}, "must list"),
         ({"files": dict.fromkeys((*GRAPHS, TABLES), 0)}, "SHA-256 as text"),
         ({"size": "256"}, "lacks name, version, size"),
+        ({"size": True}, "says size True and keypoints 30; a size is a multiple of 16 from 64 to 1024"),
+        ({"size": 0}, "says size 0 "),
+        ({"size": 10**9}, "says size 1000000000 "),
+        ({"size": 250}, "says size 250 "),
+        ({"keypoints": 0}, "and keypoints 0; .* there is at least one keypoint"),
         ({"files": {"../motion.onnx": "0"}}, "must list"),
     ],
 )

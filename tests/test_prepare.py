@@ -240,9 +240,26 @@ def test_clips_are_not_replaced_without_force(tmp_path):
     assert not list((tmp_path / "out").rglob("*.part"))
 
 
+def test_clips_stay_until_there_is_something_to_take_their_place(tmp_path, capsys):
+    old = [tmp_path / "out/train" / name for name in ("256/talk_0.mp4", "256/talk_1.mp4", "labels/talk_0.npz")]
+    for path in old:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"kept")
+    video = draw(tmp_path / "talk.mp4", [None] * 15)
+    command = [str(video), "--no-labels", "-f", "--out", str(tmp_path / "out")]
+    assert main([*command, "--detector", str(tmp_path / "none.onnx")]) == 1
+    assert main(command) == 1
+    assert "shows no face" in capsys.readouterr().err and all(path.read_bytes() == b"kept" for path in old)
+    video.unlink()
+    cut(draw(video, [(200, 120)] * 15), options(tmp_path / "out", "-f"))
+    assert old[0].read_bytes() != b"kept" and not old[1].exists() and not old[2].exists()
+
+
 def test_no_face_and_no_video_are_sentences(tmp_path, capsys):
     with pytest.raises(Exception, match="no face"):
         cut(draw(tmp_path / "empty.mp4", [None] * 15), options(tmp_path / "out"))
+    with pytest.raises(Exception, match="--min-seconds 0.4 are 10 frames of .*empty.mp4, more than --max-frames 9"):
+        cut(tmp_path / "empty.mp4", options(tmp_path / "out", "--max-frames", "9"))
     (tmp_path / "text.mp4").write_text("not a film")
     with pytest.raises(Exception, match="not a video"):
         cut(tmp_path / "text.mp4", options(tmp_path / "out"))
@@ -262,7 +279,8 @@ def test_same_names_are_refused(tmp_path, capsys):
 
 
 def test_usage_errors_exit_with_two(tmp_path):
-    for words in ([], ["a.mp4", "--labels-only"], ["--labels-only", "--no-labels"]):
+    numbers = [["a.mp4", "--min-seconds", seconds] for seconds in ("nan", "inf", "0")]
+    for words in ([], ["a.mp4", "--labels-only"], ["--labels-only", "--no-labels"], *numbers):
         with pytest.raises(SystemExit) as stop:
             main([*words, "--out", str(tmp_path)])
         assert stop.value.code == 2

@@ -246,6 +246,7 @@ def test_missing_tables_and_missing_keys(tmp_path: Path) -> None:
         MotionTables.load(tmp_path / "none.json")
     with pytest.raises(PackError, match="bank"):
         MotionTables.load({k: v for k, v in RAW.items() if k != "bank"})
-    (tmp_path / "bad.json").write_text("{not json")
-    with pytest.raises(PackError):
-        MotionTables.load(tmp_path / "bad.json")
+    for text in ("{not json", "[" * 100_000, '{"format": 1, "keypoints": Infinity}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(PackError, match="bad.json: not usable as motion tables"):
+            MotionTables.load(tmp_path / "bad.json")

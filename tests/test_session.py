@@ -303,8 +303,9 @@ def test_an_unknown_device_and_no_threads_are_refused() -> None:
         BackendUnavailableError, match="device 'gpu' is unknown; it is one of auto, cpu, cuda, tensorrt"
     ):
         open_session(GRAPH, device="gpu")
-    with pytest.raises(ValueError, match="threads is 0"):
-        open_session(GRAPH, threads=0)
+    for threads in (0, -1, True, 1.0, 1025, 10**10):
+        with pytest.raises(ValueError, match=f"threads is {threads}; it must be a whole number of 1 to 1024"):
+            open_session(GRAPH, threads=threads)  # type: ignore[arg-type]
 
 
 def test_without_onnxruntime_the_error_names_the_command() -> None:

@@ -297,6 +297,45 @@ def test_numbers_of_no_run_are_refused(
     assert caught.value.code == 2 and f"error: {flags[0]} is {flags[1]}; " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--minutes", "nan"), "--minutes is nan; expected a number of more than 0"),
+        (("--rate", "inf"), "--rate is inf; expected a number of more than 0"),
+        (("--batch", "0"), "--batch is 0; expected 1 or more"),
+        (("--seed", "-1"), "--seed is -1; expected 0 or more"),
+        (("--stills", "nowhere"), "--stills nowhere holds no .jpg or .png"),
+    ],
+)
+def test_a_detector_is_not_trained_with_what_cannot_be(
+    flags: tuple[str, str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        detector.main([str(tmp_path), "--out", str(tmp_path / "d.safetensors"), *flags])
+    assert caught.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_detector_names_footage_that_cannot_be_read(data: Path, tmp_path: Path) -> None:
+    for name in ("clip.mp4", "photograph.jpg"):
+        (tmp_path / name).write_bytes(b"no film")
+    with pytest.raises(MediaError, match="photograph.jpg cannot be read as a clip or photograph"):
+        detector.label_stills(detector.Detector().eval(), tmp_path)
+    with pytest.raises(MediaError, match="clip.mp4 cannot be read as a clip or photograph"):
+        list(detector.clip_frames(tmp_path / "clip.mp4", [0], None))
+    frames = dict(detector.clip_frames(data / "train" / "256" / "one.mp4", [2, 7, 90], None))
+    assert sorted(frames) == [2, 7] and frames[7].shape == (256, 256, 3)
+
+
+def test_a_detector_whose_loss_is_no_number_is_not_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detector, "detection_loss", lambda heat, *_: heat.sum() * float("nan"))
+    monkeypatch.setattr(detector, "backgrounds", lambda *_: torch.zeros(2, 3, detector.SIZE, detector.SIZE).byte())
+    with pytest.raises(SystemExit, match="The loss is nan at step 0; lower --rate"):
+        detector.main([str(data), "--batch", "2", "--out", str(tmp_path / "d.safetensors")])
+    assert not (tmp_path / "d.safetensors").exists()
+
+
 def test_a_photograph_is_not_stored_in_place_of_a_clip(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "d")
     (tmp_path / "d" / "stills").mkdir()
@@ -399,6 +438,9 @@ def test_a_pack_is_a_start_with_its_own_function() -> None:
 
 def test_a_pack_of_other_networks_is_no_start(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="--start takes the folder of a pack"):
+        load_graphs(build(ModelConfig.preset("portrait")), tmp_path)
+    (tmp_path / "motion.onnx").write_bytes((load_pack().folder / "motion.onnx").read_bytes()[:-1000])
+    with pytest.raises(PackError, match="motion.onnx is not an ONNX file"):
         load_graphs(build(ModelConfig.preset("portrait")), tmp_path)
     smaller = replace(ModelConfig.preset("portrait"), keypoints=20)
     with pytest.raises(PackError, match="same preset"):
@@ -637,3 +679,5 @@ def test_blends_lie_between_two_runs() -> None:
         blend(a, b, 0.5, "motion")
     with pytest.raises(ValueError, match="different networks"):
         blend(a, {"render.field.w": torch.ones(3)}, 0.5)
+    with pytest.raises(ValueError, match="render.field.w is torch.float32 in one file and torch.float16 in the other"):
+        blend(a, {name: weight.half() for name, weight in b.items()}, 0.5)

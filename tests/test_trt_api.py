@@ -398,11 +398,17 @@ def test_a_user_without_a_home_is_told_so_and_needs_none_on_a_cpu(monkeypatch: p
     assert ort_backend.providers("cpu") == [("CPUExecutionProvider", {})]
 
 
-def test_bad_options_are_refused() -> None:
+def test_bad_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="hardware is 'any'"):
         EngineOptions(hardware="any")
     with pytest.raises(ValueError, match="batch is 9"):
         EngineOptions(batch=9, max_batch=8)
+    for wrong in ({"effort": 6}, {"workspace_mib": 0}, {"workspace_mib": -5}):
+        with pytest.raises(ValueError, match="0 to 5 and at least 1 are needed"):
+            EngineOptions(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(SystemExit):
+        to_tensorrt.main(["--onnx", "x", "--out", "x", "--workspace-mib", "-5"])
+    assert "--workspace-mib -5 must be at least 1" in capsys.readouterr().err
 
 
 def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:

@@ -46,6 +46,10 @@ class EngineOptions:
             raise ValueError(
                 f"batch is {self.batch} and max_batch {self.max_batch}; 1 <= batch <= max_batch is needed."
             )
+        if self.effort not in range(6) or self.workspace_mib < 1:
+            raise ValueError(
+                f"effort is {self.effort} and workspace_mib {self.workspace_mib}; 0 to 5 and at least 1 are needed."
+            )
 
 
 @dataclass(frozen=True)

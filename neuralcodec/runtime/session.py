@@ -18,6 +18,7 @@ from neuralcodec.errors import BackendUnavailableError, InferenceError
 from neuralcodec.motion import Array
 
 DEVICES = ("auto", "cpu", "cuda", "tensorrt", "ort-tensorrt")
+THREADS_MAX = 1024  # ONNX Runtime starts as many as it is told to, at once
 
 
 class Session(Protocol):
@@ -91,8 +92,9 @@ def check_asked(device: str, threads: int | None) -> None:
     """BackendUnavailableError for a device that there is not, ValueError for threads that cannot be."""
     if device not in DEVICES:
         raise BackendUnavailableError(f"device {device!r} is unknown; it is one of {', '.join(DEVICES)}.")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads is {threads!r}; it must be a whole number, at least 1, or None.")
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and 1 <= threads <= THREADS_MAX):
+        raise ValueError(f"threads is {threads!r}; it must be a whole number of 1 to {THREADS_MAX}, or None.")
 
 
 def cores() -> int:

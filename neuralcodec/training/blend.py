@@ -24,6 +24,9 @@ def blend(weights: dict[str, Tensor], other: dict[str, Tensor], share: float, pa
     are not of the same networks, or nothing has such a name."""
     if weights.keys() != other.keys() or any(weights[name].shape != other[name].shape for name in weights):
         raise ValueError("the two files hold weights of different networks")
+    if apart := [name for name in weights if weights[name].dtype != other[name].dtype]:
+        a, b = weights[apart[0]].dtype, other[apart[0]].dtype
+        raise ValueError(f"{apart[0]} is {a} in one file and {b} in the other; blend checkpoints of the same kind")
     chosen = [name for name in weights if name.startswith(part) and weights[name].is_floating_point()]
     if not chosen:
         raise ValueError(f"no weight's name begins with {part!r}; the first is {min(weights)!r}")

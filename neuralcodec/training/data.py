@@ -34,6 +34,8 @@ NEAR_FRAMES = 12
 SCENE_NODES = ModelConfig.preset("portrait").scene  # a side
 CANDIDATES = 12  # driving frames among which a hard pair is chosen
 SWAY = 0.12  # picture units, standard deviation: how far the scene behind a head moves in pairs made for that
+# what np.load raises for an .npz that is none, is cut short or damaged
+DAMAGED_NPZ = (ValueError, TypeError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error)
 HELD = 0.8  # share of the coded sources that receivers held, where such pictures are at hand
 
 # MediaPipe face-mesh numbers of the 30 portrait keypoints: right eye (outer, inner, upper, lower), left eye, irises,
@@ -160,7 +162,7 @@ def read_labels(path: Path, pick: Sequence[int] = ()) -> dict[str, Any]:
             raise ValueError(f"landmarks {points.shape}")
         if not all(np.isfinite(label[name][found]).all() for name in ("rotation", "scale", "translation", "landmarks")):
             raise ValueError("NaN or infinity")
-    except (ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+    except DAMAGED_NPZ as error:
         raise MediaError(
             f"{path} holds no usable labels ({error}); label it again: neuralcodec.training.prepare --labels-only -f."
         ) from error
@@ -208,7 +210,7 @@ def _received(path: Path, good: Any, size: int) -> list[tuple[int, Any]]:
             numbers, pictures = stored["frames"], shrink(stored["pictures"], size)
         if pictures.shape != (len(numbers), size, size, 3):
             raise ValueError(f"{len(numbers)} numbers and pictures {pictures.shape}")
-    except (ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+    except DAMAGED_NPZ as error:
         raise MediaError(
             f"{path} holds no usable pictures ({error}); remove it and run neuralcodec.training.received again."
         ) from error

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,7 +32,7 @@ from neuralcodec.face import THRESHOLD, Square, crop, decode_faces
 from neuralcodec.models.detector import SIZE, STRIDE, Detector, export_onnx
 from neuralcodec.motion import Array
 from neuralcodec.runtime.engine import write_whole
-from neuralcodec.training.data import cached, made_of, read_labels
+from neuralcodec.training.data import cached, decode, made_of, read_labels
 from neuralcodec.training.feature_networks import read_weights
 
 FACELESS = ["brick", "chelsea", "chessboard_GRAY", "clock_motion", "coffee", "coins", "color", "grass", "gravel",
@@ -86,17 +85,13 @@ def clip_frames(clip: Path, wanted: list[int], cache: Path | None) -> Iterator[t
         frames = np.load(decoded, mmap_mode="r")
         yield from ((number, np.asarray(frames[number])) for number in wanted if number < len(frames))
         return
-    numbers = set(wanted)
-    with av.open(str(clip)) as file:
-        for number, frame in enumerate(file.decode(video=0)):
-            if number in numbers:
-                yield number, frame.to_ndarray(format="rgb24")
+    frames = decode(clip)
+    yield from ((number, frames[number]) for number in wanted if number < len(frames))
 
 
 def read_picture(path: Path) -> Array:
     """uint8 RGB of a picture file."""
-    with av.open(str(path)) as file:
-        return next(file.decode(video=0)).to_ndarray(format="rgb24")
+    return np.asarray(decode(path)[0])
 
 
 # -- backgrounds ---------------------------------------------------------------------------------------------
@@ -385,10 +380,14 @@ def find(model: Detector, pictures: Tensor, threshold: float) -> list[Array]:
     return out
 
 
+def stills_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.jpg")) + sorted(folder.glob("*.png"))
+
+
 def label_stills(model: Detector, folder: Path) -> Faces | None:
     """Photographs with exactly one sure face, and the network's own box of it, averaged over the mirrored picture."""
     pictures, boxes = [], []
-    for path in sorted(folder.glob("*.jpg")) + sorted(folder.glob("*.png")):
+    for path in stills_in(folder):
         image = read_picture(path)
         picture = torch.from_numpy(crop(image, Square.covering(image.shape[1::-1]), SIZE)).permute(2, 0, 1)
         pair = torch.stack([picture, picture.flip(-1)]).float() / 255
@@ -505,6 +504,8 @@ def train(options: argparse.Namespace) -> Detector:
             model.train()
             heat, box = model.maps(picture.contiguous(memory_format=torch.channels_last))
             loss = detection_loss(heat, box, boxes)
+            if not math.isfinite(float(loss.detach())):
+                raise SystemExit(f"The loss is {float(loss.detach())} at step {steps}; lower --rate and start again.")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -545,6 +546,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    for name, value in (("minutes", options.minutes), ("rate", options.rate)):
+        if not 0 < value < math.inf:
+            parser.error(f"--{name} is {value:g}; expected a number of more than 0")
+    for name, value, least in (("batch", options.batch, 1), ("seed", options.seed, 0)):
+        if value < least:
+            parser.error(f"--{name} is {value}; expected {least} or more")
+    for folder in options.stills:  # they are first needed when half of the time is over
+        if not stills_in(folder):
+            parser.error(f"--stills {folder} holds no .jpg or .png")
     try:
         for target in filter(None, (options.out, options.export)):
             target.parent.mkdir(parents=True, exist_ok=True)  # say so now rather than after the training

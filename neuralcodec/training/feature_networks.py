@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 
 import torch
@@ -34,6 +35,10 @@ _FACE_DEPTHS = ("dw2_1", "dw3_1", "dw4_1", "dw5_3", "dw6")  # last block at 60, 
 
 # channels that leave a stage, expansion, blocks, stride of the first: MobileFaceNet's inverted residuals
 _RECOGNITION_STAGES = ((64, 2, 5, 2), (128, 4, 1, 2), (128, 2, 6, 1), (128, 4, 1, 2), (128, 2, 2, 1))
+# what torch.load raises for a file that is cut short or damaged, besides pickle.UnpicklingError for one that wants code
+DAMAGED = (
+    RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError, AssertionError, struct.error,
+)  # fmt: skip
 
 
 class FrozenNetwork(nn.Module):
@@ -88,10 +93,9 @@ class FaceNetwork(FrozenNetwork):
             self.fc_param.load_state_dict({"weight": weights["fc_param.weight"], "bias": weights["fc_param.bias"]})
             self.register_buffer("param_mean", weights["param_mean"].float())
             self.register_buffer("param_std", weights["param_std"].float())
-        except KeyError as error:
-            raise PackError(
-                f"{weights_path}: no tensor {error}; expected 3DDFA_V2's mb05 network as safetensors"
-            ) from None
+        except (KeyError, RuntimeError) as error:
+            what = f"no tensor {error}" if isinstance(error, KeyError) else "tensors of other shapes"
+            raise PackError(f"{weights_path}: {what}; expected 3DDFA_V2's mb05 network as safetensors") from None
         self.freeze()
 
     def forward(self, face: Tensor) -> list[Tensor]:
@@ -207,10 +211,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             raise PackError(f"{path}: damaged or not a safetensors file ({error})") from None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):  # torch's own advice is to switch the protection off
+    except (*DAMAGED, pickle.UnpicklingError):  # torch's own advice is to switch the protection off
         raise PackError(f"{path}: not a file of tensors; expected .safetensors or a saved state dict") from None
     if not isinstance(loaded, dict):
         raise PackError(f"{path}: holds a {type(loaded).__name__}, expected a state dict of tensors")
+    if other := [f"{type(value).__name__} {name!r}" for name, value in loaded.items() if not isinstance(value, Tensor)]:
+        raise PackError(f"{path}: holds the {other[0]}, expected a flat state dict of tensors")
     return loaded
 
 

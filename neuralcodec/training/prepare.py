@@ -314,9 +314,20 @@ def prepare(video: Path, stem: str, options: argparse.Namespace, detector: FaceD
     """Cut one video into clips; returns their manifest rows."""
     with open_video(video) as (rate, frames):
         cuts, seen, size = survey(frames, float(rate), detector)
-    segments = split_segments(cuts, seen, size, max(2, round(options.min_seconds * rate)), options.max_frames)
+    least = max(2, round(options.min_seconds * rate))
+    if least > options.max_frames:
+        raise MediaError(
+            f"--min-seconds {options.min_seconds:g} are {least} frames of {video}, more than --max-frames "
+            f"{options.max_frames}; give more frames or fewer seconds."
+        )
+    segments = split_segments(cuts, seen, size, least, options.max_frames)
     if not segments:
         raise NoFaceError(f"{video} shows no face for {options.min_seconds:g} s in one place; nothing to learn here.")
+    # not before there is something to take their place
+    for clip in earlier_clips(stem, options) if options.force else []:
+        for stale in (clip, options.out / options.split / "512" / clip.name,
+                      options.out / options.split / "labels" / f"{clip.stem}.npz"):  # fmt: skip
+            stale.unlink(missing_ok=True)
     rows = []
     for number, segment in enumerate(segments):
         name = f"{stem}_{number}.mp4"
@@ -329,6 +340,12 @@ def prepare(video: Path, stem: str, options: argparse.Namespace, detector: FaceD
         rows.append(Row(options.split, name, str(video), segment.start, segment.stop - segment.start,
                         round(float(rate), 3), square, segment.face_side, str(len(sizes) > 1).lower()))  # fmt: skip
     return rows
+
+
+def earlier_clips(stem: str, options: argparse.Namespace) -> list[Path]:
+    """The clips that were cut from a video before."""
+    found = sorted((options.out / options.split / "256").glob(f"{stem}_*.mp4"))
+    return [clip for clip in found if re.fullmatch(r"\d+", clip.stem[len(stem) + 1 :])]
 
 
 def write_manifest(path: Path, rows: list[Row]) -> None:
@@ -347,15 +364,9 @@ def write_manifest(path: Path, rows: list[Row]) -> None:
 
 def cut_all(options: argparse.Namespace, videos: dict[str, Path]) -> list[str]:
     """Cut every video; returns one sentence for each that gave nothing."""
-    folder = options.out / options.split / "256"
     for stem in videos:
-        old = sorted(p for p in folder.glob(f"{stem}_*.mp4") if re.fullmatch(r"\d+", p.stem[len(stem) + 1 :]))
-        if old and not options.force:
+        if not options.force and (old := earlier_clips(stem, options)):
             raise MediaError(f"{old[0]} exists; use -f to replace it or another --out.")
-        for clip in old:
-            for stale in (clip, options.out / options.split / "512" / clip.name,
-                          options.out / options.split / "labels" / f"{clip.stem}.npz"):  # fmt: skip
-                stale.unlink(missing_ok=True)
     detector = FaceDetector(open_session(options.detector, threads=1))
     problems = []
     with Progress(console=Console(stderr=True)) as progress:
@@ -410,6 +421,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = command.parse_args(arguments)
     if bool(options.videos) == options.labels_only or (options.labels_only and options.no_labels):
         command.error("give videos to cut, or --labels-only to label what is there")
+    if not 0 < options.min_seconds < math.inf:
+        command.error(f"--min-seconds is {options.min_seconds:g}; expected a number of more than 0")
     try:
         if not options.no_labels:
             FaceMesh().close()  # say so now rather than after an hour of cutting

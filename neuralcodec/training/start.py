@@ -68,12 +68,16 @@ def _initializers(path: Path) -> dict[str, Any]:
     """The constant tensors of a graph by name, float32 whatever they are stored as."""
     try:
         import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
         from onnx import numpy_helper
     except ImportError as error:
         raise BackendUnavailableError('Starting from a pack needs onnx: pip install "neuralcodec[export]"') from error
     if not path.is_file():
         raise PackError(f"{path} is not there; --start takes the folder of a pack.")
-    model = onnx.load(path)
+    try:
+        model = onnx.load(path)
+    except DecodeError as error:
+        raise PackError(f"{path} is not an ONNX file ({error}); --start takes the folder of a pack.") from error
     dequantize(model)  # graphs that a pack stores in 8 bits
     tensors = model.graph.initializer
     return {t.name.removesuffix(".half"): numpy_helper.to_array(t) for t in tensors if t.name.startswith("net.")}
