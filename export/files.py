@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from zipfile import BadZipFile
-
-# what np.load raises for an .npz that is none, is cut short or damaged
-DAMAGED_NPZ = (ValueError, TypeError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error)
 
 
 @contextmanager

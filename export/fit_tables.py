@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.files import DAMAGED_NPZ, reason
+from export.files import reason
 from neuralcodec.entropy import ALPHABET, NEAR, NEAR_CAP, SMALL, STARTS, EntropyCoder
-from neuralcodec.errors import NeuralCodecError, PackError
+from neuralcodec.errors import DAMAGED_NPZ, NeuralCodecError, PackError
 from neuralcodec.motion import POSE_SIZE, MotionParams
 from neuralcodec.quantizer import (
     ACTIVITY_CAP,

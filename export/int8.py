@@ -32,8 +32,8 @@ from onnx import numpy_helper
 from rich.console import Console
 from rich.progress import track
 
-from export.files import DAMAGED_NPZ, reason, together
-from neuralcodec.errors import InferenceError, MediaError, NeuralCodecError, PackError
+from export.files import reason, together
+from neuralcodec.errors import DAMAGED_NPZ, InferenceError, MediaError, NeuralCodecError, PackError
 from neuralcodec.motion import Array
 from neuralcodec.runtime.session import Port, Session, check_feeds, open_session
 

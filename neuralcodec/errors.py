@@ -5,6 +5,12 @@ A lost packet or a missing face is not here: those are states with a counter (se
 
 from __future__ import annotations
 
+import zlib
+from zipfile import BadZipFile
+
+# not ours: what np.load raises for an .npz that is none, is cut short or damaged
+DAMAGED_NPZ = (ValueError, TypeError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error)
+
 
 class NeuralCodecError(Exception):
     """Base of all errors raised by neuralcodec."""

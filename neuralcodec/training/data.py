@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import av
 import numpy as np
@@ -23,7 +21,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
-from neuralcodec.errors import MediaError
+from neuralcodec.errors import DAMAGED_NPZ, MediaError
 from neuralcodec.models import ModelConfig
 from neuralcodec.motion import MotionParams
 from neuralcodec.quantizer import MotionTables, Quantizer
@@ -34,8 +32,6 @@ NEAR_FRAMES = 12
 SCENE_NODES = ModelConfig.preset("portrait").scene  # a side
 CANDIDATES = 12  # driving frames among which a hard pair is chosen
 SWAY = 0.12  # picture units, standard deviation: how far the scene behind a head moves in pairs made for that
-# what np.load raises for an .npz that is none, is cut short or damaged
-DAMAGED_NPZ = (ValueError, TypeError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error)
 HELD = 0.8  # share of the coded sources that receivers held, where such pictures are at hand
 
 # MediaPipe face-mesh numbers of the 30 portrait keypoints: right eye (outer, inner, upper, lower), left eye, irises,
