@@ -14,10 +14,12 @@ from typing import Any
 
 from benchmarks import points, report
 from benchmarks.cache import Cache
+from neuralcodec.errors import NeuralCodecError
 
 TRIES = 9  # a native encoder that dies takes its process along, and that must not cost the run
 # One measurement takes half a minute at most; SVT-AV1's threads sometimes wait for each other for ever (three times in
-# 160 streams on a machine that had much else to do).
+# 160 streams on a machine that had much else to do). With every try so much longer: some pictures are larger, and some
+# machines have much else to do.
 HANG_SECONDS = 240
 
 Job = tuple[points.Setting, tuple[str, ...]]  # with the groups of figures it needs
@@ -29,24 +31,25 @@ def run(jobs: Sequence[Job], cache: Cache, workers: int, *, minutes: float | Non
     end = None if minutes is None else time.monotonic() + 60 * minutes
     with report.progress() as bar:
         task = bar.add_task("measurements", total=len(jobs))
-        for tries_left in reversed(range(TRIES)):
+        for tries in range(1, TRIES + 1):
             missing = lacking(jobs, cache)
             bar.update(task, completed=len(jobs) - len(missing))
             if not missing:
                 return 0
             try:
                 with ProcessPoolExecutor(workers, mp_context=context, initializer=_alone) as pool:
-                    futures = [pool.submit(_one, job, cache, end) for job in missing]
+                    futures = [pool.submit(_one, job, cache, end, tries * HANG_SECONDS) for job in missing]
                     left = 0
                     for future in as_completed(futures):
                         left += not future.result()
                         bar.advance(task)
                     return left
             except BrokenProcessPool:
-                if not tries_left:
-                    raise
-                print("An encoder crashed or hung; trying what is missing again.", file=sys.stderr)
-    return 0
+                if tries < TRIES:
+                    print("An encoder crashed or hung; trying what is missing again.", file=sys.stderr)
+    raise NeuralCodecError(
+        f"Encoders crashed or hung {TRIES} times. What was measured until then is kept: run this again for the rest."
+    )
 
 
 def lacking(jobs: Sequence[Job], cache: Cache) -> list[Job]:
@@ -67,12 +70,12 @@ def _alone() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-def _one(job: Job, cache: Cache, end: float | None) -> bool:
+def _one(job: Job, cache: Cache, end: float | None, seconds: int) -> bool:
     if end is not None and time.monotonic() > end:
         return False
     setting, groups = job
     alarm = getattr(signal, "alarm", lambda _: None)  # ends this process, native threads and all; not on Windows
-    alarm(HANG_SECONDS)
+    alarm(seconds)
     points.measure(setting, cache, groups)
     alarm(0)
     return True

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ from benchmarks import (
 from benchmarks.cache import Cache
 from benchmarks.curves import Point
 from neuralcodec import Decoder
-from neuralcodec.errors import NoFaceError
+from neuralcodec.errors import NeuralCodecError, NoFaceError
 from neuralcodec.video import FRAMES_PER_PACKET, LOOKAHEAD
 
 CURVE = [Point(4, 28.0), Point(8, 31.0), Point(16, 33.5), Point(32, 35.0)]
@@ -460,11 +462,31 @@ def test_a_curve_that_ends_below_our_rates_gets_finer_settings(
 def test_a_measurement_that_hangs_ends_its_process() -> None:
     program = (
         "import threading; from benchmarks import points, running\n"
-        "points.measure, running.HANG_SECONDS = lambda *_: threading.Event().wait(), 1\n"
-        "running._one((None, ()), None, None)"
+        "points.measure = lambda *_: threading.Event().wait()\n"
+        "running._one((None, ()), None, None, 1)"
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], timeout=60, check=False)
     assert run.returncode == -signal.SIGALRM
+
+
+def test_encoders_that_die_again_and_again_get_longer_and_end_in_a_sentence(
+    small_run: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed: list[int] = []
+
+    class Dying(ThreadPoolExecutor):
+        def __init__(self, workers: int, **_: object) -> None:
+            super().__init__(workers)
+
+        def submit(self, function: Any, /, *arguments: Any, **_: Any) -> Any:
+            allowed.append(arguments[-1])
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(running, "ProcessPoolExecutor", Dying)
+    footage = points.Footage(Path(small_run[0][1]) / "clip.mp4", limit=8)
+    with pytest.raises(NeuralCodecError, match="crashed or hung 9 times.* is kept: run this again"):
+        running.run([(points.Baseline(footage, "x264-call", 51), ("picture",))], Cache(tmp_path), 1)
+    assert allowed == [running.HANG_SECONDS * tries for tries in range(1, 10)]
 
 
 def test_half_a_curve_is_no_curve(small_run: tuple[list[str], Path]) -> None:
