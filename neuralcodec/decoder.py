@@ -16,7 +16,7 @@ import numpy as np
 from .closed_eyes import ClosedEyes, with_eyes
 from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
-from .errors import BitstreamError, LimitError, MissingReferenceError, PackMismatchError
+from .errors import BitstreamError, LimitError, MissingReferenceError, PackMismatchError, check_flags
 from .face import Square, luma, paste, placed, resize
 from .gaze import check_layout, eye_contact
 from .inference import SURE, Inference, ReferenceFeatures
@@ -111,6 +111,7 @@ class Decoder:
     ) -> None:
         if not isinstance(max_pixels, int | np.integer) or max_pixels < 1:
             raise ValueError(f"max_pixels is {max_pixels!r}; expected a whole number of pixels, at least 1.")
+        check_flags(full_frame=full_frame or False, smooth=smooth, steady=steady)
         self.pack = pack if isinstance(pack, Pack) else load_pack(pack)
         self.view = View() if view is None else view
         self.eye_contact = eye_contact
@@ -204,8 +205,7 @@ class Decoder:
 
     @eye_contact.setter
     def eye_contact(self, wanted: bool) -> None:
-        if not isinstance(wanted, bool):
-            raise ValueError(f"eye_contact is {wanted!r}; expected True or False.")
+        check_flags(eye_contact=wanted)
         if wanted:
             check_layout(self.pack.keypoints)
         self._eye_contact = wanted

@@ -17,7 +17,7 @@ import numpy as np
 from .avatar import Avatar, AvatarDriver
 from .cuts import Shot, squared_error
 from .entropy import EntropyCoder
-from .errors import BitstreamError, LimitError
+from .errors import BitstreamError, LimitError, check_flags
 from .face import CropFollower, Square, crop
 from .fields import varint
 from .film import FLASH, Film
@@ -164,6 +164,7 @@ class Encoder:
         if not isinstance(crop, str) and np.shape(crop) != (3,):
             raise ValueError(f"crop is {crop!r}; expected 'auto', 'none' or x, y and side in whole pixels.")
         check_context(signing_context)
+        check_flags(full_frame=full_frame, gray=gray, repeat_header=repeat_header, updates=updates, focus=focus)
         if not isinstance(window, int | float | np.number) or not WINDOWS[0] <= window <= WINDOWS[1]:
             raise ValueError(f"window is {window!r}; expected {WINDOWS[0]} to {WINDOWS[1]} seconds.")
         if film is not None and window != WINDOW_SECONDS:

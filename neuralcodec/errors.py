@@ -6,6 +6,7 @@ A lost packet or a missing face is not here: those are states with a counter (se
 from __future__ import annotations
 
 import zlib
+from typing import Any
 from zipfile import BadZipFile
 
 # not ours: what np.load raises for an .npz that is none, is cut short or damaged
@@ -70,3 +71,10 @@ class MediaError(NeuralCodecError, OSError):
 
 class NoFaceError(NeuralCodecError, ValueError):
     """No face was found anywhere in the input."""
+
+
+def check_flags(**flags: Any) -> None:
+    """ValueError for an option that is neither True nor False: "no" would count as True."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise ValueError(f"{name} is {flag!r:.40}; expected True or False.")

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import check_flags
+
 Array = NDArray[Any]
 
 POSE_SIZE = 7  # yaw, pitch, roll, tx, ty, tz, log scale: the first numbers of the flat layout
@@ -44,8 +46,7 @@ class View:
     absolute: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.absolute, bool):
-            raise ValueError(f"View.absolute is {self.absolute!r}; expected True or False.")
+        check_flags(**{"View.absolute": self.absolute})
         for name in (f.name for f in fields(self) if f.name != "absolute"):
             value = getattr(self, name)
             try:

@@ -66,6 +66,8 @@ def load_pack(source: str | Path | None = None) -> Pack:
 
     Raises PackError when a file is missing or differs from the manifest.
     """
+    if source is not None and not isinstance(source, str | os.PathLike):
+        raise ValueError(f"pack is {source!r:.40}; expected a folder, the name of a bundled pack, or None.")
     folder = Path(source) if source is not None else BUNDLED / DEFAULT
     if not os.path.isdir(folder) and os.path.isdir(BUNDLED / folder.name) and len(folder.parts) == 1:
         folder = BUNDLED / folder.name

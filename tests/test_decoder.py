@@ -222,6 +222,12 @@ def test_the_head_turns_at_the_receiver(coded: Coded) -> None:
     assert psnr(a.image, b.image) < 32 and a.motion.yaw == b.motion.yaw
 
 
+@pytest.mark.parametrize("name", ["full_frame", "smooth", "steady", "eye_contact"])
+def test_an_option_is_true_or_false(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is 'no'; expected True or False"):
+        nc.Decoder(device="cpu", **{name: "no"})
+
+
 def test_a_view_is_checked_clamped_and_said(coded: Coded) -> None:
     receiver = decoder()
     for wrong in ("left", 10, None, (1, 2, 3)):

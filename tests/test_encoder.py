@@ -375,7 +375,8 @@ def test_a_gap_longer_than_a_step_can_be_is_told_by_an_intra_frame(portrait_clip
      {"frames_per_packet": 0}, {"crop": (0, 0)}, {"crop": (0.5, 0, 100)}, {"preset": 14}, {"preset": -1}, {"loss": 1},
      {"loss": -0.1}, {"frames_per_packet": 17}, {"lookahead": 17}, {"lookahead": -1}, {"frame_duration": 0},
      {"packet_overhead": 1201}, {"film": 5}, {"signing_context": "x"}, {"time_base": 1 << 40},
-     {"window": 0.9}, {"window": "2"}, {"window": float("nan")}],
+     {"window": 0.9}, {"window": "2"}, {"window": float("nan")}, {"full_frame": "no"}, {"gray": 1}, {"updates": None},
+     {"repeat_header": 0}, {"focus": "yes"}, {"pack": 5}],
 )  # fmt: skip
 def test_wrong_options_are_refused_at_once(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; expected"):
