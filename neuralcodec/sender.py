@@ -435,7 +435,8 @@ class PictureSender:
             return []
         twice, room = 1 + bool(self.protection.parity), self.rate.room
         whole = twice * (len(signature) + len(coded) + UPDATE_HEADER) <= room
-        if len(coded) > self.rate.key_bytes:  # the light went on: a key takes less, and no seconds in parts
+        # the light went on: a key takes less, and no seconds in parts; what is no face may be worth more
+        if len(coded) > self.rate.key_bytes and not (whole and shot.estimate is None):
             self.wanted = True
             return []
         packets = split_update(

@@ -455,7 +455,11 @@ def test_a_second_signal_does_not_break_off_what_the_first_one_cleans_up(
     fail = cli._fail
     monkeypatch.setattr("neuralcodec.video.probe", interrupted)
     monkeypatch.setattr(cli, "_fail", said)
-    assert main(["info", "a.ncv"]) == 1
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which nohup and the like have ignored
+    try:
+        assert main(["info", "a.ncv"]) == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert failed_with_one_sentence(capsys, "Interrupted: nothing was written.")
     assert cleaned == ["by a generator", "at the end"]
 
