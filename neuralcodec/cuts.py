@@ -69,7 +69,7 @@ class Cuts:
             self._left = None
         if self._left is not None:
             left, begun, _ = self._left
-            if np.mean((_small(frame.seen_in(left.square)) - _small(left.tile)) ** 2) < BACK**2:
+            if np.mean((grey(frame.seen_in(left.square), SMALL) - grey(left.tile, SMALL)) ** 2) < BACK**2:
                 self._before = self._seen = left
                 self._begun, self._left = begun, None
         if self._begins_shot(frame, moved):
@@ -101,8 +101,9 @@ class Cuts:
         return float(np.median(np.abs(off))) > STRANGE
 
 
-def _small(picture: Array) -> Array:
-    return luma(resize(picture, SMALL, SMALL)).astype(np.float32)
+def grey(picture: Array, side: int) -> Array:
+    """Of a small picture of so many pixels a side, row by row: float32 (side**2,), whole numbers from -128 to 127."""
+    return luma(resize(picture, side, side)).ravel().astype(np.float32) - np.float32(128)
 
 
 def half(picture: Array) -> Array:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .face import Face, Square, crop, luma, resize
+from .cuts import grey
+from .face import Face, Square, crop
 from .lids import openings
 from .media import as_picture
 from .motion import Array
@@ -116,7 +117,7 @@ class Film:
 
 
 def _look_of(tile: Array, sight: Sight) -> Look:
-    whole, seen = _grey(tile, WHOLE), sight.estimate
+    whole, seen = grey(tile, WHOLE), sight.estimate
     if seen is None:
         return Look(np.concatenate([whole, np.zeros(FACE**2 + 2 * EYE, np.float32)]), False, sight.shot)
     at = Face.from_box(Square(0, 0, len(tile)), seen.box)
@@ -125,8 +126,4 @@ def _look_of(tile: Array, sight: Sight) -> Look:
     face = crop(tile, square, len(tile) // 2)
     wide = np.array(openings(seen.motion, seen.canonical) or [0.0, 0.0], np.float32)
     eyes = np.repeat(np.rint(np.clip(WIDE * wide, -128, 127)), EYE)
-    return Look(np.concatenate([whole, _grey(face, FACE), eyes]), True, sight.shot)
-
-
-def _grey(picture: Array, side: int) -> Array:
-    return luma(resize(picture, side, side)).ravel().astype(np.float32) - np.float32(128)
+    return Look(np.concatenate([whole, grey(face, FACE), eyes]), True, sight.shot)
