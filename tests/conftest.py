@@ -66,6 +66,11 @@ def portrait(frames: int) -> list[Array]:
     return there[:frames]
 
 
+def somebody_else(image: Array) -> Array:
+    """Mirrored, with red and blue changed: another person before another wall."""
+    return np.ascontiguousarray(image[:, ::-1, ::-1])
+
+
 @pytest.fixture(scope="session")
 def portrait_clip() -> list[Array]:
     return portrait(FRAMES)

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from conftest import somebody_else
 
 from neuralcodec.face import CropFollower
 from neuralcodec.inference import Inference
@@ -25,11 +26,6 @@ def shots_of(networks: Inference, film: list[Array]) -> list[int]:
     """The number that each frame's has, at 25 frames a second."""
     watcher = Watcher(networks, CropFollower.parse("none"), 256, lambda _: nullcontext(), FLASH)
     return [watcher.see(image, pts / 25)[0].shot for pts, image in enumerate(film)]
-
-
-def somebody_else(image: Array) -> Array:
-    """Mirrored, with red and blue changed: another person before another wall."""
-    return np.ascontiguousarray(image[:, ::-1, ::-1])
 
 
 def lit(image: Array, more: int) -> Array:

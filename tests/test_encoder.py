@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import somebody_else
 
 import neuralcodec as nc
 from neuralcodec import encoder as encoder_module
@@ -813,11 +814,6 @@ def finer_once(monkeypatch: pytest.MonkeyPatch, at: int, part_bytes: int) -> Non
     asked = iter(range(1, 10_000))
     monkeypatch.setattr(RateControl, "wants_finer", lambda self: next(asked) == at)
     monkeypatch.setattr(RateControl, "part_bytes", part_bytes)
-
-
-def somebody_else(image: Array) -> Array:
-    """Mirrored, with red and blue changed: another person before another wall."""
-    return np.ascontiguousarray(image[:, ::-1, ::-1])
 
 
 @pytest.mark.parametrize("another", [False, True])
