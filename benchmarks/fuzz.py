@@ -131,11 +131,12 @@ def stream(pack: Pack, seed: int) -> tuple[list[Packet], Pictures]:
         if names:
             quantizer.new_reference()
         symbols = quantizer.forward(motion, level=level, components=frame // 7 % 8, intra=frame % 20 == 0)
+        light = frame // 8 * 30 - 128
         if symbols.intra:
-            head = Motion(frame, level, symbols.components, b"", True, reference, frame)
+            head = Motion(frame, level, symbols.components, b"", True, reference, frame, light=light)
         else:
             named = reference if names else None
-            head = Motion(frame, level, symbols.components, b"", reference=named, as_is=frame % 20 > 17)
+            head = Motion(frame, level, symbols.components, b"", reference=named, as_is=frame % 20 > 17, light=light)
         packets += aggregator.add(head, symbols, frame % 3)
     packets += [
         Update(1, 0, 2, bytes(dice.bytes(4)), bytes(dice.bytes(80)), (80, 0, 480)),

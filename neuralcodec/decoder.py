@@ -20,6 +20,7 @@ from .errors import BitstreamError, LimitError, MissingReferenceError, PackMisma
 from .face import Square, luma, paste, placed, resize
 from .gaze import check_layout, eye_contact
 from .inference import SURE, Inference, ReferenceFeatures
+from .light import relit
 from .motion import Array, MotionParams, View
 from .pack import Pack, load_pack
 from .packet import Bundle, Feedback, Motion, Packet, Parity, ReferencePart, StreamHeader, Update, parse_packet
@@ -61,7 +62,8 @@ class _Plan:
     """A frame of which all is decided, and nothing drawn yet. picture: a reference as it is, or the empty picture of a
     frame that nobody will see; None where the renderer is to draw. calm: before the view, shown: after it. eyes: the
     picture that they come from, where that is another. contact: whether they are brought onto the lens, as it was
-    wished when the rest was decided: another thread may change that before the frame is drawn."""
+    wished when the rest was decided: another thread may change that before the frame is drawn. light: on the frame, see
+    light.py."""
 
     pts: int
     state: Concealment
@@ -72,6 +74,7 @@ class _Plan:
     picture: Array | None = None
     eyes: ReferenceFeatures | None = None
     contact: bool = False
+    light: float = 0.0
 
 
 class Decoder:
@@ -134,6 +137,7 @@ class Decoder:
         self._shows: HeldPicture | None = None  # it, or the one before while it is not here
         self._lacks_reference = True
         self._as_is = False  # the last frame was a picture as it is
+        self._light, self._light_to, self._light_in = 0.0, 0, 0  # on the last frame, then on the last of so many
         self._sequence: int | None = None  # newest frame seen
         self._pts = 0
         self._broken = True  # the newest frame could not be followed
@@ -365,6 +369,8 @@ class Decoder:
             self._sequence, self._pts = end, first + rest
             self._named_ago += steps
             self._as_is = packet.as_is
+            if packet.light is not None:
+                self._light_to, self._light_in = packet.light, fresh
         self._broken = True  # until the payload has proved good
         if packet.reference is not None:
             self._name(packet.reference, packet.sequence)
@@ -527,6 +533,9 @@ class Decoder:
         held = self._shows
         assert held is not None
         seconds = float(pts * self.time_base)
+        if self._light_in:  # frames of one packet go there in equal steps
+            self._light += (self._light_to - self._light) / self._light_in
+            self._light_in -= 1
         with self._timed("view"):
             calm = motion
             if self._smoother and self._as_is:
@@ -547,14 +556,15 @@ class Decoder:
             if straight:  # seen so: from here the way to a next view begins
                 self._turning.apply(view, calm, calm, seconds, held.crop)
             if straight or features.estimate.confidence < SURE:  # there is nobody to be turned
-                return _Plan(pts, state, motion, held, calm, calm, features.picture, contact=contact)
+                picture = features.picture
+                return _Plan(pts, state, motion, held, calm, calm, picture, contact=contact, light=self._light)
         with self._timed("reference"):
             features.feeds  # noqa: B018  computed when first asked for
         with self._timed("view"):
             turned = self._turning.apply(view, calm, features.estimate.motion, seconds, held.crop)
             self.stats.clamped_frames += turned.clamped
         eyes = self._closed_eyes.needed(held, calm, seconds)
-        return _Plan(pts, state, motion, held, calm, turned.motion, eyes=eyes, contact=contact)
+        return _Plan(pts, state, motion, held, calm, turned.motion, eyes=eyes, contact=contact, light=self._light)
 
     def _drawn_each(self, plans: list[_Plan]) -> list[DecodedFrame]:
         """Planned frames as they are shown, in order: the renderer draws them together."""
@@ -592,7 +602,7 @@ class Decoder:
                 here = features.estimate.motion
                 picture = eye_contact(picture, plan.shown, plan.calm, here, features.canonical, follows)
         with self._timed("paste"):
-            picture = self._composed(picture, plan.held.crop)
+            picture = relit(self._composed(picture, plan.held.crop), plan.light)
         self.stats.frames += 1
         as_is = plan.picture is not None
         return DecodedFrame(picture, plan.pts, plan.state, plan.motion, plan.held.id, plan.shown, as_is)

@@ -25,6 +25,7 @@ from .film_rate import FilmRate
 from .focus import soften
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .lids import Lids, openings
+from .light import relit
 from .media import as_picture
 from .motion import Array, MotionParams
 from .pack import Pack, load_pack
@@ -78,13 +79,14 @@ BEHIND = 5
 @dataclass(frozen=True)
 class _Taken:
     """A frame whose motion is to be coded. estimate: with the lids as they are to be sent. reference: the picture in
-    use when it was taken. often: pictures came with nearly every frame then."""
+    use when it was taken. often: pictures came with nearly every frame then. light: what there was of it."""
 
     shot: Shot
     estimate: MotionEstimate | None
     pts: int
     reference: int
     often: bool
+    light: int
 
 
 class Encoder:
@@ -271,8 +273,9 @@ class Encoder:
         self.stats.frames += 1
         self._pictures.protection = self._protection
         if seen is None:
-            sight, tile = self._watcher.see(picture, seconds)
+            sight, picture, tile = self._watcher.see(picture, seconds)
         else:
+            picture = relit(picture, -seen.light)
             sight, tile = seen, crop(picture, seen.square, self.pack.size)
         packets = self._count(self._pictures.again)
         self._pictures.again = []
@@ -312,7 +315,7 @@ class Encoder:
         if self.stats.references:
             packets += self._refresh(shot)
         active = self._pictures.active
-        self._taken.append(_Taken(shot, estimate, pts, active, often))
+        self._taken.append(_Taken(shot, estimate, pts, active, often, sight.light))
         if not self.stats.references:
             if estimate is not None and len(self._taken) <= self._lookahead:
                 return self._sent(packets)
@@ -531,6 +534,7 @@ class Encoder:
             pts=pts if intra else None,
             pts_step=None if intra or step == self.frame_duration else step,
             as_is=as_is and not intra,
+            light=frame.light,
         )  # fmt: skip
         with self._timed("entropy"):
             if not self._aggregator.takes(head):  # one packet, one quality: a change would begin another

@@ -193,7 +193,8 @@ class Motion:
 
     intra: needs no earlier packet but its reference; carries reference and pts. Predicted frames continue the frame
     before them; ``reference`` and ``pts_step`` are None when they are the last reference and the nominal duration.
-    as_is: the reference picture is shown as it is; motion is followed but does not move it.
+    as_is: the reference picture is shown as it is; motion is followed but does not move it. light: on the last frame,
+    against that on the stream's first one; None where it is not said. See light.py.
     """
 
     sequence: int  # 0..255, counts frames (not packets) modulo 256
@@ -206,11 +207,13 @@ class Motion:
     pts_step: int | None = None  # predicted only: pts of the first frame minus pts of the frame before
     frames: int = 1  # predicted only; the further ones follow at the nominal duration
     as_is: bool = False  # predicted only
+    light: int | None = None  # predicted only, -128..127
 
     REFERENCE_FLAG: ClassVar[int] = 1
     STEP_FLAG: ClassVar[int] = 2
     FRAMES_FLAG: ClassVar[int] = 4
     AS_IS_FLAG: ClassVar[int] = 8
+    LIGHT_FLAG: ClassVar[int] = 16
 
     def __bytes__(self) -> bytes:
         scale = self.level << 3 | self.components
@@ -227,6 +230,8 @@ class Motion:
         if self.frames != 1:
             flags, extra = flags | self.FRAMES_FLAG, extra + varint(self.frames)
         flags |= self.AS_IS_FLAG * self.as_is
+        if self.light is not None:
+            flags, extra = flags | self.LIGHT_FLAG, extra + bytes((self.light & 255,))
         head = bytes((KIND_PREDICTED | scale << 1 | bool(flags), self.sequence))
         return head + (bytes((flags,)) + extra if flags else b"") + self.payload
 
@@ -240,10 +245,10 @@ class Motion:
     @classmethod
     def _parse_predicted(cls, read: Reader, kind: int) -> Motion:
         level, components = kind >> 4 & 7, kind >> 1 & 7
-        sequence, reference, step, frames, flags = read.byte("the sequence number"), None, None, 1, 0
+        sequence, reference, step, frames, flags, light = read.byte("the sequence number"), None, None, 1, 0, None
         if kind & 1:
             flags = read.byte("the motion flags")
-            if not 0 < flags < 16:
+            if not 0 < flags < 32:
                 raise read.error(f"motion flags {flags:#04x} are empty or set reserved bits", 14)
             if flags & cls.REFERENCE_FLAG:
                 reference = read.byte("the reference id")
@@ -251,8 +256,10 @@ class Motion:
                 step = read.limited("pts step", 1, TIME_MAX, 15)
             if flags & cls.FRAMES_FLAG:
                 frames = read.limited("frame count", 2, GROUP_MAX, 16)
+            if flags & cls.LIGHT_FLAG:
+                light = (read.byte("the light") + 128) % 256 - 128
         payload, as_is = read.motion(frames), bool(flags & cls.AS_IS_FLAG)
-        return cls(sequence, level, components, payload, False, reference, None, step, frames, as_is)
+        return cls(sequence, level, components, payload, False, reference, None, step, frames, as_is, light)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,8 @@ class Reports:
         return True
 
 
-Frame = tuple[Motion, Symbols]  # a frame and what its packet would say without others; the payload is empty
+# A frame and what its packet would say without others; the payload is empty, the light is always there.
+Frame = tuple[Motion, Symbols]
 
 
 class Aggregator:
@@ -131,6 +132,8 @@ class Aggregator:
         self._coder, self._share = coder, share
         self._sent: list[Frame] = []  # since the last intra frame, which starts it; no more than can be sent again
         self._new: list[Frame] = []
+        self._light: int | None = 0  # that receivers surely know which have got the last packet
+        self._lit = False  # it has ever been another than that of the first frame
 
     def add(self, head: Motion, symbols: Symbols, again: int) -> list[Packet]:
         """The packets that are full now, or that this frame cannot join. again: frames to repeat, 0 for none."""
@@ -154,7 +157,10 @@ class Aggregator:
         """The packet of the frames that were waiting, if any were."""
         if not self._new:
             return []
-        frames = self._sent[max(0, len(self._sent) - again) :] + self._new
+        first = max(0, len(self._sent) - again)
+        frames = self._sent[first:] + self._new
+        if 0 < first < len(self._sent):  # what told of the light on these may be lost with them
+            self._light = self._known_after(self._sent[first - 1][0])
         self._sent, self._new = frames[-AGAIN_MAX:], []
         runs: list[list[Frame]] = []
         for frame in frames:
@@ -163,9 +169,22 @@ class Aggregator:
             else:
                 runs.append([frame])
         packets: list[Packet] = [
-            replace(run[0][0], payload=self._coder.encode([s for _, s in run]), frames=len(run)) for run in runs
+            replace(run[0][0], payload=self._coder.encode([s for _, s in run]), frames=len(run), light=self._told(run))
+            for run in runs
         ]
         return packets if len(packets) == 1 else [Bundle(tuple(packets))]
+
+    def _told(self, run: list[Frame]) -> int | None:
+        """What a packet of these frames says of light: nothing that is known."""
+        known, last = self._light, run[-1][0]
+        self._lit |= bool(last.light)
+        self._light = self._known_after(last)
+        return None if last.intra or last.light == known else last.light
+
+    def _known_after(self, frame: Motion) -> int | None:
+        """Which light a receiver surely knows that has got all up to this frame. Intra motion cannot tell any, and may
+        be the first that comes, or the first after what was lost."""
+        return None if frame.intra and self._lit else frame.light
 
 
 def _joins(before: Motion, now: Motion) -> bool:

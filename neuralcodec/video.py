@@ -361,7 +361,7 @@ def list_packets(path: str | Path) -> Iterator[dict[str, Any]]:
             kind = "intra" if packet.intra else "predicted"
             line |= {"coding": kind, "pts": times[0], "frames": packet.frames, "sequence": packet.sequence}
             line |= {"level": packet.level, "components": packet.components, "payload": len(packet.payload)}
-            line |= {"as_is": packet.as_is}
+            line |= {"as_is": packet.as_is, "light": packet.light}
         elif isinstance(packet, ReferencePart):
             line |= {"reference": packet.reference, "part": f"{packet.index + 1}/{packet.count}"}
             line |= {"codec": packet.codec & ~SIGNED, "signed": bool(packet.codec & SIGNED)}

@@ -9,23 +9,26 @@ from dataclasses import dataclass
 from .cuts import Cuts, Shot
 from .face import CropFollower, Face, Square, crop
 from .inference import SURE, Inference, MotionEstimate
+from .light import LightMeter, relit
 from .motion import Array
 
 
 @dataclass(frozen=True)
 class Sight:
     """What is seen in a frame. square: what is coded of it. moved: the square has come to rest elsewhere. estimate: the
-    face in it, or None. shot: how many have begun before it, see `Cuts.follow`."""
+    face in it, or None. shot: how many have begun before it, see `Cuts.follow`. light: on it, see `LightMeter`; what is
+    seen and coded is the frame in the light of the first one."""
 
     square: Square
     moved: bool
     estimate: MotionEstimate | None
     shot: int = 0
+    light: int = 0
 
 
 class Watcher:
     """Looks at frame after frame. size: of the coded picture, pixels a side. timed: how long a stage takes. flash: see
-    `Cuts`; None: shots are not told apart."""
+    `Cuts`; None: shots are not told apart, nor what the light does."""
 
     def __init__(
         self,
@@ -36,17 +39,24 @@ class Watcher:
         flash: float | None = None,
     ) -> None:
         self._cuts = None if flash is None else Cuts(networks, flash, timed)
+        self._meter = None if flash is None else LightMeter()
         self._networks, self._follower, self._size, self._timed = networks, follower, size, timed
         self._camera: tuple[int, int] | None = None
         self._face: Face | None = None  # where it was last seen, source pixels
 
-    def see(self, picture: Array, seconds: float) -> tuple[Sight, Array]:
-        """Of uint8 RGB (H, W, 3), any size; and the square's pixels, uint8 (size, size, 3)."""
+    def see(self, picture: Array, seconds: float) -> tuple[Sight, Array, Array]:
+        """Of uint8 RGB (H, W, 3), any size; and as they are coded that picture and the square's pixels, uint8 (size,
+        size, 3)."""
         camera = (picture.shape[1], picture.shape[0])
         if camera != self._camera:
             self._camera, self._face = camera, None
             if self._cuts is not None:
                 self._cuts.forget()
+            if self._meter is not None:
+                self._meter.forget()
+        with self._timed("light"):
+            light = 0 if self._meter is None else self._meter.follow(picture, seconds)
+            picture = relit(picture, -light)
         with self._timed("face"):
             face = self._face or self._find(picture)
             square = self._follower.update(camera, face, seconds)
@@ -63,7 +73,7 @@ class Watcher:
         moved, shot = self._follower.moved, 0
         if self._cuts is not None:
             shot = self._cuts.follow(Shot(picture, tile, square, estimate, seconds), moved)
-        return Sight(square, moved, estimate, shot), tile
+        return Sight(square, moved, estimate, shot, light), picture, tile
 
     def _find(self, picture: Array) -> Face | None:
         # a fixed square is about the person in it, whoever else is in the picture

@@ -189,6 +189,7 @@ def test_the_same_packets_are_refused_by_the_same_rule() -> None:
         Motion(9, 2, 3, b"\x01\x02\x03", True, 1, -77),
         Motion(9, 2, 3, b"\x01\x02", False, 2, None, 5, 3),
         Motion(9, 2, 3, b"", as_is=True),
+        Motion(9, 2, 3, b"\x07", frames=2, light=-3),
         Update(7, 1, 3, b"abcd", b"payload", (-5, 6, 700)),
         Update(7, 0, 1, b"abcd", b"payload"),
         Parity(3, 1, 2, 3, 0x81, b"abcd", (0, 0, 256), 20, b"7 bytes"),
@@ -196,7 +197,7 @@ def test_the_same_packets_are_refused_by_the_same_rule() -> None:
         Feedback(need_reference=True),
         End(300),
     ]
-    good += [Bundle((good[4], good[2])), Bundle((good[5], good[4], good[3]))]
+    good += [Bundle((good[4], good[2])), Bundle((good[6], good[5], good[3]))]
     cases = [b"", b"\x01", *map(bytes, good)]
     for packet in map(bytes, good):
         cases += [packet[:n] for n in range(1, len(packet))]

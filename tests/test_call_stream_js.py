@@ -33,7 +33,7 @@ FOLLOW = """
       const packets = packet ? packet.packets ?? [packet] : [];
       const frames = packets.flatMap((one) => taken(() => stream.take(one, 2)) ?? []);
       stream.counted();
-      return { broken: stream.broken, report: bitstream.hex(stream.report([9, 2], false)),
+      return { broken: stream.broken, light: stream.light, report: bitstream.hex(stream.report([9, 2], false)),
                frames: frames.map(({ pts, flat }) => ({ pts, flat: flat && Array.from(flat) })) };
     });
 """
@@ -55,6 +55,7 @@ def packets(pack: nc.Pack, rows: np.ndarray, dice: np.random.Generator) -> list[
         head = Motion(
             number % 256, number // 30 % 3, 7, b"", intra, reference=reference if names else None,
             pts=2 * number if intra else None, as_is=not intra and number % 11 < 2,
+            light=number // 7 % 3 * 30 - 40,
         )  # fmt: skip
         named = reference
         (packet,) = sender.add(head, symbols, int(dice.integers(0, 4)))
@@ -83,7 +84,7 @@ def test_frames_are_found_as_python_finds_them(
             decoder.decode(bytes(part))
     came = badly_delivered(packets(scene_pack, np.concatenate([*scene_tracks.values()] * 2), dice), dice)
     came[50] = came[50][:3] + b"\xff" * 30  # one is damaged
-    expected, wants, reports = [], [], []
+    expected, wants, reports, lights = [], [], [], []
     for data in came:
         try:
             found = decoder.decode(data, wanted=lambda _: False)
@@ -92,9 +93,11 @@ def test_frames_are_found_as_python_finds_them(
         expected.append([frame for frame in found if frame.state is Concealment.RECEIVED])
         wants.append(decoder._broken)
         reports.append(decoder.feedback())
+        lights.append(decoder._light_to)
     given = {"tables": scene_tables, "packets": [data.hex() for data in came]}
     got = node(FOLLOW, given)
     assert [step["broken"] for step in got] == wants
+    assert [step["light"] for step in got] == lights and len(set(lights)) == 4
     for step, wants_intra, theirs in zip(got, wants, reports, strict=True):
         ours = Feedback(theirs.sequence, theirs.lost, (2, 9), need_intra=wants_intra)
         assert parse_packet(bytes.fromhex(step["report"])) == ours

@@ -14,6 +14,7 @@ import neuralcodec
 from neuralcodec import chain
 from neuralcodec.entropy import ALPHABET, EntropyCoder
 from neuralcodec.fragments import Assembler
+from neuralcodec.light import relit
 from neuralcodec.motion import MotionParams
 from neuralcodec.pack import load_pack
 from neuralcodec.packet import Bundle, Feedback, Motion, Parity, ReferencePart, StreamHeader, Update, parse_packet
@@ -218,6 +219,17 @@ def test_the_scene_of_the_text_is_the_one_that_is_found_and_read() -> None:
     reference, picture = shows(x, y), shows(x + 0.03 + 0.02 * x, y - 0.02 + 0.015 * y)
     found = register(Pyramid(reference), Pyramid(picture), None, None, g)
     assert np.abs(found - d).max() < 0.5 * 2 / 64  # half a pixel of the pictures that are compared
+
+
+def test_light_by_the_text() -> None:
+    white, units = map(int, re.findall(r"multiplied by (\d+) e / .*?, e = exp\(l / (\d+)\)", TEXT)[0])
+    colours = np.random.default_rng(4).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    r, g, b = np.moveaxis(colours.astype(int), 2, 0)
+    y = ((77 * r + 150 * g + 29 * b) >> 8)[..., None]
+    for light in (-128, -9, 0, 31, 127):
+        e = np.exp(light / units)
+        shown = np.clip(np.rint(colours * (white * e / (white + (e - 1) * y))), 0, 255)
+        assert np.abs(shown - relit(colours, light)).max() <= 1
 
 
 def test_every_rule_of_the_text_is_numbered_once_in_order() -> None:

@@ -35,12 +35,14 @@ INTRA = Motion(9, 3, 5, b"\x12\x34", True, reference=3, pts=-1000)
 PREDICTED = Motion(10, 7, 0, b"\x55")
 UNUSUAL = Motion(255, 0, 7, b"\x01\x02\x03", reference=200, pts_step=70000, frames=64)
 UPDATE = Update(200, 1, 3, b"\x01\x02\x03\x04", b"frame", (-5, 12, 640), True)
+LIT = [Motion(11, 2, 2, b"\x07", light=light) for light in (-128, -1, 0, 127)]
 AS_IS = Motion(11, 2, 2, b"", reference=9, as_is=True)
 PARITY = Parity(3, 1, 2, 3, 1 | SIGNED, b"\x0a\x0b\x0c\x0d", (-5, 12, 640), 19, b"1234567")
 FEEDBACK = Feedback(7, 255, (0, 9, 255), True, True)
 BUNDLE = Bundle((INTRA, Motion(10, 3, 5, b""), REFERENCE))
 ALL = [HEADER, REFERENCE, INTRA, PREDICTED, UNUSUAL, Motion(0, 0, 0, b""), UPDATE, AS_IS, End(250)]
 ALL += [Extension(0x3F, b"any"), Update(0, 0, 1, b"\x01\x02\x03\x04", b"x")]
+ALL += [*LIT, Motion(255, 0, 7, b"\x01", reference=200, pts_step=70000, frames=64, as_is=True, light=-5)]
 ALL += [PARITY, BUNDLE, FEEDBACK, Feedback(), Feedback(0), Feedback(need_intra=True)]
 
 
@@ -59,7 +61,7 @@ def test_sizes() -> None:
     assert bytes(End(0)) == b"\x04\x00"
 
 
-@pytest.mark.parametrize("packet", [HEADER, REFERENCE, INTRA, UNUSUAL, UPDATE, End(1 << 40), PARITY, BUNDLE])
+@pytest.mark.parametrize("packet", [HEADER, REFERENCE, INTRA, UNUSUAL, LIT[0], UPDATE, End(1 << 40), PARITY, BUNDLE])
 def test_cut_at_every_length(packet: object) -> None:
     data = bytes(packet)  # type: ignore[call-overload]
     for length in range(len(data)):
@@ -154,7 +156,7 @@ BROKEN: list[tuple[str, type[BitstreamError], bytes]] = [
     ("R13", LimitError, reference(crop=(0, 0, 0))),
     ("R13", LimitError, reference(crop=(0, 0, 16385))),
     ("R14", BitstreamError, b"\x81\x00\x00"),
-    ("R14", BitstreamError, b"\x81\x00\x10"),
+    ("R14", BitstreamError, b"\x81\x00\x20"),
     ("R15", LimitError, b"\x81\x00\x02\x00"),
     ("R15", LimitError, b"\x81\x00\x02" + varint(1 << 31)),
     ("R16", LimitError, b"\x81\x00\x04\x01"),

@@ -154,11 +154,12 @@ function predicted(first, read) {
   const packet = { kind: "motion", intra: false, level: first >> 4 & 7, components: first >> 1 & 7, sequence: read.byte(), frames: 1 };
   if (first & 1) {
     const flags = read.byte();
-    if (flags < 1 || flags > 15) throw new BitstreamError("R14: motion flags");
+    if (flags < 1 || flags > 31) throw new BitstreamError("R14: motion flags");
     if (flags & 1) packet.reference = read.byte();
     if (flags & 2) packet.step = read.limited(1, TIME_MAX, "R15");
     if (flags & 4) packet.frames = read.limited(2, 64, "R16");
     packet.asIs = (flags & 8) === 8;
+    if (flags & 16) packet.light = read.byte() << 24 >> 24;
   }
   packet.payload = read.motion(packet.frames);
   return packet;

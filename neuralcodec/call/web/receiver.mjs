@@ -6,6 +6,7 @@
 // Out: { ready, by, threads }, { picture, size, pts, ms }, { feedback: hex of a packet for the sender }, { problem: sentence }.
 import { BitstreamError, hex, parsePacket, posed, unpacked } from "./bitstream.mjs";
 import { ClosedEyes, withEyes } from "./closed_eyes.mjs";
+import { relight } from "./light.mjs";
 import { Loan, Networks } from "./networks.mjs";
 import { canDecode, Chain, concat, decodeStill, rgba } from "./reference.mjs";
 import { Steady } from "./steady.mjs";
@@ -102,6 +103,7 @@ async function run() {
       newest.fresh = false;
       const begin = performance.now(), picture = steady.smooth(await render(newest));
       if (header.gray) greyed(picture);
+      relight(picture, newest.light);
       self.postMessage({ picture, size, pts: newest.pts, ms: performance.now() - begin }, [picture.buffer]);
       await new Promise((resolve) => { turns.port1.onmessage = resolve; turns.port2.postMessage(0); }); // let messages in
     } else if (!queue.length) {
@@ -227,12 +229,12 @@ async function onMotion(packet) {
   }
   if (!frame || !shows) return;
   if (!frame.flat) { // the picture itself, whatever the motion that was lost
-    if (!lacks) newest = { flat: newest?.flat ?? Float64Array.from(motion.decoder.tables.mean), shows, pts: frame.pts, asIs: true, fresh: true };
+    if (!lacks) newest = { flat: newest?.flat ?? Float64Array.from(motion.decoder.tables.mean), shows, pts: frame.pts, light: motion.light, asIs: true, fresh: true };
     return;
   }
   const { flat, pts } = frame;
   moved?.forEach((value, i) => { flat[motion.decoder.sceneAt + i] += value; });
-  if (!lacks || await near(flat)) newest = { flat, shows, pts, asIs: motion.asIs, fresh: true };
+  if (!lacks || await near(flat)) newest = { flat, shows, pts, light: motion.light, asIs: motion.asIs, fresh: true };
 }
 
 /** Find the picture that motion is relative to; it was cut where the scene is now, should it not be here yet. */

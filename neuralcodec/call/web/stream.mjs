@@ -46,6 +46,7 @@ export class MotionStream {
     this.sequence = null; // newest frame seen
     this.pts = 0;
     this.asIs = false; // it shows the picture itself
+    this.light = 0; // on it, see light.mjs
     this.reference = null; // id of the picture that it is relative to
     this.broken = true; // it could not be followed: an intra frame is wanted
     this.namedAgo = 0; // frames from the one that named the picture to the newest
@@ -78,6 +79,7 @@ export class MotionStream {
       this.pts = first + (packet.frames - 1) * duration;
       this.namedAgo += steps;
       this.asIs = packet.asIs === true;
+      this.light = packet.light ?? this.light;
       this.missing += steps;
       this.steps += steps;
       this.began ||= packet.intra === true;
