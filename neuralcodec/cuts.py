@@ -11,6 +11,7 @@ import numpy as np
 
 from .face import Square, crop, luma, resize
 from .inference import Inference, MotionEstimate
+from .light import relit
 from .motion import Array
 
 # Grey levels. A frame that differs from the one before by JUMP, root mean square, is drawn from that one: where half of
@@ -25,14 +26,16 @@ BACK, SMALL = 14.0, 24
 
 @dataclass(frozen=True)
 class Shot:
-    """A frame of the camera. picture: all of it, uint8 RGB. square: what is coded of it; tile: that, (S, S, 3).
-    estimate: the face found in the tile, or None. seconds: when it was taken."""
+    """A frame of the camera. picture: all of it, uint8 RGB. square: what is coded of it; tile: that, (S, S, 3), in the
+    light of the first frame. estimate: the face found in the tile, or None. seconds: when it was taken. light: on the
+    picture, see light.py."""
 
     picture: Array
     tile: Array
     square: Square
     estimate: MotionEstimate | None
     seconds: float
+    light: int = 0
 
     @cached_property
     def half(self) -> Array:
@@ -40,7 +43,12 @@ class Shot:
 
     def seen_in(self, square: Square) -> Array:
         """What the tile would be, had it been cut from this square."""
-        return self.tile if square == self.square else crop(self.picture, square, len(self.tile))
+        return self.tile if square == self.square else tile_of(self.picture, square, len(self.tile), self.light)
+
+    @property
+    def squeezed(self) -> Array:
+        """All of the picture, as large as the tile and in its light."""
+        return relit(resize(self.picture, *self.tile.shape[:2]), -self.light)
 
     def half_in(self, square: Square) -> Array:
         return self.half if square == self.square else half(self.seen_in(square))
@@ -99,6 +107,11 @@ class Cuts:
             motion = replace(motion, scene=self._networks.scene(features, tile, estimate, None))
             off = np.subtract(self._networks.render(features, motion), tile, dtype=np.int16)
         return float(np.median(np.abs(off))) > STRANGE
+
+
+def tile_of(picture: Array, square: Square, size: int, light: int) -> Array:
+    """What is coded of a picture in this light."""
+    return relit(crop(picture, square, size), -light)
 
 
 def grey(picture: Array, side: int) -> Array:

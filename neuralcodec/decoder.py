@@ -153,6 +153,8 @@ class Decoder:
         self._last_crop: Square | None = None  # that the last motion is told in
         self._recut = False  # it was told in another
         self._showed: HeldPicture | None = None  # as it was, with the last frame
+        nothing = np.zeros((0, 0, 3), np.uint8)
+        self._surroundings = nothing, 0.0, nothing  # as they came; a light, and they in it
         self._still = np.zeros((self.pack.scene**2, 2), np.float32)
         self._drawn = self._moved = self._still  # the scene as shown last, and what to add while a picture is not here
         self._missing = 0  # frames concealed in a row
@@ -602,19 +604,23 @@ class Decoder:
                 here = features.estimate.motion
                 picture = eye_contact(picture, plan.shown, plan.calm, here, features.canonical, follows)
         with self._timed("paste"):
-            picture = relit(self._composed(picture, plan.held.crop), plan.light)
+            picture = self._composed(relit(picture, plan.light), plan.held.crop, plan.light)
         self.stats.frames += 1
         as_is = plan.picture is not None
         return DecodedFrame(picture, plan.pts, plan.state, plan.motion, plan.held.id, plan.shown, as_is)
 
-    def _composed(self, picture: Array, square: Square) -> Array:
+    def _composed(self, picture: Array, square: Square, light: float) -> Array:
         """At the source's size when it was coded whole or is to be pasted back, else the coded square as it is."""
         header = self._known_header()
         if header.gray:
             picture = luma(picture)[..., None].repeat(3, axis=2)
         wanted = header.full_frame if self.full_frame is None else self.full_frame
         if wanted and self._pictures.backdrop is not None:
-            return paste(self._pictures.backdrop, square, picture)
+            plain, lit, shown = self._surroundings
+            if plain is not self._pictures.backdrop or lit != light:  # large, and the same in most frames
+                plain, lit, shown = self._pictures.backdrop, light, relit(self._pictures.backdrop, light)
+                self._surroundings = plain, lit, shown
+            return paste(shown, square, picture)
         if square == Square.covering((header.width, header.height)):
             whole = resize(picture, square.side, square.side)
             return whole[-square.y : header.height - square.y, -square.x : header.width - square.x]

@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 
 from .avatar import Avatar, AvatarDriver
-from .cuts import Shot, squared_error
+from .cuts import Shot, squared_error, tile_of
 from .entropy import EntropyCoder
 from .errors import BitstreamError, LimitError, check_flags
-from .face import CropFollower, Square, crop
+from .face import CropFollower, Square
 from .fields import varint
 from .film import FLASH, Film
 from .film_rate import FilmRate
 from .focus import soften
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .lids import Lids, openings
-from .light import relit
 from .media import as_picture
 from .motion import Array, MotionParams
 from .pack import Pack, load_pack
@@ -79,14 +78,13 @@ BEHIND = 5
 @dataclass(frozen=True)
 class _Taken:
     """A frame whose motion is to be coded. estimate: with the lids as they are to be sent. reference: the picture in
-    use when it was taken. often: pictures came with nearly every frame then. light: what there was of it."""
+    use when it was taken. often: pictures came with nearly every frame then."""
 
     shot: Shot
     estimate: MotionEstimate | None
     pts: int
     reference: int
     often: bool
-    light: int
 
 
 class Encoder:
@@ -273,10 +271,9 @@ class Encoder:
         self.stats.frames += 1
         self._pictures.protection = self._protection
         if seen is None:
-            sight, picture, tile = self._watcher.see(picture, seconds)
+            sight, tile = self._watcher.see(picture, seconds)
         else:
-            picture = relit(picture, -seen.light)
-            sight, tile = seen, crop(picture, seen.square, self.pack.size)
+            sight, tile = seen, tile_of(picture, seen.square, self.pack.size, seen.light)
         packets = self._count(self._pictures.again)
         self._pictures.again = []
         camera = (picture.shape[1], picture.shape[0])
@@ -307,7 +304,7 @@ class Encoder:
                     del self._waiting[:-WAITING_LIVE]
                 return self._sent(packets)
         often = self._rate.since_picture < max(OFTEN_SECONDS, OFTEN_FRAMES * elapsed)
-        shot = Shot(picture, tile, square, found, seconds)
+        shot = Shot(picture, tile, square, found, seconds, sight.light)
         packets += self._follow(sight.shot if self._film is None else self._film.present.shot, seconds)
         around = self.full_frame and self._moved  # new surroundings would be put around frames that wait
         while self._taken and ((around and self._pictures.held) or self._own_gives_way()):
@@ -315,7 +312,7 @@ class Encoder:
         if self.stats.references:
             packets += self._refresh(shot)
         active = self._pictures.active
-        self._taken.append(_Taken(shot, estimate, pts, active, often, sight.light))
+        self._taken.append(_Taken(shot, estimate, pts, active, often))
         if not self.stats.references:
             if estimate is not None and len(self._taken) <= self._lookahead:
                 return self._sent(packets)
@@ -534,7 +531,7 @@ class Encoder:
             pts=pts if intra else None,
             pts_step=None if intra or step == self.frame_duration else step,
             as_is=as_is and not intra,
-            light=frame.light,
+            light=frame.shot.light,
         )  # fmt: skip
         with self._timed("entropy"):
             if not self._aggregator.takes(head):  # one packet, one quality: a change would begin another

@@ -107,7 +107,7 @@ class Film:
             raise ValueError(f"A Film has pairs of pts and picture; found {type(frame).__name__} among its frames.")
         pts, image = frame
         self.last = seconds = float(pts * self._time_base)
-        sight, _, tile = self._watcher.see(as_picture(image), seconds)
+        sight, tile = self._watcher.see(as_picture(image), seconds)
         self._seen.append((pts, seconds, sight))
         for number in range(len(self._looks) - 1, -1, -1):  # what seemed to be another shot was a flashlight
             if self._looks[number].shot <= sight.shot:

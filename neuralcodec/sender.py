@@ -20,7 +20,7 @@ import numpy as np
 
 from .chain import HASH_BYTES, ChainEncoder, start_chain
 from .cuts import Shot, half, squared_error
-from .face import Square, resize
+from .face import Square
 from .focus import soften
 from .fragments import PART_BYTES, UPDATE_MAX, split, split_update
 from .inference import Inference, MotionEstimate, ReferenceFeatures
@@ -358,7 +358,7 @@ class PictureSender:
         elif self._repeat_header and self.header:
             packets.append(self.header)
         if self._backdrop_due or surroundings:
-            backdrop = encode_reference(resize(shot.picture, *shot.tile.shape[:2]), max_bytes=2 * budget)
+            backdrop = encode_reference(shot.squeezed, max_bytes=2 * budget)
             packets += self._unprotected(self._parts(backdrop, BACKDROP, shot.square, self.next_id))
             self._backdrop_due = False
         budget -= self._signature_bytes

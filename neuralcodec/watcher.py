@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from .cuts import Cuts, Shot
-from .face import CropFollower, Face, Square, crop
+from .cuts import Cuts, Shot, tile_of
+from .face import CropFollower, Face, Square
 from .inference import SURE, Inference, MotionEstimate
-from .light import LightMeter, relit
+from .light import LightMeter
 from .motion import Array
 
 
@@ -44,9 +44,8 @@ class Watcher:
         self._camera: tuple[int, int] | None = None
         self._face: Face | None = None  # where it was last seen, source pixels
 
-    def see(self, picture: Array, seconds: float) -> tuple[Sight, Array, Array]:
-        """Of uint8 RGB (H, W, 3), any size; and as they are coded that picture and the square's pixels, uint8 (size,
-        size, 3)."""
+    def see(self, picture: Array, seconds: float) -> tuple[Sight, Array]:
+        """Of uint8 RGB (H, W, 3), any size; and what is coded of it, uint8 (size, size, 3)."""
         camera = (picture.shape[1], picture.shape[0])
         if camera != self._camera:
             self._camera, self._face = camera, None
@@ -56,11 +55,10 @@ class Watcher:
                 self._meter.forget()
         with self._timed("light"):
             light = 0 if self._meter is None else self._meter.follow(picture, seconds)
-            picture = relit(picture, -light)
         with self._timed("face"):
             face = self._face or self._find(picture)
             square = self._follower.update(camera, face, seconds)
-            tile = crop(picture, square, self._size)
+            tile = tile_of(picture, square, self._size, light)
         with self._timed("motion"):
             estimate = self._look(tile, square, face)
         if estimate is None and self._face is not None:  # lost where it was: look over the whole picture once
@@ -72,8 +70,8 @@ class Watcher:
         self._face = Face.from_box(square, estimate.box) if estimate else None
         moved, shot = self._follower.moved, 0
         if self._cuts is not None:
-            shot = self._cuts.follow(Shot(picture, tile, square, estimate, seconds), moved)
-        return Sight(square, moved, estimate, shot, light), picture, tile
+            shot = self._cuts.follow(Shot(picture, tile, square, estimate, seconds, light), moved)
+        return Sight(square, moved, estimate, shot, light), tile
 
     def _find(self, picture: Array) -> Face | None:
         # a fixed square is about the person in it, whoever else is in the picture

@@ -39,10 +39,10 @@ class Eyes:
     def __init__(self, shots: list[int] | None = None) -> None:
         self._shots = iter(shots or [0] * 1000)
 
-    def see(self, picture: Array, seconds: float) -> tuple[Sight, Array, Array]:
+    def see(self, picture: Array, seconds: float) -> tuple[Sight, Array]:
         grey = int(picture[0, 0, 0])
         estimate: Any = None if grey == NOBODY else SimpleNamespace(box=np.array([0.0, 0.0, 0.5]), **eyes())
-        return Sight(Square(-64, 32, 512), False, estimate, next(self._shots)), picture, picture
+        return Sight(Square(-64, 32, 512), False, estimate, next(self._shots)), picture
 
 
 def picture(grey: int) -> Array:
@@ -75,7 +75,7 @@ def test_the_encoder_gets_the_sights_that_it_would_have_had_without_a_film(portr
     film.watch_with(ahead, Fraction(1, 25))
     squares = set()
     for pts, scene in enumerate(scenes):
-        wanted, *_ = plain.see(as_picture(scene), pts / 25)
+        wanted, _ = plain.see(as_picture(scene), pts / 25)
         if pts in (2, 6):
             film.ahead(0.1)
         sight = film.sight(pts)
@@ -148,9 +148,9 @@ BOX = np.array([0.25, -0.5, 0.25], np.float32)  # of the face that Tiles sees: i
 class Tiles:
     """A watcher that sees a face in every picture and all of it."""
 
-    def see(self, picture: Array, seconds: float) -> tuple[Sight, Array, Array]:
+    def see(self, picture: Array, seconds: float) -> tuple[Sight, Array]:
         face: Any = SimpleNamespace(box=BOX, **eyes(0.25, 0.01))
-        return Sight(Square(0, 0, 256), False, face), picture, picture
+        return Sight(Square(0, 0, 256), False, face), picture
 
 
 def test_looks_are_small_grey_pictures_whose_products_add_up_exactly(portrait_clip: list[Array]) -> None:

@@ -262,3 +262,20 @@ def test_an_avatar_stays_in_its_own_light(portrait_clip: list[Array]) -> None:
         bytes(p) for pts, image in enumerate(swinging(long(portrait_clip, 30))) for p in encoder.encode(image, pts)
     ]
     assert not lights_of(packets)
+
+
+def test_surroundings_and_whole_frames_are_in_the_same_light(portrait_clip: list[Array]) -> None:
+    scenes = []
+    for image in long(portrait_clip, 40):
+        scene = np.full((320, 480, 3), 120, np.uint8)
+        scene[::7] = 80  # something to be seen around the square
+        scene[32:288, 112:368] = image
+        scenes.append(scene)
+    film = swinging(scenes)
+    encoder = nc.Encoder(12, device="cpu", threads=1, full_frame=True)
+    packets = [bytes(p) for pts, image in enumerate(film) for p in encoder.encode(image, pts)]
+    assert min(lights_of(packets)) < -12
+    shown = shown_of(packets)
+    assert shown[-1].shape == scenes[0].shape
+    for a, b in zip(film[10::5], shown[10::5], strict=True):
+        assert abs(a[:, :60].mean() - b[:, :60].mean()) < 8 and abs(a.mean() - b.mean()) < 8
