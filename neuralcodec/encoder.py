@@ -192,6 +192,7 @@ class Encoder:
         self._watcher = Watcher(
             self._networks, follower, self.pack.size, partial(timed, self.stats.stage_seconds),
             flash=None if avatar is not None else FLASH_SECONDS if film is None else FLASH,
+            light=avatar is None and film is None and not lookahead,
         )  # fmt: skip
         self._film = film
         frame_seconds = frame_duration * float(self.time_base)

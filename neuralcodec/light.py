@@ -3,6 +3,10 @@
 Networks know nothing of it, and pictures have every pixel coded anew. So a sender sees, draws and codes all frames in
 the light of the first one and tells what it was, which receivers put on last of all (FORMAT.md section 15). Knows no
 packets, no networks.
+
+Of three training clips whose light changes, as calls at 4 kbit/s, a selfie comes to 25.4 dB for 24.9 without, one that
+fades in to 30.8 for 28.8, the third to 29.0 for 28.8. Where frames wait or all of a film is known it is left alone:
+they are shown from the better of the pictures before and after them (26.3 dB for 26.2 with it, 33.3 for 33.0).
 """
 
 from __future__ import annotations

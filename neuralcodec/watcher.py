@@ -28,7 +28,7 @@ class Sight:
 
 class Watcher:
     """Looks at frame after frame. size: of the coded picture, pixels a side. timed: how long a stage takes. flash: see
-    `Cuts`; None: shots are not told apart, nor what the light does."""
+    `Cuts`; None: shots are not told apart. light: whether it is followed."""
 
     def __init__(
         self,
@@ -37,9 +37,10 @@ class Watcher:
         size: int,
         timed: Callable[[str], AbstractContextManager[None]],
         flash: float | None = None,
+        light: bool = False,
     ) -> None:
         self._cuts = None if flash is None else Cuts(networks, flash, timed)
-        self._meter = None if flash is None else LightMeter()
+        self._meter = LightMeter() if light else None
         self._networks, self._follower, self._size, self._timed = networks, follower, size, timed
         self._camera: tuple[int, int] | None = None
         self._face: Face | None = None  # where it was last seen, source pixels

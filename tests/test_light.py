@@ -242,26 +242,12 @@ def test_a_call_in_light_that_changes_shows_it(portrait_clip: list[Array]) -> No
     assert np.max([abs(a.mean() - b.mean()) for a, b in zip(film, shown_of(untold), strict=True)]) > 15
 
 
-def test_a_film_is_looked_at_in_the_same_light(portrait_clip: list[Array]) -> None:
-    film = swinging(long(portrait_clip, 50))
-    encoder = nc.Encoder(
-        6, device="cpu", threads=1, frames_per_packet=8, lookahead=4, film=Film(enumerate(film), 2), repeat_header=False
-    )
-    packets = [bytes(p) for pts, image in enumerate(film) for p in encoder.encode(image, pts)]
-    packets += [*map(bytes, encoder.flush())]
-    assert min(lights_of(packets)) < -12
-    shown = shown_of(packets)
-    assert np.max([abs(a.mean() - b.mean()) for a, b in zip(film, shown, strict=True)]) < 12
-    assert not any(isinstance(parse_packet(data), ReferencePart) for data in packets[8:])  # one chain, one key
-
-
-def test_an_avatar_stays_in_its_own_light(portrait_clip: list[Array]) -> None:
-    avatar = nc.Avatar(portrait_clip[0], CONSENT)
-    encoder = nc.Encoder(4, device="cpu", threads=1, avatar=avatar)
-    packets = [
-        bytes(p) for pts, image in enumerate(swinging(long(portrait_clip, 30))) for p in encoder.encode(image, pts)
-    ]
-    assert not lights_of(packets)
+def test_films_frames_that_wait_and_avatars_are_told_no_light(portrait_clip: list[Array]) -> None:
+    film = swinging(long(portrait_clip, 30))
+    for how in ({"film": Film(enumerate(film), 2)}, {"avatar": nc.Avatar(portrait_clip[0], CONSENT)}, {"lookahead": 4}):
+        encoder = nc.Encoder(4, device="cpu", threads=1, **how)
+        packets = [bytes(p) for pts, image in enumerate(film) for p in encoder.encode(image, pts)]
+        assert packets and not lights_of(packets)
 
 
 def test_surroundings_and_whole_frames_are_in_the_same_light(portrait_clip: list[Array]) -> None:
