@@ -16,7 +16,7 @@ from PIL import Image
 import neuralcodec as nc
 from neuralcodec.demo import moving_portrait
 from neuralcodec.face import resize
-from neuralcodec.media import output_path, read_frames
+from neuralcodec.media import check_output, output_path, read_frames
 
 YAWS, PITCHES = (-30, -20, -10, 0, 10, 20, 30), (-20, -10, 0, 10, 20)
 
@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256, help="pixels of each view (default: 256)")
     parser.add_argument("-f", "--force", action="store_true", help="replace the output if it exists")
     options = parser.parse_args()
+    if options.side < 1:
+        parser.error(f"--side is {options.side}; expected pixels, at least 1")
+    check_output(options.output, overwrite=options.force)  # before the work
 
     _, picture = next(read_frames(options.picture)) if options.picture else (0, next(moving_portrait()))
     encoder, decoder = nc.Encoder(options.kbps, time_base=1), nc.Decoder()

@@ -56,39 +56,40 @@ def receive(film: str, port: int) -> None:
         writer: VideoWriter | None = None
         tick, first, last, lost = Fraction(1), None, -1, 0  # of the film; where in it the stream begins; lost before it
         streams, sender, heard = 0, None, time.monotonic()  # when a packet of the stream has come, no other counts
-        while (silence := time.monotonic() - heard) < GONE_SECONDS or sender is None:
-            if silence > RESTART_SECONDS:
-                rtp.restart()
-            frames: list[nc.DecodedFrame] = []
-            try:
-                datagram, address = udp.recvfrom(2048)
-                if (data := rtp.unpack(datagram)) is None:
+        with suppress(KeyboardInterrupt):  # what has come is a film all the same
+            while (silence := time.monotonic() - heard) < GONE_SECONDS or sender is None:
+                if silence > RESTART_SECONDS:
+                    rtp.restart()
+                frames: list[nc.DecodedFrame] = []
+                try:
+                    datagram, address = udp.recvfrom(2048)
+                    if (data := rtp.unpack(datagram)) is None:
+                        continue
+                    sender, heard = address, time.monotonic()
+                    if rtp.streams != streams:  # another sender, or the same one anew: nothing of the old one holds
+                        lost += decoder.stats.lost_frames
+                        decoder, streams, first = nc.Decoder(pack=decoder.pack), rtp.streams, None
+                    if isinstance(parse_packet(data), End) and writer is not None:
+                        break
+                    frames = decoder.decode(data)
+                except TimeoutError:
+                    pass
+                except nc.NeuralCodecError as error:  # anybody can send to a port: no stream, or one of another pack
+                    print(error, flush=True)
                     continue
-                sender, heard = address, time.monotonic()
-                if rtp.streams != streams:  # another sender, or the same one anew: nothing of the old one holds
-                    lost += decoder.stats.lost_frames
-                    decoder, streams, first = nc.Decoder(pack=decoder.pack), rtp.streams, None
-                if isinstance(parse_packet(data), End) and writer is not None:
-                    break
-                frames = decoder.decode(data)
-            except TimeoutError:
-                pass
-            except nc.NeuralCodecError as error:  # anybody can send to a port: no stream, or one of another pack
-                print(error, flush=True)
-                continue
-            for frame in frames:
-                if writer is None:
-                    height, width = frame.image.shape[:2]
-                    assert decoder.header is not None  # without it there is no frame
-                    tick, step = decoder.time_base, decoder.header.frame_duration
-                    writer = VideoWriter(film, width, height, tick, frame_duration=step, overwrite=True)
-                pts = round(frame.pts * decoder.time_base / tick)
-                first = last + 1 - pts if first is None else first
-                if first + pts > last:
-                    last = first + pts
-                    writer.write(resize(frame.image, *writer.size), last)
-            if sender and rtp.ssrc is not None and decoder.wants_feedback(time.monotonic()):
-                udp.sendto(rtcp_feedback(decoder.feedback(rtp.lost_share()), own_ssrc, rtp.ssrc), sender)
+                for frame in frames:
+                    if writer is None:
+                        height, width = frame.image.shape[:2]
+                        assert decoder.header is not None  # without it there is no frame
+                        tick, step = decoder.time_base, decoder.header.frame_duration
+                        writer = VideoWriter(film, width, height, tick, frame_duration=step, overwrite=True)
+                    pts = round(frame.pts * decoder.time_base / tick)
+                    first = last + 1 - pts if first is None else first
+                    if first + pts > last:
+                        last = first + pts
+                        writer.write(resize(frame.image, *writer.size), last)
+                if sender and rtp.ssrc is not None and decoder.wants_feedback(time.monotonic()):
+                    udp.sendto(rtcp_feedback(decoder.feedback(rtp.lost_share()), own_ssrc, rtp.ssrc), sender)
         if writer is None:
             raise SystemExit("Nothing that can be shown has arrived.")
         writer.close()

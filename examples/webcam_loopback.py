@@ -33,7 +33,8 @@ def pictures(source: str | None) -> Iterator[tuple[int, Any]]:
         raise SystemExit(f"{source} holds no video.")
     start, last, first = time.monotonic(), -1, None
     with video:
-        for frame in video.decode(video=0):
+        for frame in video.decode(video.streams.best("video")):
+            assert isinstance(frame, av.VideoFrame)
             if source:
                 seconds = float(frame.time or 0.0)
                 first = seconds if first is None else first  # films need not begin at 0

@@ -286,10 +286,13 @@ class VideoWriter:
         self.path = Path(path)
         if self.path.suffix.lower() not in WRITABLE:
             raise MediaError(f"Cannot write {self.path}: the name must end in {', '.join(WRITABLE)}.")
+        if time_base <= 0 or frame_duration <= 0:
+            raise MediaError(f"Frames of {frame_duration} x {time_base} seconds cannot be written; both are above 0.")
         if max(time_base.numerator, time_base.denominator) > TIME_MAX:
             raise MediaError(f"A time base of {time_base} seconds is finer than a video file can carry.")
         self.size = (width, height)
         self.frames = self._shift = 0
+        self._closed = False
         self._time_base, self._duration = time_base, frame_duration
         self._cleanup = contextlib.ExitStack()
         temporary = self._cleanup.enter_context(output_path(self.path, overwrite=overwrite))
@@ -325,7 +328,10 @@ class VideoWriter:
         self.frames += 1
 
     def close(self) -> None:
-        """Finish the file and give it its name."""
+        """Finish the file and give it its name; a second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             self._mux(None)
             self._container.close()

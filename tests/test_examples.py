@@ -166,6 +166,35 @@ def test_udp_receiver_follows_another_sender_after_a_silence(coded: Any, tmp_pat
     assert len(list(read_frames(tmp_path / "seen.mp4"))) == shown
 
 
+def test_udp_receiver_that_is_interrupted_keeps_its_film(
+    coded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("udp_call", EXAMPLES / "udp_call.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sender = RtpSender(1)
+    datagrams = [data for pts, packets in enumerate(coded[1][:4]) for data in sender.pack(packets, pts / 25)]
+    rest = iter([*datagrams, None])
+
+    class Interrupted(module.RtpReceiver):  # type: ignore[misc]
+        def unpack(self, datagram: bytes) -> bytes | None:
+            if (data := next(rest)) is None:
+                raise KeyboardInterrupt
+            return super().unpack(data)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(module, "RtpReceiver", Interrupted)
+    port = free_port(socket.SOCK_DGRAM)
+    receiver = threading.Thread(target=module.receive, args=(str(tmp_path / "seen.mp4"), port), daemon=True)
+    receiver.start()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        end = time.monotonic() + PATIENCE
+        while receiver.is_alive() and time.monotonic() < end:
+            udp.sendto(b"x", ("127.0.0.1", port))
+            receiver.join(0.05)
+    assert len(list(read_frames(tmp_path / "seen.mp4"))) == 4
+
+
 def test_aiortc_track(film: Path, tmp_path: Path) -> None:
     pytest.importorskip("aiortc", reason="the extra [webrtc] is not installed")
     port = free_port(socket.SOCK_STREAM)
@@ -353,6 +382,7 @@ def test_what_cannot_be_read_is_one_sentence(film: Path, tmp_path: Path) -> None
         ("webcam_loopback.py", "--source", film, "--kbps", 0.1),
         ("udp_call.py", "send", tmp_path / "absent.mp4"),
         ("free_view.py", tmp_path / "new.png", "--picture", tmp_path / "absent.png"),
+        ("free_view.py", tmp_path / "no" / "new.png"),
         ("file_roundtrip.py", tmp_path / "absent.mp4", tmp_path / "back.mp4"),
     ):
         assert_one_sentence(example, *arguments)

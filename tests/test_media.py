@@ -618,6 +618,18 @@ def test_an_existing_file_is_kept_without_leave_and_on_failure(tmp_path: Path) -
     assert len(list(read_frames(tmp_path / "a.mp4"))) == 1
 
 
+def test_a_film_is_closed_once_and_has_times(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", 64, 64, Fraction(1, 25)) as writer:
+        writer.write(picture(64, 64), 0)
+        writer.close()
+        written = (tmp_path / "a.mp4").read_bytes()
+    writer.close()
+    assert (tmp_path / "a.mp4").read_bytes() == written and len(list(tmp_path.iterdir())) == 1
+    for base, duration in ((Fraction(0), 1), (Fraction(-1, 25), 1), (Fraction(1, 25), 0)):
+        with pytest.raises(MediaError, match="both are above 0"):
+            VideoWriter(tmp_path / "b.mp4", 64, 64, base, frame_duration=duration)
+
+
 def test_unusable_targets_are_refused(tmp_path: Path) -> None:
     for name, words in (("a.avi", "must end in"), ("no/where.mp4", "does not exist"), ("folder.mp4", "plain file")):
         (tmp_path / "folder.mp4").mkdir(exist_ok=True)
