@@ -26,6 +26,7 @@ from .motion import Array
 from .packet import DIMENSION_MAX, TIME_MAX
 
 WRITABLE = (".mp4", ".m4v", ".mov")  # containers that keep any time base exactly
+GRAY = "gray", "ya", "mono"  # how the names of pixel formats begin that have no colour
 SHORT = 50  # characters of a file's name that its temporary name keeps
 TIMING_PACKETS = 240  # looked at to find the nominal frame duration
 PIXEL_SHAPES = (0.25, 4.0)  # width by height; beyond them a file's word is no use
@@ -125,7 +126,7 @@ class VideoReader:
         self._ticks, self._base = Fraction(1), 0  # of the file's clock in a unit of pts; on it, the first frame
         if _rounded(stamps, ticks := 1 / (rate * self.time_base)):
             self._ticks, self._base, self.time_base, self.frame_duration = ticks, stamps[0], 1 / rate, 1
-        self.gray = (self._stream.codec_context.pix_fmt or "").startswith("gray")
+        self.gray = (self._stream.codec_context.pix_fmt or "").startswith(GRAY)
         shape = self._stream.sample_aspect_ratio or Fraction(1)
         self._pixel_shape = shape if PIXEL_SHAPES[0] <= shape <= PIXEL_SHAPES[1] else Fraction(1)
         self._tones = VideoReformatter()
