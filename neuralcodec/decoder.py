@@ -138,6 +138,7 @@ class Decoder:
         self._lacks_reference = True
         self._as_is = False  # the last frame was a picture as it is
         self._light, self._light_to, self._light_in = 0.0, 0, 0  # on the last frame, then on the last of so many
+        self._light_told_ago = 256  # frames from the one that it was told of last to the newest
         self._sequence: int | None = None  # newest frame seen
         self._pts = 0
         self._broken = True  # the newest frame could not be followed
@@ -370,9 +371,10 @@ class Decoder:
             self.stats.lost_frames += lost
             self._sequence, self._pts = end, first + rest
             self._named_ago += steps
+            self._light_told_ago += steps
             self._as_is = packet.as_is
-            if packet.light is not None:
-                self._light_to, self._light_in = packet.light, fresh
+        if packet.light is not None:
+            self._tell_light(packet.light, end, max(1, fresh))
         self._broken = True  # until the payload has proved good
         if packet.reference is not None:
             self._name(packet.reference, packet.sequence)
@@ -407,6 +409,13 @@ class Decoder:
                 self._moved, self._last = self._drawn, replace(self._last, scene=self._still)
             self._active, self._named_ago = reference, ago
             self._look_for_reference()
+
+    def _tell_light(self, light: int, sequence: int, frames: int) -> None:
+        """The light on that frame, to be reached in so many, unless that on a later one has been told."""
+        assert self._sequence is not None
+        ago = (self._sequence - sequence) % 256
+        if ago <= self._light_told_ago:
+            self._light_to, self._light_in, self._light_told_ago = light, frames, ago
 
     def _look_for_reference(self) -> None:
         held = self._pictures.get(self._active)

@@ -207,7 +207,13 @@ def test_frames_of_one_packet_go_there_in_equal_steps(coded: tuple[nc.Encoder, l
 def test_light_of_the_newest_packet_counts_however_it_comes(coded: tuple[nc.Encoder, list[list[Any]]]) -> None:
     pack = coded[0].pack
     data = packets_of([0, 0, 20, 0, -20, -20], (0,), again=0, share=1, pack=pack)
-    for order, light in (((0, 1, 2, 3, 4), -20), ((0, 1, 3, 2), 0), ((0, 1, 4, 2, 3, 5), -20), ((0, 1, 2, 2, 1), 20)):
+    for order, light in (
+        ((0, 1, 2, 3, 4), -20),
+        ((0, 1, 3, 2), 0),
+        ((0, 1, 4, 2, 3, 5), -20),
+        ((0, 1, 2, 2, 1), 20),
+        ((0, 1, 5, 2, 3, 4), -20),
+    ):
         decoder = receiver(pack, coded)
         images = [frame.image for number in order for frame in decoder.decode(data[number])]
         images.append(decoder.conceal(30).image)

@@ -47,6 +47,7 @@ export class MotionStream {
     this.pts = 0;
     this.asIs = false; // it shows the picture itself
     this.light = 0; // on it, see light.mjs
+    this.lightAgo = 256; // frames from the one that it was told of last to the newest
     this.reference = null; // id of the picture that it is relative to
     this.broken = true; // it could not be followed: an intra frame is wanted
     this.namedAgo = 0; // frames from the one that named the picture to the newest
@@ -79,12 +80,14 @@ export class MotionStream {
       this.pts = first + (packet.frames - 1) * duration;
       this.namedAgo += steps;
       this.asIs = packet.asIs === true;
-      this.light = packet.light ?? this.light;
+      this.lightAgo += steps;
       this.missing += steps;
       this.steps += steps;
       this.began ||= packet.intra === true;
       if (this.missing - fresh >= FORGET) this.forget();
     }
+    const late = round(this.sequence - end);
+    if (packet.light !== undefined && late <= this.lightAgo) [this.light, this.lightAgo] = [packet.light, late];
     this.broken = true; // until the payload has proved good
     if (packet.reference !== undefined) {
       const ago = round(this.sequence - packet.sequence);
