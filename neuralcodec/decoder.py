@@ -545,8 +545,8 @@ class Decoder:
         assert held is not None
         seconds = float(pts * self.time_base)
         if self._light_in:  # frames of one packet go there in equal steps
-            self._light += (self._light_to - self._light) / self._light_in
-            self._light_in -= 1
+            left = self._light_in - 1
+            self._light, self._light_in = self._light_to + (self._light - self._light_to) * left / (left + 1), left
         with self._timed("view"):
             calm = motion
             if self._smoother and self._as_is:

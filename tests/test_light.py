@@ -200,6 +200,7 @@ def test_frames_of_one_packet_go_there_in_equal_steps(coded: tuple[nc.Encoder, l
     for image, light in zip(shown, [5, 10, 15, 20, 20, 20, 20, 20], strict=True):
         assert np.abs(image.astype(int) - relit(plain, light)).max() <= 6 and abs(image.mean() - plain.mean()) > 0.5
     assert all(a.mean() < b.mean() for a, b in pairwise(shown[:4]))
+    assert decoder._light == 20  # exactly: the last bits would have every picture lit anew
     concealed = decoder.conceal(20).image
     assert abs(concealed.mean() - shown[-1].mean()) < 1
 
