@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from .avatar import Avatar, AvatarDriver
-from .cuts import Shot, squared_error, tile_of
+from .cuts import Shot, squared_error
 from .entropy import EntropyCoder
 from .errors import BitstreamError, LimitError, check_flags
-from .face import CropFollower, Square
+from .face import CropFollower, Square, crop
 from .fields import varint
 from .film import FLASH, Film
 from .film_rate import FilmRate
@@ -274,7 +274,7 @@ class Encoder:
         if seen is None:
             sight, tile = self._watcher.see(picture, seconds)
         else:
-            sight, tile = seen, tile_of(picture, seen.square, self.pack.size, seen.light)
+            sight, tile = seen, crop(picture, seen.square, self.pack.size)
         packets = self._count(self._pictures.again)
         self._pictures.again = []
         camera = (picture.shape[1], picture.shape[0])

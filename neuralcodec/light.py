@@ -20,6 +20,7 @@ import numpy as np
 
 from .face import luma, resize
 from .motion import Array
+from .quality import LUMA
 
 # Light is the logarithm, in 1/64, of what the odds y / (WHITE - y) of grey values are multiplied by. WHITE = 255 would
 # keep white white, as telephones do; without end of it all would be multiplied alike, as simple cameras do. This lies
@@ -39,7 +40,6 @@ FASTEST = 6.0  # a second: what is faster is a flashlight, or a lamp that goes o
 FOLLOWS = 0.5  # seconds after such a change, what has changed from frame to frame still counts
 BACK = 2.0  # units a second, later: pictures take them over
 LOOSE = 1.5  # units that what is told may be off: told anew, it takes two bytes
-GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 class _Seen(NamedTuple):
@@ -64,7 +64,7 @@ class LightMeter:
 
     def follow(self, picture: Array, seconds: float) -> int:
         """Light on a frame, uint8 RGB (H, W, 3), against that on the first one: units, -MOST to MOST."""
-        grey = resize(picture, SIDE, SIDE) @ GREY
+        grey = resize(picture, SIDE, SIDE) @ LUMA
         frame = _Seen(seconds, grey, np.log((grey + 2) / (WHITE + 2 - grey)), 0.0, self._told / UNITS)
         while len(self._seen) > 1 and seconds - self._seen[1].seconds >= BASE_SECONDS:
             self._seen.popleft()

@@ -18,6 +18,7 @@ import numpy as np
 
 from .face import resize
 from .motion import Array
+from .quality import LUMA
 
 SIDES = (32, 64)  # of the grey pictures, coarse to fine
 STEPS = (3, 2)  # Gauss-Newton steps at each
@@ -36,7 +37,7 @@ class Pyramid:
 
     def __init__(self, picture: Array) -> None:
         small = resize(picture, SIDES[-1], SIDES[-1]).astype(np.float32)
-        self.levels = [small @ np.array([0.299, 0.587, 0.114], np.float32)]
+        self.levels = [small @ LUMA]
         while len(self.levels[0]) > SIDES[0]:
             half = len(self.levels[0]) // 2
             self.levels.insert(0, self.levels[0].reshape(half, 2, half, 2).mean((1, 3)))

@@ -54,8 +54,10 @@ class Watcher:
                 self._cuts.forget()
             if self._meter is not None:
                 self._meter.forget()
-        with self._timed("light"):
-            light = 0 if self._meter is None else self._meter.follow(picture, seconds)
+        light = 0
+        if self._meter is not None:
+            with self._timed("light"):
+                light = self._meter.follow(picture, seconds)
         with self._timed("face"):
             face = self._face or self._find(picture)
             square = self._follower.update(camera, face, seconds)

@@ -66,6 +66,11 @@ def portrait(frames: int) -> list[Array]:
     return there[:frames]
 
 
+def there_and_back(clip: list[Array], frames: int) -> list[Array]:
+    """So many frames, of a clip that is played forwards and backwards without a jump."""
+    return ([*clip, *clip[-2:0:-1]] * (1 + frames // (2 * len(clip) - 2)))[:frames]
+
+
 def somebody_else(image: Array) -> Array:
     """Mirrored, with red and blue changed: another person before another wall."""
     return np.ascontiguousarray(image[:, ::-1, ::-1])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import somebody_else
+from conftest import somebody_else, there_and_back
 
 import neuralcodec as nc
 from neuralcodec import encoder as encoder_module
@@ -323,7 +323,7 @@ def test_no_two_seconds_of_a_film_take_a_tenth_more_than_the_target(portrait_cli
     """Key, updates, motion, headers and record lengths together, at a rate where the first picture alone takes most."""
     encoder = nc.Encoder(2, device="cpu", threads=1, repeat_header=False, frames_per_packet=8, lookahead=12)
     file, until, writer = io.BytesIO(), [0], None
-    for pts, image in enumerate(((portrait_clip + portrait_clip[-2:0:-1]) * 2)[:75]):
+    for pts, image in enumerate(there_and_back(portrait_clip, 75)):
         for packet in encoder.encode(image, pts):
             if writer is None:
                 writer = ContainerWriter(file, packet)  # type: ignore[arg-type]

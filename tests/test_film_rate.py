@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import there_and_back
 
 import neuralcodec as nc
 from neuralcodec.avatar import Avatar
@@ -508,7 +509,7 @@ def shares(frames: Sequence[Array], film: nc.Film | None) -> tuple[float, float,
 
 def test_the_encoder_leaves_more_of_a_film_to_the_half_that_moves(portrait_clip: list[Array]) -> None:
     count = 75
-    frames = [*portrait_clip[:1] * count, *((portrait_clip + portrait_clip[-2:0:-1]) * 2)[:count]]
+    frames = [*portrait_clip[:1] * count, *there_and_back(portrait_clip, count)]
     share, kbps, packets = shares(frames, nc.Film(enumerate(frames), len(frames) / 25))
     assert share > shares(frames, None)[0] + 0.02
     assert kbps == pytest.approx(8, rel=0.12)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import there_and_back
 from test_avatar import CONSENT
 from test_call_bitstream_js import node
 
@@ -37,11 +38,6 @@ def exposed(image: Array, gain: float) -> Array:
 def swinging(film: list[Array]) -> list[Array]:
     """As by a camera that sets its exposure again and again: up and down by a quarter, within a second."""
     return [exposed(image, 1 - 0.25 * np.sin(np.pi * pts / 25) ** 2) for pts, image in enumerate(film)]
-
-
-def long(clip: list[Array], frames: int) -> list[Array]:
-    """There and back, as often as it takes."""
-    return ([*clip, *clip[-2:0:-1]] * (1 + frames // (2 * len(clip) - 2)))[:frames]
 
 
 # --- pictures ---
@@ -93,7 +89,7 @@ def test_the_page_does_the_same(portrait_clip: list[Array]) -> None:
 
 
 def test_what_moves_is_not_taken_for_light(portrait_clip: list[Array]) -> None:
-    film = long(portrait_clip, 60)
+    film = there_and_back(portrait_clip, 60)
     assert not any(told_of(film))
     assert not any(told_of([np.roll(image, 3 * pts, axis=1) for pts, image in enumerate(film)]))  # a pan
     for pts, image in enumerate(film):
@@ -104,7 +100,7 @@ def test_what_moves_is_not_taken_for_light(portrait_clip: list[Array]) -> None:
 
 @pytest.mark.parametrize("fps", [25, 50])
 def test_a_flashlight_or_a_lamp_that_goes_on_is_left_to_pictures(portrait_clip: list[Array], fps: int) -> None:
-    film = long(portrait_clip, 40)
+    film = there_and_back(portrait_clip, 40)
     flash = [exposed(image, 1.4 if 10 <= pts < 12 else 1) for pts, image in enumerate(film)]
     lamp = [exposed(image, 0.7 if pts < 10 else 1) for pts, image in enumerate(film)]
     assert not any(told_of(flash, fps)) and not any(told_of(lamp, fps))
@@ -113,7 +109,7 @@ def test_a_flashlight_or_a_lamp_that_goes_on_is_left_to_pictures(portrait_clip: 
 @pytest.mark.parametrize("fps", [10, 25, 50])
 def test_an_exposure_that_changes_is_followed_and_slowly_forgotten(portrait_clip: list[Array], fps: int) -> None:
     gains = [1.0] * fps + list(np.linspace(1, 0.8, fps // 2)) + [0.8] * (fps // 2)
-    film = long(portrait_clip, len(gains))
+    film = there_and_back(portrait_clip, len(gains))
     dim = [exposed(image, gain) for image, gain in zip(film, gains, strict=True)]
     meter = LightMeter()
     told = [meter.follow(image, pts / fps) for pts, image in enumerate(dim)]
@@ -235,7 +231,7 @@ def lights_of(packets: list[bytes]) -> list[int]:
 
 
 def test_a_call_in_light_that_changes_shows_it(portrait_clip: list[Array]) -> None:
-    film = swinging(long(portrait_clip, 50))
+    film = swinging(there_and_back(portrait_clip, 50))
     encoder = nc.Encoder(4, device="cpu", threads=1)
     packets = [bytes(p) for pts, image in enumerate(film) for p in encoder.encode(image, pts)]
     lights = lights_of(packets)
@@ -250,7 +246,7 @@ def test_a_call_in_light_that_changes_shows_it(portrait_clip: list[Array]) -> No
 
 
 def test_films_frames_that_wait_and_avatars_are_told_no_light(portrait_clip: list[Array]) -> None:
-    film = swinging(long(portrait_clip, 30))
+    film = swinging(there_and_back(portrait_clip, 30))
     for how in ({"film": Film(enumerate(film), 2)}, {"avatar": nc.Avatar(portrait_clip[0], CONSENT)}, {"lookahead": 4}):
         encoder = nc.Encoder(4, device="cpu", threads=1, **how)
         packets = [bytes(p) for pts, image in enumerate(film) for p in encoder.encode(image, pts)]
@@ -259,7 +255,7 @@ def test_films_frames_that_wait_and_avatars_are_told_no_light(portrait_clip: lis
 
 def test_surroundings_and_whole_frames_are_in_the_same_light(portrait_clip: list[Array]) -> None:
     scenes = []
-    for image in long(portrait_clip, 40):
+    for image in there_and_back(portrait_clip, 40):
         scene = np.full((320, 480, 3), 120, np.uint8)
         scene[::7] = 80  # something to be seen around the square
         scene[32:288, 112:368] = image

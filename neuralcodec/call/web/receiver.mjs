@@ -6,7 +6,7 @@
 // Out: { ready, by, threads }, { picture, size, pts, ms }, { feedback: hex of a packet for the sender }, { problem: sentence }.
 import { BitstreamError, hex, parsePacket, posed, unpacked } from "./bitstream.mjs";
 import { ClosedEyes, withEyes } from "./closed_eyes.mjs";
-import { relight } from "./light.mjs";
+import { luma, relight } from "./light.mjs";
 import { Loan, Networks } from "./networks.mjs";
 import { canDecode, Chain, concat, decodeStill, rgba } from "./reference.mjs";
 import { Steady } from "./steady.mjs";
@@ -245,9 +245,9 @@ function look(before) {
   if (!lacks) [shows, moved] = [picture, null];
 }
 
-/** RGBA without colour, in place, as luma of neuralcodec/face.py. */
+/** RGBA without colour, in place. */
 function greyed(picture) {
-  for (let i = 0; i < picture.length; i += 4) picture.fill((77 * picture[i] + 150 * picture[i + 1] + 29 * picture[i + 2]) >> 8, i, i + 3);
+  for (let i = 0; i < picture.length; i += 4) picture.fill(luma(picture, i), i, i + 3);
 }
 
 const straight = () => !view.yaw && !view.pitch && !view.roll;
