@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 from math import log2
 from typing import Any
 
 import constriction
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import BitstreamError
 from .quantizer import PRECISION, MotionTables, State, Symbols, advance
@@ -26,6 +28,7 @@ RAW_BITS = (0,) * SMALL + tuple(range(1, DOUBLINGS + 1))
 ALPHABET = 1 + 2 * len(STARTS)  # bucket 0 is zero; 2m + 1 holds +magnitudes of class m, 2m + 2 the negative ones
 NEAR = 12  # earlier components of the same frame that the second context looks at
 NEAR_CAP = 4
+LONGEST = 20  # magnitude up to which code lengths are told
 
 _Rows = list[tuple[Any, ...]]  # per component: the model of each near context
 
@@ -101,16 +104,26 @@ class EntropyCoder:
         rows, bank, bits = self._rows(frame.level, len(frame.values), frame.intra, frame.state), self.tables.bank, 0.0
         sizes = [min(abs(q), NEAR_CAP) for q in frame.values]
         for i, q in enumerate(frame.values):
-            m = bisect_right(STARTS, abs(q)) - 1
-            row = bank[self._row_of[rows[i][self._near[sum(sizes[max(0, i - NEAR) : i])]]]]
-            bits += PRECISION - log2(row[2 * m + (1 if q > 0 else 2) if q else 0]) + (RAW_BITS[m] if q else 0)
+            bits += _code_length(bank[self._row_of[rows[i][self._near[sum(sizes[max(0, i - NEAR) : i])]]]], q)
         return bits
+
+    @cached_property
+    def code_lengths(self) -> NDArray[np.float64]:
+        """(rows of the bank, 2 * LONGEST + 1): bits of each symbol from -LONGEST on."""
+        symbols = range(-LONGEST, LONGEST + 1)
+        return np.array([[_code_length(row, q) for q in symbols] for row in self.tables.bank])
 
     def _rows(self, level: int, count: int, intra: bool, state: State) -> _Rows:
         if intra:
             return self._intra[level][:count]
         own, rows = self._own[level], self._predicted[level]
         return [rows[i][bisect_right(own, state.activity[i])] for i in range(count)]
+
+
+def _code_length(row: Sequence[int], q: int) -> float:
+    """Bits of a symbol in this frequency row."""
+    m = bisect_right(STARTS, abs(q)) - 1
+    return PRECISION - log2(row[2 * m + (1 if q > 0 else 2) if q else 0]) + (RAW_BITS[m] if q else 0)
 
 
 def range_decoder(payload: bytes) -> Any:

@@ -6,6 +6,7 @@ Knows packets and symbols, no networks and no clock. See FORMAT.md section 13 fo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .entropy import EntropyCoder
@@ -120,16 +121,18 @@ class Reports:
 
 # A frame and what its packet would say without others; the payload is empty, the light is always there.
 Frame = tuple[Motion, Symbols]
+Settle = Callable[[Sequence[Symbols]], Iterable[Symbols]]
 
 
 class Aggregator:
     """Puts frames into packets: so many new ones in each, and in front of them the last frames sent before, again.
 
-    share: new frames that wait for each other. Frames that cannot be coded as one group make a bundle.
+    share: new frames that wait for each other. Frames that cannot be coded as one group make a bundle. settle: is
+    called with the symbols of the new ones before they are coded, and gives those that are.
     """
 
-    def __init__(self, coder: EntropyCoder, share: int = 1) -> None:
-        self._coder, self._share = coder, share
+    def __init__(self, coder: EntropyCoder, share: int = 1, settle: Settle = list) -> None:
+        self._coder, self._share, self._settle = coder, share, settle
         self._sent: list[Frame] = []  # since the last intra frame, which starts it; no more than can be sent again
         self._new: list[Frame] = []
         self._light: int | None = 0  # that receivers surely know which have got the last packet
@@ -157,6 +160,8 @@ class Aggregator:
         """The packet of the frames that were waiting, if any were."""
         if not self._new:
             return []
+        heads, symbols = zip(*self._new, strict=True)
+        self._new = [*zip(heads, self._settle(symbols), strict=True)]
         first = max(0, len(self._sent) - again)
         frames = self._sent[first:] + self._new
         if 0 < first < len(self._sent):  # what told of the light on these may be lost with them

@@ -193,20 +193,24 @@ class Quantizer:
         """Quantize one frame and advance the state. The first frame after construction or reset is always intra."""
         intra = intra or not self._known
         before = start_state(self.tables) if intra else self.state
-        count, step = self.tables.coded(components), self.tables.levels[level]
-        flat = motion.flat()
-        if len(flat) < self.tables.flat_size:  # motion that says nothing of a scene: nothing moved in it
-            flat = np.pad(flat, (0, self.tables.flat_size - len(flat)))
-        wanted = (flat - self.tables.mean) @ self.tables.analysis[:, :count]
-        wanted = np.minimum(np.maximum(wanted, -VALUE_LIMIT), VALUE_LIMIT)
-        wanted[np.isnan(wanted)] = 0
+        step, wanted = self.tables.levels[level], self.wanted(motion, components)
         expected = guess(self.tables, before, level)
-        ratio = (wanted - expected[:count]) / step
+        ratio = (wanted - expected[: len(wanted)]) / step
         size = np.floor(np.abs(ratio) + (0.5 if intra else 0.5 - DEAD_ZONE))
         values = np.minimum(size, SYMBOL_LIMIT) * np.sign(ratio)
         symbols = Symbols(level, components, intra, tuple(values.astype(int).tolist()), before)
         self.state, self._known = advance(self.tables, symbols, expected), True
         return symbols
+
+    def wanted(self, motion: MotionParams, components: int) -> Array:
+        """float64 (coded components,): the coefficients of this motion that are coded, in units, before rounding."""
+        flat = motion.flat()
+        if len(flat) < self.tables.flat_size:  # motion that says nothing of a scene: nothing moved in it
+            flat = np.pad(flat, (0, self.tables.flat_size - len(flat)))
+        wanted = (flat - self.tables.mean) @ self.tables.analysis[:, : self.tables.coded(components)]
+        wanted = np.minimum(np.maximum(wanted, -VALUE_LIMIT), VALUE_LIMIT)
+        wanted[np.isnan(wanted)] = 0
+        return np.asarray(wanted)
 
     def hold(self, *, level: int, components: int) -> Symbols:
         """A predicted frame in which nothing is corrected: it costs no bytes."""

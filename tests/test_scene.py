@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from neuralcodec.face import resize
 from neuralcodec.motion import Array
-from neuralcodec.scene import GRAIN, REACH, SIDES, Pyramid, outside, register
+from neuralcodec.scene import GRAIN, REACH, SIDES, Pyramid, outside, register, worth
 
 NODES = 5
 PIXEL = 2 / SIDES[-1]  # of the finest pictures that are compared, in coded-picture units
@@ -156,3 +156,14 @@ def test_the_number_of_threads_changes_nothing() -> None:
         assert done.returncode == 0, done.stderr
         results.add(done.stdout)
     assert len(results) == 1 and len(results.pop().strip()) == 2 * 4 * 2 * NODES**2
+
+
+def test_the_worth_of_a_mesh_is_what_it_changes_in_the_picture() -> None:
+    reference, chance = Pyramid(texture(X, Y)), np.random.default_rng(3)
+    form = worth(reference, NODES)
+    for _ in range(3):
+        mesh = chance.normal(0, 0.01, (NODES**2, 2))
+        share = np.maximum(0, 1 - np.abs((AXIS[:, None] + 1) * (NODES - 1) / 2 - np.arange(NODES)))  # bilinear
+        shift = share @ mesh.T.reshape(2, NODES, NODES) @ share.T
+        off = Pyramid(texture(X + shift[0], Y + shift[1])).levels[-1] - reference.levels[-1]
+        assert mesh.T.reshape(-1) @ form @ mesh.T.reshape(-1) == pytest.approx((off**2).mean(), rel=0.1)
