@@ -231,7 +231,7 @@ class Encoder:
         self._moved = False  # the square has just come to rest elsewhere
         self._expected_loss = self._loss = loss
         self._trellis = Trellis(self._coder)
-        self._aggregator = Aggregator(self._coder, frames_per_packet, self._settled)
+        self._aggregator = Aggregator(self._coder, frames_per_packet)
         self._unsettled: list[tuple[MotionParams | None, ReferenceFeatures]] = []  # of frames that wait for others
         self._quality = self._rate.quality  # of the packet that frames are waiting for
         self._now = 0.0
@@ -386,7 +386,7 @@ class Encoder:
         packets = self._begin() if self._taken and not self._pictures.held else []
         while self._taken:
             packets += self._shown(self._taken.popleft())
-        return packets + self._count(self._aggregator.close(self._protection.again))
+        return packets + self._count(self._closed())
 
     def _intra_on_its_way(self, seen: int | None) -> bool:
         """Whether a receiver that has seen this frame may yet get the last intra frame; None: it does not say."""
@@ -484,7 +484,7 @@ class Encoder:
             )
         self._wants_intra |= self._pictures.began
         if packets and self._named not in self._pictures.held:  # by frames that wait for others to share a packet
-            packets = [*self._aggregator.close(self._protection.again), *packets]
+            packets = [*self._closed(), *packets]
         return self._count(packets)
 
     def _own_gives_way(self) -> bool:
@@ -555,7 +555,7 @@ class Encoder:
         packets: list[Packet] = []
         with self._timed("entropy"):
             if not self._aggregator.takes(head):  # one packet, one quality: a change would begin another
-                packets = self._aggregator.close(self._protection.again)  # where it ends, this frame begins
+                packets = self._closed()  # where it ends, this frame begins
                 self._rate.expect_motion(self._motion_ahead() or 0.0)
                 self._quality = self._rate.quality
             quality = self._quality
@@ -576,7 +576,11 @@ class Encoder:
             if self.repeat_header and self._protection.parity:  # nobody would ask, and without it nothing can be shown
                 self._pictures.again.append(self._header())
         with self._timed("entropy"):
-            return packets + self._aggregator.add(head, symbols, self._protection.again)
+            return packets + self._aggregator.add(head, symbols, self._protection.again, self._settled)
+
+    def _closed(self) -> list[Packet]:
+        """The packet of the frames that wait for others to share it."""
+        return self._aggregator.close(self._protection.again, self._settled)
 
     def _settled(self, symbols: Sequence[Symbols]) -> Sequence[Symbols]:
         """What is sent of the frames that fill a packet, for what was tried while they waited for each other."""

@@ -127,25 +127,24 @@ Settle = Callable[[Sequence[Symbols]], Iterable[Symbols]]
 class Aggregator:
     """Puts frames into packets: so many new ones in each, and in front of them the last frames sent before, again.
 
-    share: new frames that wait for each other. Frames that cannot be coded as one group make a bundle. settle: is
-    called with the symbols of the new ones before they are coded, and gives those that are.
+    share: new frames that wait for each other. Frames that cannot be coded as one group make a bundle.
     """
 
-    def __init__(self, coder: EntropyCoder, share: int = 1, settle: Settle = list) -> None:
-        self._coder, self._share, self._settle = coder, share, settle
+    def __init__(self, coder: EntropyCoder, share: int = 1) -> None:
+        self._coder, self._share = coder, share
         self._sent: list[Frame] = []  # since the last intra frame, which starts it; no more than can be sent again
         self._new: list[Frame] = []
         self._light: int | None = 0  # that receivers surely know which have got the last packet
         self._lit = False  # it has ever been another than that of the first frame
 
-    def add(self, head: Motion, symbols: Symbols, again: int) -> list[Packet]:
-        """The packets that are full now, or that this frame cannot join. again: frames to repeat, 0 for none."""
+    def add(self, head: Motion, symbols: Symbols, again: int, settle: Settle = list) -> list[Packet]:
+        """The packets that are full now, or that this frame cannot join. again, settle: see `close`."""
         frame = head, symbols
-        ready = [] if not self._new or self.takes(head) else self.close(again)
+        ready = [] if not self._new or self.takes(head) else self.close(again, settle)
         if head.intra:
             self._sent.clear()
         self._new.append(frame)
-        return ready + self.close(again) if head.intra or len(self._new) >= self._share else ready
+        return ready + self.close(again, settle) if head.intra or len(self._new) >= self._share else ready
 
     def takes(self, head: Motion) -> bool:
         """Whether a frame with this head will share the packet of the frames that wait."""
@@ -156,12 +155,13 @@ class Aggregator:
         """What the new frames that wait for others take so far."""
         return len(self._coder.encode([s for _, s in self._new])) if self._new else 0
 
-    def close(self, again: int) -> list[Packet]:
-        """The packet of the frames that were waiting, if any were."""
+    def close(self, again: int, settle: Settle = list) -> list[Packet]:
+        """The packet of the frames that were waiting, if any were. again: frames to repeat, 0 for none. settle: is told
+        the symbols that waited and gives those that are sent."""
         if not self._new:
             return []
         heads, symbols = zip(*self._new, strict=True)
-        self._new = [*zip(heads, self._settle(symbols), strict=True)]
+        self._new = [*zip(heads, settle(symbols), strict=True)]
         first = max(0, len(self._sent) - again)
         frames = self._sent[first:] + self._new
         if 0 < first < len(self._sent):  # what told of the light on these may be lost with them
