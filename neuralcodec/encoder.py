@@ -62,8 +62,8 @@ WINDOWS = 1.0, 60.0  # seconds
 TICK, USUAL_FRAME = 1 / 240, 1 / 25
 # Of how much a picture changes with the scene's mesh (grey levels squared, scene.py), in squared units of a keypoint's
 # error, where frames share packets. What the mesh lost by rounding was 0.6 dB of files at 4 kbit/s, what faces lost
-# 0.02; but small movements of a face say more. 800 was 0.07 dB worse.
-SCENE_WORTH = 400.0
+# 0.02; but small movements of a face say more.
+SCENE_WORTH = 150.0
 SCENE_TOO = 1.25  # times what the motion of a head takes, with the scene
 BLINK = 0.3  # of the usual opening among them: the first picture is of none whose eyes are so much less open
 # How often the encoder renders a frame itself to see whether the receiver had better not; at low frame rates, which

@@ -1,6 +1,5 @@
 """Symbols chosen together: fewer bits for no more error, and nothing a receiver could tell from other symbols."""
 
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,14 @@ from numpy.typing import NDArray
 from neuralcodec import trellis
 from neuralcodec.entropy import EntropyCoder
 from neuralcodec.motion import MotionParams
-from neuralcodec.quantizer import MotionTables, Quantizer, Symbols, advance
+from neuralcodec.quantizer import MotionTables, Quantizer, State, Symbols, advance, guess
 
 VECTORS = Path(__file__).parent / "vectors"
 TABLES = MotionTables.load(VECTORS / "tables.json")
 CODER = EntropyCoder(TABLES)
 TRACK = [MotionParams.from_flat(row) for row in np.load(VECTORS / "track_a.npz")["flat"].astype(np.float64)]
+
+STEP = TABLES.levels[1]
 
 Array = NDArray[Any]
 
@@ -66,28 +67,30 @@ def test_of_all_sequences_of_steps_beside_a_number_the_cheapest_is_taken(
     component: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trellis, "PATHS", 10**6)
-    symbols, wanted = tried(40, 4, 1, 7)
+    symbols, wanted = tried(40, 6, 1, 7)
     weights = np.linspace(0.5, 2, wanted.shape[1])
     better, _ = trellis.Trellis(CODER).settled(symbols, wanted, weights)
 
-    def cost(values: tuple[int, ...]) -> float:
-        """Of this component alone: its error, and its bits in the contexts that the others' symbols make."""
-        state, total = symbols[0].state, 0.0
-        for frame, row, value in zip(symbols, wanted, values, strict=True):
-            mine = list(frame.values)
-            mine[component] = value
-            changed = Symbols(frame.level, frame.components, False, tuple(mine[: component + 1]), state)
-            shorter = Symbols(frame.level, frame.components, False, tuple(mine[:component]), state)
-            bits = CODER.ideal_bits(changed) - CODER.ideal_bits(shorter)
-            state = advance(TABLES, changed)
-            step = TABLES.levels[1]
-            total += weights[component] * (state.values[component] - row[component]) ** 2
-            total += trellis.BIT_COST * step * step * bits
-        return float(total)
+    def cheapest(state: State, frame: int) -> float:
+        """Of this component alone, from a frame on: errors, and bits in the contexts that the others' symbols make."""
+        if frame == len(symbols):
+            return 0.0
+        ratio = (wanted[frame, component] - guess(TABLES, state, 1)[component]) / STEP
+        return min(cost(state, frame, value) for value in (int(np.floor(ratio)), int(np.floor(ratio)) + 1))
 
-    chosen = tuple(frame.values[component] for frame in better)
-    ways = product(*(range(frame.values[component] - 2, frame.values[component] + 3) for frame in symbols))
-    assert cost(chosen) == pytest.approx(min(map(cost, ways)))
+    def cost(state: State, frame: int, value: int, then: tuple[int, ...] | None = None) -> float:
+        mine = [*symbols[frame].values[:component], value]
+        with_it, without = (Symbols(1, 7, False, tuple(some), state) for some in (mine, mine[:-1]))
+        bits = CODER.ideal_bits(with_it) - CODER.ideal_bits(without)
+        state = advance(TABLES, with_it)
+        off = state.values[component] - wanted[frame, component]
+        now = float(weights[component] * off**2 + trellis.BIT_COST * STEP**2 * bits)
+        if then is None:
+            return now + cheapest(state, frame + 1)
+        return now + (cost(state, frame + 1, then[0], then[1:]) if then else 0.0)
+
+    first, *then = (frame.values[component] for frame in better)
+    assert cost(symbols[0].state, 0, first, tuple(then)) == pytest.approx(cheapest(symbols[0].state, 0))
 
 
 def test_what_counts_more_is_nearer() -> None:
