@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.files import reason
-from neuralcodec.entropy import ALPHABET, NEAR, NEAR_CAP, SMALL, STARTS, EntropyCoder
+from neuralcodec.entropy import ALPHABET, SMALL, STARTS, EntropyCoder, near_sums
 from neuralcodec.errors import DAMAGED_NPZ, NeuralCodecError, PackError
 from neuralcodec.motion import POSE_SIZE, MotionParams
 from neuralcodec.quantizer import (
@@ -298,11 +298,7 @@ def buckets_of(symbols: Array) -> Array:
 def contexts_of(symbols: Array, activity: Array, step: int) -> Array:
     """The context of each residual (entropy.py), vectorised."""
     own = np.searchsorted(np.array(OWN_THRESHOLDS) * step, activity, "right")
-    size = np.minimum(np.abs(symbols), NEAR_CAP)
-    total = np.cumsum(size, axis=2)
-    near = total - size  # all earlier components ...
-    near[..., NEAR:] -= total[..., :-NEAR] - size[..., :-NEAR]  # ... less those more than NEAR back
-    return own * (len(NEAR_THRESHOLDS) + 1) + np.searchsorted(NEAR_THRESHOLDS, near, "right")
+    return own * (len(NEAR_THRESHOLDS) + 1) + np.searchsorted(NEAR_THRESHOLDS, near_sums(symbols), "right")
 
 
 def _histograms(buckets: Array, contexts: Array, exists: Array, count: int) -> Array:

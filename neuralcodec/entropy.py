@@ -126,6 +126,13 @@ def _code_length(row: Sequence[int], q: int) -> float:
     return PRECISION - log2(row[2 * m + (1 if q > 0 else 2) if q else 0]) + (RAW_BITS[m] if q else 0)
 
 
+def near_sums(symbols: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What the near contexts of frames of symbols (..., N) look at: the capped sizes of the last NEAR before each."""
+    sums = np.cumsum(np.minimum(np.abs(symbols), NEAR_CAP), axis=-1)
+    sums = np.concatenate([np.zeros((*symbols.shape[:-1], NEAR + 1), sums.dtype), sums], axis=-1)
+    return sums[..., NEAR:-1] - sums[..., : -NEAR - 1]
+
+
 def range_decoder(payload: bytes) -> Any:
     """Constriction's RangeDecoder of these bytes; it reads zeros past their end."""
     return constriction.stream.queue.RangeDecoder(

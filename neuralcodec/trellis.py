@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .entropy import LONGEST, NEAR, NEAR_CAP, EntropyCoder
+from .entropy import LONGEST, EntropyCoder, near_sums
 from .motion import Array
 from .quantizer import ACTIVITY_CAP, ACTIVITY_ONE, MOMENTUM_ONE, SYMBOL_LIMIT, State, Symbols, advance
 
@@ -31,8 +31,8 @@ class Trellis:
 
     def __init__(self, coder: EntropyCoder) -> None:
         self._tables, self._lengths = coder.tables, coder.code_lengths
-        self._own = np.array(self._tables.own_thresholds)
-        contexts = len(self._own) + 1, len(self._tables.near_thresholds) + 1
+        self._own, self._near = (np.array(t) for t in (self._tables.own_thresholds, self._tables.near_thresholds))
+        contexts = len(self._own) + 1, len(self._near) + 1
         self._rows = np.array(self._tables.predicted).reshape(-1, self._tables.size, *contexts)  # of the bank
 
     def settled(self, group: Sequence[Symbols], wanted: Array, weights: Array) -> tuple[list[Symbols], State]:
@@ -52,7 +52,7 @@ class Trellis:
     def _cheapest(self, before: Array, wanted: Array, weights: Array, level: int, state: State) -> Array:
         """int (F, N): for each component the cheapest sequence, beside the others' symbols as they were."""
         count, step = before.shape[1], self._tables.levels[level]
-        near, bank = self._near(before), self._rows[level]
+        near, bank = np.searchsorted(self._near, near_sums(before), side="right"), self._rows[level]
         momentum = np.array(self._tables.momentum[level])[:count, None]
         price, thresholds = BIT_COST * step * step, self._own * step
         each = np.arange(count)[:, None]
@@ -81,9 +81,3 @@ class Trellis:
             origin, symbol = steps[frame]
             chosen[frame], path = symbol[each[:, 0], path], origin[each[:, 0], path]
         return chosen
-
-    def _near(self, symbols: Array) -> Array:
-        """int (F, N): the near context of each symbol among these (FORMAT.md section 6)."""
-        sums = np.cumsum(np.minimum(np.abs(symbols), NEAR_CAP), axis=1)
-        sums = np.pad(sums, ((0, 0), (NEAR + 1, 0)))
-        return np.searchsorted(self._tables.near_thresholds, sums[:, NEAR:-1] - sums[:, : -NEAR - 1], side="right")
