@@ -230,7 +230,7 @@ class Encoder:
         self._camera: tuple[int, int] | None = None
         self._moved = False  # the square has just come to rest elsewhere
         self._expected_loss = self._loss = loss
-        self._trellis = Trellis(self._coder)
+        self._trellis = Trellis(self._coder) if frames_per_packet > 1 else None
         self._aggregator = Aggregator(self._coder, frames_per_packet)
         self._unsettled: list[tuple[MotionParams | None, ReferenceFeatures]] = []  # of frames that wait for others
         self._quality = self._rate.quality  # of the packet that frames are waiting for
@@ -586,7 +586,7 @@ class Encoder:
         """What is sent of the frames that fill a packet, for what was tried while they waited for each other."""
         frames, self._unsettled = self._unsettled, []
         end, meant = self._quantizer.state, [true for true, _ in frames if true is not None]
-        if len(meant) == len(symbols) > 1:
+        if self._trellis is not None and len(meant) == len(symbols) > 1:
             wanted = [self._quantizer.wanted(true, symbols[0].components) for true in meant]
             symbols, end = self._trellis.settled(symbols, np.array(wanted), self._weights(frames[0][1]))
         for (true, reference), state in zip(frames, [*(frame.state for frame in symbols[1:]), end], strict=True):
