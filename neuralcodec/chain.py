@@ -143,23 +143,35 @@ class ChainEncoder:
         return coded, self._receiver.update(coded, chain_digest(self.digest, coded)[:HASH_BYTES])
 
 
-def start_chain(image: Array, *, max_bytes: int, preset: int, coarser: int) -> tuple[ChainEncoder, bytes, Array]:
+def start_chain(
+    image: Array, *, max_bytes: int, preset: int, coarser: int, typical: Array | None = None
+) -> tuple[ChainEncoder, bytes, Array]:
     """A chain whose key takes ``max_bytes`` or a little less; with it the key's bytes and what the receiver sees.
 
     The key's budget sets the quality of the whole chain, ``coarser`` how much less updates have: quantizer indices.
+    typical: one of the pictures to come, in which there is much more or less. The quality is then the one at which that
+    would take ``max_bytes`` as a key; the key itself takes twice as much at most.
     """
-    planes, size = planes_from_rgb(image), image.shape[0]
-    low, high = CRF_BEST, CRF_WORST
-    while low < high:  # the finest quality expected to fit
-        middle = (low + high) // 2
-        length = len(_coded(_svt(size, middle, PROBE_PRESET, coarser), planes, 0)[1])
-        low, high = (low, middle) if length * PROBE_RATIO <= max_bytes else (middle + 1, high)
+    crf = 0
+    if typical is not None:
+        crf, max_bytes = _finest(typical, max_bytes, coarser), 2 * max_bytes
+    crf = max(crf, _finest(image, max_bytes, coarser))
     while True:  # slower presets mostly save PROBE_RATIO, but not on every picture
-        chain = ChainEncoder(size, low, preset, coarser)
+        chain = ChainEncoder(image.shape[0], crf, preset, coarser)
         coded, shown = chain.code(image)
-        if len(coded) <= max_bytes or low == CRF_WORST:
+        if len(coded) <= max_bytes or crf == CRF_WORST:
             return chain, coded, shown
-        low += 1
+        crf += 1
+
+
+def _finest(image: Array, max_bytes: int, coarser: int) -> int:
+    """The finest quality at which a picture is expected to take so many bytes as a key."""
+    planes, low, high = planes_from_rgb(image), CRF_BEST, CRF_WORST
+    while low < high:
+        middle = (low + high) // 2
+        length = len(_coded(_svt(image.shape[0], middle, PROBE_PRESET, coarser), planes, 0)[1])
+        low, high = (low, middle) if length * PROBE_RATIO <= max_bytes else (middle + 1, high)
+    return low
 
 
 def chain_digest(before: bytes, coded: bytes) -> bytes:

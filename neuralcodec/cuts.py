@@ -11,7 +11,7 @@ import numpy as np
 
 from .face import Square, crop, luma, resize
 from .inference import Inference, MotionEstimate
-from .light import relit
+from .light import Small, relit, small
 from .motion import Array
 
 # Grey levels. A frame that differs from the one before by JUMP, root mean square, is drawn from that one: where half of
@@ -19,6 +19,9 @@ from .motion import Array
 # another, and with no frame of 208 clips of one shot, nor of 104 at five frames a second: hands and quick turns change
 # as much, but not half of what is drawn.
 JUMP, STRANGE = 30.0, 16.0
+# Grey levels, root mean square from their mean: what has fewer, as it comes out of the dark, is strange sooner. No shot
+# of 24 clips with fewer than 33 is cut by it.
+FLAT = 30.0
 # Grey levels from the last frame before a cut, root mean square, in pictures of SMALL pixels a side, so that the head
 # may move meanwhile: it was a flashlight, and the shot goes on.
 BACK, SMALL = 14.0, 24
@@ -37,6 +40,11 @@ class Shot:
     seconds: float
     light: int = 0
 
+    @property
+    def box(self) -> Array | None:
+        """Of the face in the tile."""
+        return None if self.estimate is None else self.estimate.box
+
     @cached_property
     def half(self) -> Array:
         return half(self.tile)
@@ -52,6 +60,10 @@ class Shot:
 
     def half_in(self, square: Square) -> Array:
         return self.half if square == self.square else half(self.seen_in(square))
+
+    @cached_property
+    def small(self) -> Small:
+        return small(self.half)
 
 
 class Cuts:
@@ -81,8 +93,8 @@ class Cuts:
                 self._before = self._seen = left
                 self._begun, self._left = begun, None
         if self._begins_shot(frame, moved):
-            assert self._seen is not None
-            self._left = self._left or (self._seen, self._begun, frame.seconds)
+            if self._seen is not None:
+                self._left = self._left or (self._seen, self._begun, frame.seconds)
             self._begun += 1
         self._before, self._seen = frame, frame if frame.estimate else self._seen
         return self._begun
@@ -91,9 +103,11 @@ class Cuts:
         """Whether another shot begins with this frame, or began while no face was seen: much has changed at once, and
         not as heads move."""
         before, seen = self._before, self._seen
-        if before is None or seen is None:
+        if before is None:
             return False
         changed = squared_error(frame.half_in(before.square), before.half)
+        if seen is None:  # there is nobody to draw it from
+            return frame.estimate is not None and changed >= JUMP**2
         self._jumped |= frame.estimate is None or moved or changed >= JUMP**2
         if frame.estimate is None or not self._jumped:
             return False
@@ -106,7 +120,7 @@ class Cuts:
             motion = estimate.relative_to(features.canonical)
             motion = replace(motion, scene=self._networks.scene(features, tile, estimate, None))
             off = np.subtract(self._networks.render(features, motion), tile, dtype=np.int16)
-        return float(np.median(np.abs(off))) > STRANGE
+        return float(np.median(np.abs(off))) > STRANGE * min(1.0, float(grey(tile, SMALL).std()) / FLAT)
 
 
 def tile_of(picture: Array, square: Square, size: int, light: int) -> Array:

@@ -43,7 +43,8 @@ FACELESS = 2.0  # times as much is seen wrong where nothing can be drawn
 ELSEWHERE = 1e4
 # What an update takes is in proportion to its change and CHANGE_LEAST, and the first time UPDATE_SHARE of its key's
 # bytes for each of these: 471 updates of nine training clips at 4 and 10 kbit/s took 0.0068 to 0.0152 (four fifths of
-# them; for each unit of the root of the drift in pixels and 3 that is 0.020 to 0.084).
+# them; for each unit of the root of the drift in pixels and 3 that is 0.020 to 0.084). What has less contrast than it
+# changes, such as black, takes as much as that.
 CHANGE_LEAST, UPDATE_SHARE = 3.0, 0.0105
 STEP_MOST = 1.0  # seconds that a frame counts for at most
 PRICES = (8e-5, 5.0)  # grey levels times seconds a byte, between which the price is looked for
@@ -109,12 +110,14 @@ class FilmRate(RateControl):
 
     def sent_key(self, count: int, extra: int = 0, of: float | None = None) -> None:
         super().sent_key(count, extra)
-        self._root_bytes = UPDATE_SHARE * count
+        faded = of is not None and self.typical_after(of) is not None
+        self._root_bytes = UPDATE_SHARE * (self.key_bytes if faded else count)
         self._priced = -math.inf
         self._begin(of)
 
     def sent_update(self, count: int) -> None:
-        self._drift = float(_changes([self._film.present], self._held).min())
+        present = self._film.present
+        self._drift = min(float(_changes([present], self._held).min()), present.contrast)
         super().sent_update(count)
         if not self._due:
             self._priced = -math.inf  # nobody had planned it
@@ -151,6 +154,9 @@ class FilmRate(RateControl):
 
     def wants_coarser(self) -> bool:
         return False  # the key was chosen for what is ahead
+
+    def typical_after(self, of: float) -> tuple[Array, Array | None] | None:
+        return self._film.typical_after(self._look_at(of))
 
     def begins_shot(self) -> bool:
         return True
@@ -271,7 +277,7 @@ class _Future:
         seen = np.where(faces, 1.0, FACELESS)[:, None] * np.minimum(changes, CHANGE_MOST)
         seen[self._begins] = ELSEWHERE
         self._wrong(seen * steps[:, None], waits)
-        self._shares = _shares(changes)
+        self._shares = _shares(np.minimum(changes, np.array([[look.contrast] for look in looks])))
         self._shares[changes < SAME] = np.inf  # would show nothing new
 
     def _wrong(self, costs: Array, waits: int) -> None:

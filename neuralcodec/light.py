@@ -39,13 +39,22 @@ LEAST, COHERENT = 0.04, 1.3
 FASTEST = 6.0  # a second: what is faster is a flashlight, or a lamp that goes on, and left to pictures
 FOLLOWS = 0.5  # seconds after such a change, what has changed from frame to frame still counts
 BACK = 2.0  # units a second, later: pictures take them over
+# A camera that has just been switched on is setting its exposure while log odds change by SETTLING a second. Of its
+# first frames that is supposed where 19 of 20 pixels are darker than DIM, or WHITE_SHARE of them white.
+SETTLING, DIM, WHITE_SHARE = 1.0, 100, 0.15
 LOOSE = 1.5  # units that what is told may be off: told anew, it takes two bytes
+
+
+class Small(NamedTuple):
+    """What is compared of a picture."""
+
+    grey: Array  # (SIDE, SIDE) float32
+    odds: Array  # of the same, logarithms
 
 
 class _Seen(NamedTuple):
     seconds: float
-    grey: Array  # (SIDE, SIDE) float32
-    odds: Array  # of the same, logarithms
+    small: Small
     steps: float  # log odds, sum of what changed from frame to frame
     light: float  # log odds since the first frame
 
@@ -56,6 +65,25 @@ class LightMeter:
     def __init__(self) -> None:
         self._seen: deque[_Seen] = deque()  # the last BASE_SECONDS and what came before
         self._changed_at = float("-inf")  # seconds, when the light changed last
+        self._leapt = False  # while settling it has just done so too fast to be followed
+        self._told = 0
+
+    @property
+    def settling(self) -> bool:
+        """Whether the camera seems to be setting its exposure still."""
+        if not self._seen:
+            return False
+        base, last = self._seen[0], self._seen[-1]
+        since, grey = last.seconds - base.seconds, last.small.grey
+        change, spread = _change(base.small, last.small, dark=-1)
+        odd = np.percentile(grey, 95) < DIM or np.mean(grey > BRIGHT) > WHITE_SHARE
+        changes = _is_light(change, spread) and abs(change) > SETTLING * since
+        return self._leapt or changes or bool(odd and since < BASE_SECONDS)
+
+    def begin(self) -> None:
+        """Pictures are going to be in the light of the last frame."""
+        light = self._seen[-1].light if self._seen else 0.0
+        self._seen = deque(frame._replace(light=frame.light - light) for frame in self._seen)
         self._told = 0
 
     def forget(self) -> None:
@@ -64,19 +92,20 @@ class LightMeter:
 
     def follow(self, picture: Array, seconds: float) -> int:
         """Light on a frame, uint8 RGB (H, W, 3), against that on the first one: units, -MOST to MOST."""
-        grey = resize(picture, SIDE, SIDE) @ LUMA
-        frame = _Seen(seconds, grey, np.log((grey + 2) / (WHITE + 2 - grey)), 0.0, self._told / UNITS)
+        frame = _Seen(seconds, small(picture), 0.0, self._told / UNITS)
         while len(self._seen) > 1 and seconds - self._seen[1].seconds >= BASE_SECONDS:
             self._seen.popleft()
         if self._seen:
             base, last = self._seen[0], self._seen[-1]
-            step, elapsed, light = _change(last, frame)[0], seconds - last.seconds, last.light
-            steps = last.steps + step
-            change, spread = _change(base, frame)
-            if abs(step) > FASTEST * elapsed:
+            step, wide = _change(last.small, frame.small)
+            elapsed, light, steps = seconds - last.seconds, last.light, last.steps + step
+            change, spread = _change(base.small, frame.small)
+            leaps = abs(step) > FASTEST * elapsed
+            self._leapt = leaps and _is_light(step, wide) and self.settling
+            if leaps:
                 self._seen.clear()
                 self._changed_at = float("-inf")
-            elif abs(change) >= max(LEAST, COHERENT * spread):
+            elif _is_light(change, spread):
                 light, self._changed_at = base.light + steps - base.steps, seconds
             elif seconds - self._changed_at < FOLLOWS:
                 light += step
@@ -91,9 +120,31 @@ class LightMeter:
         return self._told
 
 
-def _change(before: _Seen, now: _Seen) -> tuple[float, float]:
+def small(picture: Array) -> Small:
+    """Of uint8 RGB (H, W, 3)."""
+    return small_of(resize(picture, SIDE, SIDE) @ LUMA)
+
+
+def small_of(grey: Array) -> Small:
+    """Of the grey levels of a small picture."""
+    return Small(grey, np.log((grey + 2) / (WHITE + 2 - grey)))
+
+
+def light_between(before: Small, now: Small) -> float:
+    """Log odds of the light on a picture against that on another; 0 where what differs between them is not light."""
+    if abs(float(np.mean(now.odds - before.odds))) < LEAST:  # mostly, and means are found ten times as fast
+        return 0.0
+    change, spread = _change(before, now)
+    return change if _is_light(change, spread) else 0.0
+
+
+def _is_light(change: float, spread: float) -> bool:
+    return abs(change) >= max(LEAST, COHERENT * spread)
+
+
+def _change(before: Small, now: Small, dark: int = DARK) -> tuple[float, float]:
     """Medians of how log odds have changed, and of how far a pixel's are from that; zeros where too little is seen."""
-    plain = (np.minimum(before.grey, now.grey) > DARK) & (np.maximum(before.grey, now.grey) < BRIGHT)
+    plain = (np.minimum(before.grey, now.grey) > dark) & (np.maximum(before.grey, now.grey) < BRIGHT)
     if np.count_nonzero(plain) < ENOUGH * plain.size:
         return 0.0, 0.0
     change = now.odds[plain] - before.odds[plain]

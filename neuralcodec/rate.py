@@ -385,6 +385,11 @@ class RateControl:
         if self._ageless:
             self.key_bytes = self.first_bytes
 
+    def typical_after(self, of: float) -> tuple[Array, Array | None] | None:
+        """A tile of what comes after the picture of this time, seconds, and the box of the face in it, where that is
+        known and much more or less is to be seen: how fine a chain is then depends on it and not on its key."""
+        return None
+
     def begins_shot(self) -> bool:
         """Whether another shot begins with a key and not with an update: where this chain is as fine as a calmer shot
         allowed. Else an update comes sooner, in parts."""

@@ -24,6 +24,7 @@ from .face import Square
 from .focus import soften
 from .fragments import PART_BYTES, UPDATE_MAX, split, split_update
 from .inference import Inference, MotionEstimate, ReferenceFeatures
+from .light import Small, light_between, small
 from .motion import Array
 from .pack import Pack
 from .packet import REFERENCES_MAX, SIGNED, Feedback, Packet, Parity, ReferencePart, StreamHeader
@@ -45,6 +46,7 @@ UPDATE_HEADER, UPDATE_PART = 24, 80  # bytes around an update, at most; of one p
 # A frame is rendered from the held picture whose keypoints are nearest in pixels of 256, CHANGE times what differs from
 # it as it is, in grey levels, added; from another than before where that is below SWITCH of the present one's.
 CHANGE, SWITCH = 3.0, 0.9
+LIT = 100.0  # grey levels that log odds of light count for
 GREY_PER_PIXEL = 4.0  # rms grey levels of change that count as one pixel of drift where no face can be measured
 
 
@@ -67,6 +69,10 @@ class Held:
     @cached_property
     def half(self) -> Array:
         return half(self.features.picture)
+
+    @cached_property
+    def small(self) -> Small:
+        return small(self.half)
 
 
 @dataclass
@@ -276,8 +282,11 @@ class PictureSender:
         return last if last in costs and costs[best] >= SWITCH * costs[last] else best
 
     def _change(self, shot: Shot, held: Held) -> float:
-        """Root mean square of what differs from this picture, grey levels."""
-        return float(np.sqrt(squared_error(shot.half_in(held.crop), held.half)))
+        """Root mean square of what differs from this picture, grey levels; other light, which no motion makes up for,
+        weighs more."""
+        there = shot.half_in(held.crop)
+        light = light_between(held.small, shot.small if held.crop == shot.square else small(there))
+        return float(np.sqrt(squared_error(there, held.half))) + LIT * abs(light)
 
     def _staleness(self, shot: Shot) -> float:
         """How far the picture has moved on from the one in use, as drift, where no keypoints can tell."""
@@ -368,7 +377,7 @@ class PictureSender:
                 self._chain, coded, shown = self._started(shot, budget)
                 self.rate.sent_key(len(coded), self._signature_bytes, shot.seconds)
             else:
-                coded = encode_reference(self._focused(shot), max_bytes=budget)
+                coded = encode_reference(self._focused(shot.tile, shot.box), max_bytes=budget)
                 shown = decode_reference(coded, self._pack.size)
         codec = KEY if self._updates else PICTURE
         packets += self._unprotected(self._parts(coded, codec, shot.square, self.next_id))
@@ -425,7 +434,7 @@ class PictureSender:
         before, place = self._chain.digest, (square.x, square.y, square.side)
         try:
             with self._timed():
-                coded, shown = self._chain.code(self._focused(shot))
+                coded, shown = self._chain.code(self._focused(shot.tile, shot.box))
         except Exception:
             self._chain, self.wanted = None, True  # nobody knows where it stands
             raise
@@ -454,14 +463,17 @@ class PictureSender:
 
     def _started(self, shot: Shot, max_bytes: int) -> tuple[ChainEncoder, bytes, Array]:
         """A chain as fine as the rate allows, its key's bytes and what the receiver sees."""
-        rate = self.rate
-        return start_chain(self._focused(shot), max_bytes=max_bytes, preset=rate.preset, coarser=rate.updates_coarser)
+        rate, typical = self.rate, self.rate.typical_after(shot.seconds)
+        return start_chain(
+            self._focused(shot.tile, shot.box), max_bytes=max_bytes, preset=rate.preset,
+            coarser=rate.updates_coarser, typical=None if typical is None else self._focused(*typical),
+        )  # fmt: skip
 
-    def _focused(self, shot: Shot) -> Array:
+    def _focused(self, tile: Array, box: Array | None) -> Array:
         """The tile, softened around the head."""
-        if shot.estimate is None or not self._focus:
-            return shot.tile
-        return soften(shot.tile, shot.estimate.box.tolist(), self.rate.softness)
+        if box is None or not self._focus:
+            return tile
+        return soften(tile, box.tolist(), self.rate.softness)
 
     def _take_id(self) -> int:
         taken, self.next_id = self.next_id, (self.next_id + 1) % 256

@@ -45,6 +45,16 @@ class Watcher:
         self._camera: tuple[int, int] | None = None
         self._face: Face | None = None  # where it was last seen, source pixels
 
+    @property
+    def settling(self) -> bool:
+        """Whether the camera seems to be setting its exposure still, as far as light is followed."""
+        return self._meter is not None and self._meter.settling
+
+    def begin(self) -> None:
+        """Nothing has been coded yet: the light is that of the last frame."""
+        if self._meter is not None:
+            self._meter.begin()
+
     def see(self, picture: Array, seconds: float) -> tuple[Sight, Array]:
         """Of uint8 RGB (H, W, 3), any size; and what is coded of it, uint8 (size, size, 3)."""
         camera = (picture.shape[1], picture.shape[0])

@@ -65,6 +65,21 @@ def test_where_nothing_fits_a_key_is_the_coarsest() -> None:
     assert keys[0] == keys[1] and len(keys[0]) > 60
 
 
+def test_a_key_that_is_darker_than_what_follows_is_as_coarse_as_that_asks_for() -> None:
+    """Or its chain would spend on every update what only its first picture is cheap enough for; and the same where the
+    key is brighter, within twice its bytes."""
+
+    def sizes(key: np.ndarray, typical: np.ndarray | None) -> list[int]:
+        sender, coded, _ = start_chain(key, max_bytes=600, preset=8, coarser=20, typical=typical)
+        return [len(coded), *(len(sender.code(scene(step))[0]) for step in (1, 2, 3))]
+
+    alone, told = sizes(scene(0) // 8, None), sizes(scene(0) // 8, scene(2))
+    assert 4 * told[0] < alone[0] and max(told) < 600 and sum(alone[1:]) > 2 * sum(told[1:])
+    calm = np.clip(scene(0).astype(int) // 4 + 96, 0, 255).astype(np.uint8)
+    finer = start_chain(scene(0), max_bytes=300, preset=8, coarser=20, typical=calm)[1]
+    assert 300 < len(finer) <= 600
+
+
 def test_updates_are_as_much_coarser_as_was_asked() -> None:
     def updates(coarser: int) -> int:
         sender, _, _ = start_chain(scene(0), max_bytes=900, preset=8, coarser=coarser)

@@ -28,6 +28,10 @@ def shots_of(networks: Inference, film: list[Array]) -> list[int]:
     return [watcher.see(image, pts / 25)[0].shot for pts, image in enumerate(film)]
 
 
+def lit_by(image: Array, gain: float) -> Array:
+    return np.clip(image * gain + 0.5, 0, 255).astype(np.uint8)
+
+
 def lit(image: Array, more: int) -> Array:
     return np.minimum(image.astype(int) + more, 255).astype(np.uint8)
 
@@ -56,8 +60,31 @@ def test_what_nobody_is_seen_in_begins_no_shot_but_may_end_one(
 ) -> None:
     room = [np.full((256, 256, 3), 90, np.uint8)] * between
     for after, begun in ((portrait_clip[4:6], 0), ([*map(somebody_else, portrait_clip[4:6])], 1)):
-        shots = shots_of(networks, [*room, *portrait_clip[:2], *room, *after])
-        assert shots == [*[0] * (2 * between + 2), begun, begun]
+        shots = shots_of(networks, [portrait_clip[0], *portrait_clip[:2], *room, *after])
+        assert shots == [*[0] * (between + 3), begun, begun]
+
+
+def test_with_the_first_face_a_shot_begins_where_all_changes_at_once(
+    networks: Inference, portrait_clip: list[Array]
+) -> None:
+    room = np.full((256, 256, 3), 90, np.uint8)
+    assert shots_of(networks, [room, room, *portrait_clip[:3]]) == [0, 0, 1, 1, 1]
+    there = np.linspace(0, 1, 10)[:, None, None, None]
+    appears = [*(room * (1 - there) + portrait_clip[0] * there).astype(np.uint8)]
+    assert shots_of(networks, [*appears, *portrait_clip[1:3]]) == [0] * 12
+
+
+def test_somebody_else_who_comes_out_of_the_dark_is_in_another_shot(
+    networks: Inference, portrait_clip: list[Array]
+) -> None:
+    night, gains = np.zeros((256, 256, 3), np.uint8), np.linspace(0.3, 0.5, 4)
+    dark = [lit_by(image, gain) for image, gain in zip(portrait_clip[4:8], gains, strict=True)]
+    other = [somebody_else(image) for image in dark]
+    for image in other:
+        image[:, :70] = image[:, -70:] = 0  # before a black wall
+    down = [lit_by(image, gain) for image, gain in zip(portrait_clip[:4], gains[::-1], strict=True)]
+    assert shots_of(networks, [*down, night, night, *other]) == [*[0] * 6, 1, 1, 1, 1]
+    assert shots_of(networks, [*down, night, night, *dark[:2]]) == [0] * 8
 
 
 def test_a_jump_of_the_camera_or_a_hand_is_no_cut(networks: Inference, portrait_clip: list[Array]) -> None:

@@ -104,7 +104,7 @@ def test_an_encoder_that_nobody_has_any_more_is_gone_at_once(portrait_clip: list
 
 def test_frames_before_the_first_face_are_kept_for_it(portrait_clip: list[np.ndarray]) -> None:
     encoder = nc.Encoder(device="cpu", threads=1)
-    empty = np.full((256, 256, 3), 90, np.uint8)
+    empty = np.full((256, 256, 3), 200, np.uint8)  # as bright as the wall behind the face
     assert [type(p) for p in encoder.encode(empty, 0)] == [StreamHeader]
     assert encoder.encode(empty, 1) == []
     packets = encoder.encode(portrait_clip[0], 2)
@@ -121,6 +121,76 @@ def test_of_the_frames_before_the_first_face_a_live_stream_sends_those_of_a_seco
         encoder.encode(empty, pts)
     packets = encoder.encode(portrait_clip[0], WAITING_LIVE + 5)
     assert sum(isinstance(packet, Motion) for packet in packets) == WAITING_LIVE + (1 if live else 6)
+
+
+def dimmed(image: Array, gain: float) -> Array:
+    return np.clip(image * gain + 0.5, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("constant", "least", "most"), [(0.2, 10, 20), (1e9, 26, 26), (1e-3, 2, 2)])
+def test_a_call_begins_when_the_camera_has_set_its_exposure_and_waits_no_longer_than_a_second(
+    portrait_clip: list[Array], constant: float, least: int, most: int
+) -> None:
+    """From a tenth of the light: within half a second; ever more; at once. The first frame is too dark for a face."""
+    encoder, decoder = nc.Encoder(device="cpu", threads=1, preset=13), nc.Decoder(device="cpu", threads=1)
+    begun, shown = None, []
+    for pts, image in enumerate(there_and_back(portrait_clip, 30)):
+        seconds = pts / 25
+        gain = 0.1 * 6**seconds if constant > 1 else 1 - 0.9 * np.exp(-seconds / constant)
+        packets = encoder.encode(dimmed(image, gain), pts)
+        begun = pts if begun is None and any(isinstance(p, ReferencePart) for p in packets) else begun
+        shown += [frame.pts for packet in packets for frame in decoder.decode(bytes(packet))]
+    assert begun is not None and least <= begun <= most
+    assert shown == list(range(max(0, begun - WAITING_LIVE), 30)) and encoder.stats.face_lost_frames == 1
+
+
+def test_a_call_in_usual_light_begins_with_its_first_frame_and_a_film_however_dark(
+    portrait_clip: list[Array],
+) -> None:
+    for gain, how in ((1.0, {}), (0.3, {"lookahead": 1}), (0.3, {"film": True})):
+        frames = [dimmed(image, gain) for image in portrait_clip[:2]]
+        film = {"film": nc.Film(enumerate(frames))} if how.pop("film", False) else how
+        encoder = nc.Encoder(device="cpu", threads=1, preset=13, **film)  # type: ignore[arg-type]
+        packets = [p for pts, image in enumerate(frames) for p in encoder.encode(image, pts)]
+        assert sum(isinstance(p, StreamHeader) for p in packets) == 1 and encoder.stats.references == 1
+
+
+def shown_of(frames: list[Array], **how: Any) -> tuple[nc.Encoder, list[nc.DecodedFrame]]:
+    """A film as a receiver sees it."""
+    encoder = nc.Encoder(
+        device="cpu", threads=1, preset=13, crop="none", repeat_header=False, film=nc.Film(enumerate(frames)), **how
+    )
+    decoder = nc.Decoder(device="cpu", threads=1)
+    packets = [p for pts, image in enumerate(frames) for p in encoder.encode(image, pts)]
+    shown = [frame for p in [*packets, *encoder.flush()] for frame in decoder.decode(bytes(p))]
+    return encoder, shown
+
+
+def test_a_film_that_begins_without_a_face_begins_with_what_it_shows(portrait_clip: list[Array]) -> None:
+    """And the first face is another shot's, with a picture of its own."""
+    title = np.full((256, 256, 3), 20, np.uint8)
+    title[100:140, 60:200] = (200, 180, 40)
+    encoder, shown = shown_of([*[title] * 12, *portrait_clip[:12]], lookahead=4)
+    assert [frame.pts for frame in shown] == list(range(24)) and encoder.stats.references == 2
+    assert all(psnr(frame.image, title) > 30 for frame in shown[:12]) and all(frame.as_is for frame in shown[1:12])
+    assert all(psnr(frame.image, image) > 24 for frame, image in zip(shown[12:], portrait_clip, strict=False))
+    assert encoder.stats.face_lost_frames == 12
+
+
+def test_a_face_that_is_not_seen_at_once_is_what_a_film_begins_with(portrait_clip: list[Array]) -> None:
+    encoder, shown = shown_of([*[ROOM] * 5, *portrait_clip[:6]])
+    assert encoder.stats.references == 1 and len(shown) == 11
+    assert all(psnr(frame.image, portrait_clip[0]) > 24 for frame in shown[:6])
+
+
+def test_a_film_that_fades_in_has_bytes_left_for_what_it_comes_to(portrait_clip: list[Array]) -> None:
+    """The key of a chain says how fine its updates are, and a dark one is fine for few bytes."""
+    film = there_and_back(portrait_clip, 75)
+    fade = [dimmed(image, min(1.0, 0.08 + pts / 20)) for pts, image in enumerate(film)]
+    encoder, shown = shown_of(fade, lookahead=4)
+    quality = [psnr(frame.image, image) for frame, image in zip(shown, fade, strict=True)]
+    assert np.mean(quality[25:]) > 20 and encoder.stats.updates >= 2  # 6 dB without, and no updates
+    assert encoder.stats.bytes_total * 8 / 3 < 4400
 
 
 def test_a_lost_face_is_held_not_raised(portrait_clip: list[np.ndarray]) -> None:
@@ -1140,10 +1210,13 @@ def test_an_update_that_would_take_more_than_a_key_gives_way_to_it(
     monkeypatch.setattr(RateControl, "room", room)
     monkeypatch.setattr(RateControl, "affords_picture", lambda *_, **__: True)
     encoder = nc.Encoder(8, device="cpu", threads=1, preset=13)
-    stays = 1 + math.ceil(25 * FLASH_SECONDS)  # by then it is no flashlight
-    for pts, image in enumerate([portrait_clip[0] // 6, *portrait_clip[1 : stays + 2]]):
+    dark = 6  # frames, after which the camera is taken to have set its exposure
+    stays = dark + math.ceil(25 * FLASH_SECONDS)  # by then it is no flashlight
+    for pts, image in enumerate([*[portrait_clip[0] // 6] * dark, *portrait_clip[1 : stays + 3 - dark]]):
         packets = encoder.encode(image, pts)
         assert not any(isinstance(packet, Update) for packet in packets)
+        if pts < dark - 1:
+            continue
         assert encoder._pictures.wanted == (pts == stays) and encoder._pictures._late is None
     assert encoder.stats.references == 2
 

@@ -171,12 +171,57 @@ def test_looks_are_small_grey_pictures_whose_products_add_up_exactly(portrait_cl
     assert len(first.grey) * 128**2 <= 2**24  # what float32 counts exactly
 
 
+def textured(low: int, high: int) -> Array:
+    image = np.full((64, 64, 3), low, np.uint8)
+    image[::2, : 32 + low % 7] = high
+    return np.repeat(np.repeat(image[:8, :8], 8, 0), 8, 1)
+
+
+def fades_in(count: int, shots: list[int] | None = None) -> nc.Film:
+    """Comes out of the dark within a second and stays; a picture every tick."""
+    film = nc.Film((pts, textured(2 * min(pts, 10), 20 * min(pts, 10))) for pts in range(count))
+    film.watch_with(Eyes(shots), TICK)  # type: ignore[arg-type]
+    return film
+
+
+def test_what_fades_in_is_told_by_what_it_comes_to() -> None:
+    film = fades_in(80)
+    film.sight(0)
+    first = film.ahead(5.0)[1][1]
+    found = film.typical_after(first)
+    assert found is not None and np.array_equal(found[0], textured(20, 200)) and found[1] is not None
+    film.sight(20)
+    _, looks = film.ahead(5.0)
+    assert film.typical_after(looks[0]) is None  # it is as what follows
+    assert film.typical_after(first) is not None
+    film.sight(71)
+    assert len(film._tiles) <= 1  # nothing behind is kept
+
+
+def test_no_other_shot_says_what_is_typical_and_few_tiles_are_kept() -> None:
+    film = fades_in(80, [0] * 6 + [1] * 74)
+    film.sight(0)
+    found = film.typical_after(film.ahead(5.0)[1][1])
+    assert found is not None and np.array_equal(found[0], textured(10, 100))
+    assert len(film._tiles) == 11
+
+
 @pytest.mark.parametrize("greys", [[NOBODY, 1, 2], [1, NOBODY, NOBODY], [NOBODY] * 3])
 def test_looks_say_where_a_face_was_seen(greys: list[int]) -> None:
     film = film_of(greys)
     assert film.sight(0).square == Square(-64, 32, 512)
     _, looks = film.ahead(5.0)
     assert [look.face for look in looks] == [grey != NOBODY for grey in greys]
+
+
+def test_a_film_says_when_somebody_comes() -> None:
+    film = film_of([NOBODY] * 12 + [1] * 20)
+    film.sight(0)
+    assert film.face_after(1.0) is None and film.face_after(5.0) == pytest.approx(1.2)
+    film.sight(9)
+    assert film.face_after(1.0) == pytest.approx(0.3)
+    film.sight(15)
+    assert film.face_after(1.0) == 0.0
 
 
 def test_looks_say_of_which_shot_they_are() -> None:

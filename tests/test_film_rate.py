@@ -41,14 +41,15 @@ STEP = (PRICES[1] / PRICES[0]) ** (1 / 2**TRIES)  # between prices that are told
 Place = Callable[[float], float]  # grey level of frames at a time; NaN: 0, and no face is seen
 
 
-def look(place: float, face: bool = True, shot: int = 0) -> Look:
+def look(place: float, face: bool = True, shot: int = 0, contrast: float = 200.0) -> Look:
     """Rounded, so that sums are exact."""
-    return Look(np.full(4, 0.0 if math.isnan(place) else round(64 * place) / 64), face and not math.isnan(place), shot)
+    mean = 0.0 if math.isnan(place) else round(64 * place) / 64
+    return Look(mean + contrast * np.array([1.0, -1.0, 1.0, -1.0]), face and not math.isnan(place), shot)
 
 
 def change(one: Look, other: Look) -> float:
     drawn = one.shot == other.shot and (other.face or not one.face)
-    return float(abs(one.grey[0] - other.grey[0])) if drawn else math.inf
+    return float(np.sqrt(np.mean((one.grey - other.grey) ** 2))) if drawn else math.inf
 
 
 class Track:
@@ -67,6 +68,11 @@ class Track:
         end = int(np.searchsorted(self.times, self.times[self.now] + seconds))
         self.ended |= end == len(self.times)
         return self.times[self.now : end].tolist(), self.looks[self.now : end]
+
+    def typical_after(self, _: Look) -> Any:
+        return self.typical
+
+    typical: Any = None
 
 
 def track(place: Place, seconds: float, fps: float = 10, duration: float | None = None) -> Track:
@@ -134,7 +140,8 @@ def wandering(dice: np.random.Generator, count: int, cut: int | None = None) -> 
     places = 40 * np.sin(np.cumsum(dice.normal(0.02, 0.05, count) * speed)) + dice.normal(0, 0.2, count)
     gone = dice.integers(2, count)
     faces = [not gone <= n < gone + 9 for n in range(count)]
-    return times, [look(places[n], faces[n], int(cut is not None and n >= cut)) for n in range(count)]
+    flat = np.where(dice.uniform(size=count) < 0.2, 6.0, 8.0)  # what little is to be seen in
+    return times, [look(places[n], faces[n], int(cut is not None and n >= cut), flat[n]) for n in range(count)]
 
 
 def value(
@@ -164,7 +171,7 @@ def value(
         before = list(chosen[:index][-1:])
         if near(number, before) < SAME:
             return math.inf, math.inf
-        update = root * (min(near(number, before), CHANGE_MOST) + CHANGE_LEAST)
+        update = root * (min(near(number, before), CHANGE_MOST, looks[number].contrast) + CHANGE_LEAST)
         begins = all(other.shot != looks[number].shot for other in there(number, before))
         total += (key if begins else update) + extra
     return wrong + price * total, total
@@ -316,6 +323,28 @@ def test_motion_saves_what_has_been_spent_too_much() -> None:
     for second in range(1, 20):
         rate.advance(0.1 + second)
     assert rate._motion_allowed > allowed  # nothing was sent in between
+
+
+def test_of_a_key_in_other_light_than_what_follows_nothing_is_learned() -> None:
+    film = track(moves, 20.0)
+    rate = rate_of(film)
+    rate.sent_key(120, of=0.0)
+    assert rate._root_bytes == pytest.approx(UPDATE_SHARE * 120)
+    film.typical = np.zeros((8, 8, 3), np.uint8), None
+    rate.sent_key(120, of=0.0)
+    assert rate._root_bytes == pytest.approx(UPDATE_SHARE * rate.key_bytes) and rate.key_bytes > 300
+
+
+def test_an_update_of_next_to_nothing_is_expected_to_take_next_to_nothing() -> None:
+    film = track(moves, 20.0)
+    film.looks[5] = look(120.0, contrast=0.5)
+    rate = begun(film)
+    expected = rate._root_bytes
+    film.now = 5
+    rate.advance(float(film.times[5]))
+    assert expected is not None
+    rate.sent_update(round(expected * (0.5 + CHANGE_LEAST)))
+    assert rate._root_bytes == pytest.approx(expected, rel=0.05)
 
 
 def test_what_updates_take_is_learned_by_how_much_frames_had_changed() -> None:

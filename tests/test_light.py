@@ -121,6 +121,46 @@ def test_an_exposure_that_changes_is_followed_and_slowly_forgotten(portrait_clip
     assert still[8] < -8 and still == sorted(still) and still[-1] == 0
 
 
+@pytest.mark.parametrize("fps", [10, 25, 50])
+@pytest.mark.parametrize("begins", [0.1, 0.3, 2.5])
+def test_a_camera_is_settling_while_it_sets_its_exposure(portrait_clip: list[Array], begins: float, fps: int) -> None:
+    """It comes to within a tenth of where it goes in less than a second, as cameras do that have been switched on."""
+    seconds = np.arange(2 * fps) / fps
+    gains = 1 + (begins - 1) * np.exp(-seconds / 0.25)
+    meter, settled = LightMeter(), []
+    for at, gain, image in zip(seconds, gains, there_and_back(portrait_clip, len(gains)), strict=True):
+        meter.follow(exposed(image, gain), at)
+        settled.append(not meter.settling)
+    first = settled.index(True)
+    assert all(settled[first:]) and first >= 2 and 0.85 < gains[first] < 1.25 and seconds[first] <= 0.9
+
+
+def test_nothing_settles_in_a_room_whatever_its_light(portrait_clip: list[Array]) -> None:
+    for gain, least in ((1.0, 0.0), (0.3, 0.2)):  # what is dark is looked at for a moment
+        meter = LightMeter()
+        assert not meter.settling
+        for pts, image in enumerate(there_and_back(portrait_clip, 30)):
+            meter.follow(exposed(image, gain), pts / 25)
+            assert meter.settling == (pts / 25 < least - 1e-9)
+    meter = LightMeter()
+    for pts in range(20):  # a pan
+        meter.follow(np.roll(portrait_clip[pts], 5 * pts, axis=1), pts / 25)
+        assert not meter.settling
+
+
+def test_pictures_can_begin_in_the_light_of_any_frame(portrait_clip: list[Array]) -> None:
+    gains = np.concatenate([np.linspace(1, 0.8, 13), np.linspace(0.8, 0.9, 13)[1:]])
+    film = [exposed(image, gain) for image, gain in zip(there_and_back(portrait_clip, 25), gains, strict=True)]
+    whole, late = LightMeter(), LightMeter()
+    for pts in range(13):
+        before = whole.follow(film[pts], pts / 25)
+        late.follow(film[pts], pts / 25)
+    late.begin()
+    after = [(whole.follow(film[pts], pts / 25), late.follow(film[pts], pts / 25)) for pts in range(13, 25)]
+    assert before < -8 and all(told - before == pytest.approx(now, abs=2.5) for told, now in after)
+    assert after[-1][1] > 5
+
+
 def test_frames_of_another_size_or_of_nothing_are_compared_with_none(portrait_clip: list[Array]) -> None:
     bright, dim = portrait_clip[0], exposed(portrait_clip[0], 0.9)
     meter = LightMeter()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from neuralcodec.cuts import Shot
+from neuralcodec.cuts import Shot, half, squared_error
 from neuralcodec.face import Square
 from neuralcodec.inference import MotionEstimate
-from neuralcodec.motion import MotionParams
+from neuralcodec.motion import Array, MotionParams
 from neuralcodec.packet import Feedback, Update
 from neuralcodec.rate import RateControl
 from neuralcodec.sender import ASKED_AGAIN, OVERDUE, Held, PictureSender, _Coming
@@ -142,6 +143,19 @@ def test_a_frame_is_shown_from_the_picture_that_it_looks_most_like(
     grey = {id(held): change for held, change in zip(pictures.held.values(), changes, strict=True)}
     monkeypatch.setattr(pictures, "_change", lambda _, held: grey[id(held)])
     assert pictures._best(shot, dict(enumerate(ways)), 0) == best
+
+
+def test_a_picture_in_other_light_is_less_like_a_frame_than_its_pixels_say(portrait_clip: list[Array]) -> None:
+    """Motion makes up for a head that has moved, and for no light."""
+    tile, square = portrait_clip[0], Square(0, 0, 256)
+    shot, pictures = Shot(tile, tile, square, None, 1.0), sender()
+    moved, dimmed = picture(0, NEW), picture(1, NEW)
+    for held, image in ((moved, np.roll(tile, 9, axis=1)), (dimmed, (tile * 0.85).astype(np.uint8))):
+        features: Any = SimpleNamespace(picture=image)
+        held.features = features
+    off = [float(np.sqrt(squared_error(half(tile), held.half))) for held in (moved, dimmed)]
+    assert off[0] > off[1] and pictures._change(shot, moved) == off[0]
+    assert pictures._change(shot, dimmed) > off[0]
 
 
 def test_reports_without_end_do_not_make_the_sender_send_without_end() -> None:
