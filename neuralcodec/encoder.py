@@ -323,9 +323,11 @@ class Encoder:
         often = self._rate.since_picture < max(OFTEN_SECONDS, OFTEN_FRAMES * elapsed)
         shot = Shot(picture, tile, square, found, seconds, sight.light)
         packets += self._follow(sight.shot if self._film is None else self._film.present.shot, seconds)
-        around = self.full_frame and self._moved  # new surroundings would be put around frames that wait
-        while self._taken and ((around and self._pictures.held) or self._own_gives_way()):
+        # new surroundings would be put around frames that wait
+        around = self.full_frame and bool(self._pictures.held) and (self._moved or self._pictures.moved)
+        while self._taken and (around or self._own_gives_way()):
             packets += self._shown(self._taken.popleft())
+        packets += self._count(self._closed()) if around else []
         if self.stats.references:
             packets += self._refresh(shot)
         active = self._pictures.active
@@ -505,9 +507,14 @@ class Encoder:
         return self._count(packets)
 
     def _own_gives_way(self) -> bool:
-        """Whether a picture of one of the frames that wait, which is to be shown from it, is about to be replaced."""
+        """Whether a picture that a frame which waits is to be shown from is about to be replaced: its own, or the one
+        before, where no face tells which is nearest."""
         taken = {frame.shot.seconds for frame in self._taken}
-        return any(held.of in taken and self._pictures.gives_way(key) for key, held in self._pictures.held.items())
+        faceless = {frame.reference for frame in self._taken if frame.estimate is None}
+        return any(
+            (held.of in taken or key in faceless) and self._pictures.gives_way(key)
+            for key, held in self._pictures.held.items()
+        )
 
     def _shown(self, frame: _Taken) -> list[Packet]:
         """Packets of a frame's motion, from the best picture there is by now."""

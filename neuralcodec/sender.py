@@ -153,6 +153,11 @@ class PictureSender:
         """The picture in use."""
         return self.held[self.active]
 
+    @property
+    def moved(self) -> bool:
+        """Whether the coded square has jumped since the last picture was taken."""
+        return self._moved
+
     def cut(self, seconds: float) -> None:
         """Another shot begins with the frame of this time: pictures of the one before show somebody else."""
         self._cuts.append(seconds)

@@ -1115,9 +1115,12 @@ def test_a_lively_head_is_no_cut_nor_is_a_hand_before_the_face(
     assert cuts == [12]
 
 
-def test_frames_that_wait_are_not_put_into_new_surroundings(portrait_clip: list[Array]) -> None:
+@pytest.mark.parametrize("share", [1, 4])
+def test_frames_that_wait_are_not_put_into_new_surroundings(portrait_clip: list[Array], share: int) -> None:
     """The head is elsewhere of a sudden, with all of the picture sent to paste it into."""
-    encoder = nc.Encoder(16, device="cpu", threads=1, lookahead=3, full_frame=True, preset=13)
+    encoder = nc.Encoder(
+        16, device="cpu", threads=1, lookahead=3, full_frame=True, preset=13, frames_per_packet=share
+    )
     film, coded = [], []  # with the first of the frames in which it is elsewhere its square has yet to be found
     for pts, image in enumerate(portrait_clip[:10]):
         film.append(np.full((300, 700, 3), 90, np.uint8))
@@ -1126,8 +1129,32 @@ def test_frames_that_wait_are_not_put_into_new_surroundings(portrait_clip: list[
         coded += encoder.encode(film[-1], pts)
     coded += encoder.flush()
     begins = [n for n, p in enumerate(coded) if isinstance(p, ReferencePart) and p.codec == BACKDROP and not p.index]
-    before = [sum(isinstance(packet, Motion) for packet in coded[:begin]) for begin in begins]
-    assert before == [0, 7] and sum(isinstance(packet, Motion) for packet in coded) == len(film)
+    assert [frames_in(coded[:begin]) for begin in begins] == [0, 7] and frames_in(coded) == len(film)
+
+
+def frames_in(packets: list[Any]) -> int:
+    return sum(packet.frames for packet in packets if isinstance(packet, Motion))
+
+
+def test_nor_are_those_of_the_shot_before(portrait_clip: list[Array]) -> None:
+    frames = [*portrait_clip[:6], *map(somebody_else, portrait_clip[6:10])]
+    wide = [np.pad(image, ((20, 20), (90, 90), (0, 0)), constant_values=90) for image in frames]
+    encoder = nc.Encoder(
+        16, device="cpu", threads=1, lookahead=3, full_frame=True, preset=13, frames_per_packet=4,
+        film=nc.Film(enumerate(wide)),
+    )  # fmt: skip
+    coded = [packet for pts, image in enumerate(wide) for packet in encoder.encode(image, pts)] + encoder.flush()
+    begins = [n for n, p in enumerate(coded) if isinstance(p, ReferencePart) and p.codec == BACKDROP and not p.index]
+    assert [frames_in(coded[:begin]) for begin in begins] == [0, 6] and frames_in(coded) == len(wide)
+
+
+def test_frames_without_a_face_are_shown_from_their_picture_however_many_follow(portrait_clip: list[Array]) -> None:
+    encoder, decoder = nc.Encoder(300, device="cpu", threads=1, preset=13, lookahead=12), nc.Decoder(device="cpu")
+    frames = [*portrait_clip[:4], *[ROOM] * 4, *portrait_clip[4:]]
+    packets = [packet for pts, image in enumerate(frames) for packet in encoder.encode(image, pts)]
+    shown = [frame for packet in [*packets, *encoder.flush()] for frame in decoder.decode(bytes(packet))]
+    assert len(shown) == len(frames) and encoder.stats.updates >= 16
+    assert all(psnr(frame.image, ROOM) > 28 for frame in shown[6:8])  # from the first picture of none on
 
 
 def test_the_end_counts_the_frames_in_the_stream(portrait_clip: list[Array]) -> None:
