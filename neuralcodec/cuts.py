@@ -19,9 +19,10 @@ from .motion import Array
 # another, and with no frame of 208 clips of one shot, nor of 104 at five frames a second: hands and quick turns change
 # as much, but not half of what is drawn.
 JUMP, STRANGE = 30.0, 16.0
-# Grey levels, root mean square from their mean: what has fewer, as it comes out of the dark, is strange sooner. No shot
-# of 24 clips with fewer than 33 is cut by it.
-FLAT = 30.0
+# Grey levels, root mean square from their mean: what has fewer, as it comes out of the dark, is strange sooner, not
+# taken for what was there before, and looked at again when it has CLEARER times as many, as long as DIM_SECONDS. No
+# shot of 24 clips with fewer than 33 is cut by it.
+FLAT, CLEARER, DIM_SECONDS = 30.0, 1.5, 2.0
 # Grey levels from the last frame before a cut, root mean square, in pictures of SMALL pixels a side, so that the head
 # may move meanwhile: it was a flashlight, and the shot goes on.
 BACK, SMALL = 14.0, 24
@@ -77,10 +78,11 @@ class Cuts:
         self._seen: Shot | None = None  # and the last one with a face
         self._left: tuple[Shot, int, float] | None = None  # frame with a face and number before a cut, and its time
         self._jumped = False  # much has changed since a face was last seen
+        self._dim: float | None = None  # fullness of what then looked like it, and was too dark to tell
 
     def forget(self) -> None:
         """The camera's picture has another size: places in those before mean nothing in it."""
-        self._before = self._seen = self._left = None
+        self._before = self._seen = self._left = self._dim = None
 
     def follow(self, frame: Shot, moved: bool) -> int:
         """How many shots have begun before this frame; fewer than before it once a flashlight has gone out. moved: the
@@ -89,14 +91,15 @@ class Cuts:
             self._left = None
         if self._left is not None:
             left, begun, _ = self._left
-            if np.mean((grey(frame.seen_in(left.square), SMALL) - grey(left.tile, SMALL)) ** 2) < BACK**2:
+            away = np.mean((grey(frame.seen_in(left.square), SMALL) - grey(left.tile, SMALL)) ** 2)
+            if away < (BACK * _fullness(left.tile)) ** 2:
                 self._before = self._seen = left
                 self._begun, self._left = begun, None
         if self._begins_shot(frame, moved):
             if self._seen is not None:
                 self._left = self._left or (self._seen, self._begun, frame.seconds)
             self._begun += 1
-        self._before, self._seen = frame, frame if frame.estimate else self._seen
+        self._before, self._seen = frame, frame if frame.estimate and self._dim is None else self._seen
         return self._begun
 
     def _begins_shot(self, frame: Shot, moved: bool) -> bool:
@@ -109,7 +112,10 @@ class Cuts:
         if seen is None:  # there is nobody to draw it from
             return frame.estimate is not None and changed >= JUMP**2
         self._jumped |= frame.estimate is None or moved or changed >= JUMP**2
-        if frame.estimate is None or not self._jumped:
+        if self._dim is not None and frame.seconds - seen.seconds > DIM_SECONDS:
+            self._dim = None
+        clearer = self._dim is not None and _fullness(frame.tile) >= CLEARER * self._dim
+        if frame.estimate is None or not (self._jumped or clearer):
             return False
         self._jumped = False
         with self._timed("check"):
@@ -120,7 +126,15 @@ class Cuts:
             motion = estimate.relative_to(features.canonical)
             motion = replace(motion, scene=self._networks.scene(features, tile, estimate, None))
             off = np.subtract(self._networks.render(features, motion), tile, dtype=np.int16)
-        return float(np.median(np.abs(off))) > STRANGE * min(1.0, float(grey(tile, SMALL).std()) / FLAT)
+        full = _fullness(tile)
+        strange = float(np.median(np.abs(off))) > STRANGE * full
+        self._dim = None if strange or full == 1.0 else full
+        return strange
+
+
+def _fullness(tile: Array) -> float:
+    """Of what there is to be seen in most pictures, the share that is in this one; 1 at most."""
+    return min(1.0, float(grey(tile, SMALL).std()) / FLAT)
 
 
 def tile_of(picture: Array, square: Square, size: int, light: int) -> Array:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from conftest import somebody_else
 
-from neuralcodec.face import CropFollower
+from neuralcodec.cuts import Cuts, Shot
+from neuralcodec.face import CropFollower, Square
 from neuralcodec.inference import Inference
 from neuralcodec.motion import Array
 from neuralcodec.pack import load_pack
@@ -77,14 +78,39 @@ def test_with_the_first_face_a_shot_begins_where_all_changes_at_once(
 def test_somebody_else_who_comes_out_of_the_dark_is_in_another_shot(
     networks: Inference, portrait_clip: list[Array]
 ) -> None:
-    night, gains = np.zeros((256, 256, 3), np.uint8), np.linspace(0.3, 0.5, 4)
-    dark = [lit_by(image, gain) for image, gain in zip(portrait_clip[4:8], gains, strict=True)]
-    other = [somebody_else(image) for image in dark]
-    for image in other:
+    night, gains = np.zeros((256, 256, 3), np.uint8), (0.3, 0.37, 0.43, 0.5)
+    others = [somebody_else(image) for image in portrait_clip[4:8]]
+    for image in others:
         image[:, :70] = image[:, -70:] = 0  # before a black wall
     down = [lit_by(image, gain) for image, gain in zip(portrait_clip[:4], gains[::-1], strict=True)]
-    assert shots_of(networks, [*down, night, night, *other]) == [*[0] * 6, 1, 1, 1, 1]
-    assert shots_of(networks, [*down, night, night, *dark[:2]]) == [0] * 8
+    for up, begun in ((others, 1), (portrait_clip[4:8], 0)):
+        dark = [lit_by(image, gain) for image, gain in zip(up, gains, strict=True)]
+        assert shots_of(networks, [*down, night, night, *dark]) == [*[0] * 6, *[begun] * 4]
+
+
+def test_what_is_too_dark_to_tell_is_looked_at_again(networks: Inference, portrait_clip: list[Array]) -> None:
+    others = [somebody_else(image) for image in portrait_clip[4:9]]
+    for image in others:
+        image[:, :70] = image[:, -70:] = 100
+    down = [lit_by(image, gain) for image, gain in zip(portrait_clip, (0.3, 0.24, 0.18, 0.12, 0.06), strict=False)]
+    up = [lit_by(image, gain) for image, gain in zip(others, (0.2, 0.25, 0.3, 0.4, 0.5), strict=True)]
+    night = np.zeros((256, 256, 3), np.uint8)
+    assert shots_of(networks, [*down, night, *up]) == [*[0] * 9, 1, 1]
+
+
+def test_what_comes_out_of_the_dark_is_no_flashlight(
+    networks: Inference, portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is dark is alike."""
+    cuts, square = Cuts(networks, FLASH, lambda _: nullcontext()), Square(0, 0, 256)
+    found = iter([False, True, False, False])
+    monkeypatch.setattr(cuts, "_begins_shot", lambda *_: next(found))
+    estimate = networks.motion(portrait_clip[0], np.array([0, 0, 0.5], np.float32))
+    shots = []
+    for pts, image in enumerate([portrait_clip[0], *map(somebody_else, portrait_clip[1:4])]):
+        dark = lit_by(image, 0.1 + 0.02 * pts)
+        shots.append(cuts.follow(Shot(dark, dark, square, estimate, pts / 25), False))
+    assert shots == [0, 1, 1, 1]
 
 
 def test_a_jump_of_the_camera_or_a_hand_is_no_cut(networks: Inference, portrait_clip: list[Array]) -> None:
