@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .film import Film, Look
+from .film import FADED, Film, Look
 from .motion import Array
 from .packet import REFERENCES_MAX
 from .rate import (
@@ -35,7 +35,7 @@ AIM = 0.96  # of the target: updates of heads that move much take more than was 
 # Grey levels, root mean square of a Look's points. A picture of a frame that differs by less than SAME from the one
 # in use would show nothing new. CHANGE_MOST: that are counted at most.
 SAME, CHANGE_MOST = 0.5, 40.0
-FACELESS = 2.0  # times as much is seen wrong where nothing can be drawn
+UNDRAWN = 2.0  # times as much is seen wrong where nothing can be drawn, or all is much darker or brighter than it was
 # Instead, from a picture of another shot: a shot gets its key whatever that costs. Ten training clips of four seconds
 # each behind one another: 26.66 dB at 3.88 kbit/s and 24.07 at 1.91, where shots that began with updates which nobody
 # had planned for gave 26.23 at 3.87 and 24.01 at 2.01, and faces with patches of those before. Of two seconds each:
@@ -270,11 +270,9 @@ class _Future:
         held = list(held)
         # where the frame would begin another shot, with a key
         self._begins = np.concatenate([_elsewhere(looks, held).all(1, keepdims=True), _elsewhere(looks, looks)], 1)
-        near, changes = _changes(looks, held).min(1, keepdims=True), _changes(looks, looks)
-        changes = np.where(times[:, None] <= until, np.minimum(changes, near), changes)
-        changes = np.concatenate([near, changes], 1)
-        faces = np.array([look.face for look in looks])
-        seen = np.where(faces, 1.0, FACELESS)[:, None] * np.minimum(changes, CHANGE_MOST)
+        here, there = _changes(looks, looks), _changes(looks, held)
+        changes = _columns(here, there, times <= until)
+        seen = _columns(_seen_wrong(looks, looks, here), _seen_wrong(looks, held, there), times <= until)
         seen[self._begins] = ELSEWHERE
         self._wrong(seen * steps[:, None], waits)
         self._shares = _shares(np.minimum(changes, np.array([[look.contrast] for look in looks])))
@@ -327,6 +325,20 @@ def _changes(looks: Sequence[Look], pictures: Iterable[Look]) -> Array:
     face, drawn = (np.array([one.face for one in some]) for some in (looks, pictures))
     far[(face[:, None] & ~drawn) | _elsewhere(looks, pictures)] = np.inf
     return np.asarray(far)
+
+
+def _columns(of_frames: Array, of_held: Array, kept: Array) -> Array:
+    """(N, 1 + N): the best of the held pictures, then those of the frames, beside which it still is where ``kept``."""
+    near = of_held.min(1, keepdims=True)
+    return np.concatenate([near, np.where(kept[:, None], np.minimum(of_frames, near), of_frames)], 1)
+
+
+def _seen_wrong(looks: Sequence[Look], pictures: Sequence[Look], changes: Array) -> Array:
+    """(N, M): grey levels that are seen wrong of frames shown from pictures which they differ from so much."""
+    faces = np.array([look.face for look in looks])[:, None]
+    these, those = (np.log([max(1.0, look.contrast) for look in some]) for some in (looks, pictures))
+    drawn = faces & (np.abs(these[:, None] - those) < math.log(FADED))
+    return np.where(drawn, 1.0, UNDRAWN) * np.minimum(changes, CHANGE_MOST)
 
 
 def _elsewhere(looks: Sequence[Look], pictures: Sequence[Look]) -> Array:

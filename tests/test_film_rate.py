@@ -15,20 +15,20 @@ from conftest import there_and_back
 
 import neuralcodec as nc
 from neuralcodec.avatar import Avatar
-from neuralcodec.film import Look
+from neuralcodec.film import FADED, Look
 from neuralcodec.film_rate import (
     AGAIN,
     AIM,
     CHANGE_LEAST,
     CHANGE_MOST,
     ELSEWHERE,
-    FACELESS,
     FRAMES_MOST,
     HORIZON,
     PRICES,
     SAME,
     STEP_MOST,
     TRIES,
+    UNDRAWN,
     UPDATE_SHARE,
     FilmRate,
     _Future,
@@ -50,6 +50,12 @@ def look(place: float, face: bool = True, shot: int = 0, contrast: float = 200.0
 def change(one: Look, other: Look) -> float:
     drawn = one.shot == other.shot and (other.face or not one.face)
     return float(np.sqrt(np.mean((one.grey - other.grey) ** 2))) if drawn else math.inf
+
+
+def seen_wrong(one: Look, other: Look) -> float:
+    contrasts = max(1.0, one.contrast), max(1.0, other.contrast)
+    drawn = one.face and max(contrasts) < FADED * min(contrasts)
+    return (1.0 if drawn else UNDRAWN) * min(change(one, other), CHANGE_MOST)
 
 
 class Track:
@@ -140,7 +146,7 @@ def wandering(dice: np.random.Generator, count: int, cut: int | None = None) -> 
     places = 40 * np.sin(np.cumsum(dice.normal(0.02, 0.05, count) * speed)) + dice.normal(0, 0.2, count)
     gone = dice.integers(2, count)
     faces = [not gone <= n < gone + 9 for n in range(count)]
-    flat = np.where(dice.uniform(size=count) < 0.2, 6.0, 8.0)  # what little is to be seen in
+    flat = np.where(dice.uniform(size=count) < 0.2, 5.0, 8.0)  # what little is to be seen in
     return times, [look(places[n], faces[n], int(cut is not None and n >= cut), flat[n]) for n in range(count)]
 
 
@@ -164,7 +170,7 @@ def value(
         around = [*[other for other in chosen if other < number][-1:], *after]
         if number in chosen:
             continue
-        seen = (1.0 if one.face else FACELESS) * min(near(number, around), CHANGE_MOST)
+        seen = min((seen_wrong(one, other) for other in there(number, around)), default=math.inf)
         elsewhere = all(other.shot != one.shot for other in there(number, around))
         wrong += (ELSEWHERE if elsewhere else seen) * steps[number]
     for index, number in enumerate(chosen):
