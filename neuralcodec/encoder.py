@@ -258,6 +258,7 @@ class Encoder:
         self._measured = 0  # frames in the mean of keypoint_error_px
         self._waiting: list[int] = []  # pts of frames before the first picture
         self._face_at: float | None = None  # seconds, of the first face
+        self._dim_face: _Taken | None = None  # the last of those, where a face is seen and the camera sets its exposure
         self._ended = False  # by flush
         if film is not None:  # last: films are there once, and no argument may be refused after it
             film.watch_with(self._watcher, self.time_base)
@@ -314,14 +315,18 @@ class Encoder:
 
         if estimate is None:
             self.stats.face_lost_frames += 1
+        often = self._rate.since_picture < max(OFTEN_SECONDS, OFTEN_FRAMES * elapsed)
+        shot = Shot(picture, tile, square, found, seconds, sight.light)
         if not self.stats.references and not self._taken and self._waits_to_begin(estimate, seconds):
             self._watcher.begin()
+            self._dim_face = None
+            if estimate is not None:
+                shot = replace(shot, picture=picture.copy(), tile=tile.copy())
+                self._dim_face = _Taken(shot, estimate, pts, self._pictures.active, often)
             self._waiting.append(pts)
             if self.repeat_header:  # live: what is long past is shown to nobody
                 del self._waiting[:-WAITING_LIVE]
             return self._sent(packets)
-        often = self._rate.since_picture < max(OFTEN_SECONDS, OFTEN_FRAMES * elapsed)
-        shot = Shot(picture, tile, square, found, seconds, sight.light)
         packets += self._follow(sight.shot if self._film is None else self._film.present.shot, seconds)
         # new surroundings would be put around frames that wait
         around = self.full_frame and bool(self._pictures.held) and (self._moved or self._pictures.moved)
@@ -393,6 +398,9 @@ class Encoder:
 
     def _drained(self) -> list[Packet]:
         """Packets of all frames that wait."""
+        if self._dim_face and not self._taken and not self.stats.references:  # no other comes
+            self._waiting.pop()
+            self._taken.append(self._dim_face)
         packets = self._begin() if self._taken and not self._pictures.held else []
         while self._taken:
             packets += self._shown(self._taken.popleft())

@@ -144,6 +144,23 @@ def test_a_call_begins_when_the_camera_has_set_its_exposure_and_waits_no_longer_
     assert shown == list(range(max(0, begun - WAITING_LIVE), 30)) and encoder.stats.face_lost_frames == 1
 
 
+@pytest.mark.parametrize("frames", [1, 4])
+def test_a_call_that_ends_while_it_waits_for_the_camera_shows_what_there_was(
+    portrait_clip: list[Array], frames: int
+) -> None:
+    encoder, decoder = nc.Encoder(device="cpu", threads=1, preset=13), nc.Decoder(device="cpu", threads=1)
+    camera, film = np.empty_like(portrait_clip[0]), [dimmed(image, 0.3) for image in portrait_clip[:frames]]
+    packets = []
+    for pts, image in enumerate(film):
+        camera[:] = image  # what holds a frame is used again
+        packets += encoder.encode(camera, pts)
+    camera[:] = 0
+    assert [type(packet) for packet in packets] == [StreamHeader]
+    shown = [frame for p in [*packets, *encoder.flush()] for frame in decoder.decode(bytes(p))]
+    assert [frame.pts for frame in shown] == list(range(frames))
+    assert psnr(shown[-1].image, film[-1]) > 24 and encoder.flush()[-1] == End(frames)
+
+
 def test_a_call_in_usual_light_begins_with_its_first_frame_and_a_film_however_dark(
     portrait_clip: list[Array],
 ) -> None:
