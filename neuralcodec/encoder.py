@@ -54,7 +54,9 @@ from .stats import EncoderStats, timed
 from .trellis import Trellis
 from .watcher import Watcher
 
-FACELESS_SECONDS = 0.3  # a film that begins so long before the first face begins with a picture of none
+# A film that begins so long before the first face begins with a picture of none. A training clip behind a title of two
+# seconds, as a file at 4 kbit/s: 32.7 dB for 27.0 where the face stood for the title.
+FACELESS_SECONDS = 0.3
 # So long a call waits at most for a camera that has just been switched on to set its exposure: a picture of before
 # would be shown until the next one is paid for. Four training clips, at 4 kbit/s, that come from a tenth of their light
 # or two and a half times it: 22.2 to 28.3 dB over all of the call, for 18.0 to 25.1 with a picture at once.
