@@ -622,7 +622,10 @@ class Encoder:
         end, meant = self._quantizer.state, [true for true, _ in frames if true is not None]
         if self._trellis is not None and len(meant) == len(symbols) > 1:
             wanted = [self._quantizer.wanted(true, symbols[0].components) for true in meant]
-            symbols, end = self._trellis.settled(symbols, np.array(wanted), self._weights(frames[0][1]))
+            better, after = self._trellis.settled(symbols, np.array(wanted), self._weights(frames[0][1]))
+            # elsewhere the window has room for what was tried, and no more
+            if self._film is not None or len(self._coder.encode(better)) <= len(self._coder.encode(symbols)):
+                symbols, end = better, after
         for (true, reference), state in zip(frames, [*(frame.state for frame in symbols[1:]), end], strict=True):
             self._quantizer.state = state
             if true is not None:

@@ -210,6 +210,31 @@ def test_a_film_that_fades_in_has_bytes_left_for_what_it_comes_to(portrait_clip:
     assert encoder.stats.bytes_total * 8 / 3 < 4400
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_at_a_constant_rate_motion_that_is_chosen_together_takes_no_more_than_what_its_window_has_room_for(
+    portrait_clip: list[Array], ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is what frame by frame took. Over a film what counts is the rate on average."""
+    frames = portrait_clip[:18]
+    film = nc.Film(enumerate(frames)) if ahead else None
+    encoder = nc.Encoder(16, device="cpu", threads=1, preset=13, frames_per_packet=4, film=film)
+    tried: list[tuple[int, int]] = []
+    trellis, length = encoder._trellis, lambda some: len(encoder._coder.encode(some))
+    assert trellis is not None
+    settled = trellis.settled
+
+    def spoken_of(group: Any, *how: Any) -> Any:
+        found = settled(group, *how)
+        tried.append((length(group), length(found[0])))
+        return found
+
+    monkeypatch.setattr(trellis, "settled", spoken_of)
+    packets = [packet for pts, image in enumerate(frames) for packet in encoder.encode(image, pts)]
+    sent = [len(packet.payload) for packet in packets if isinstance(packet, Motion) and packet.frames == 4]
+    assert len(sent) == len(tried) > 2 and (ahead or any(after > before for before, after in tried))
+    assert sent == [after if ahead else min(before, after) for before, after in tried]
+
+
 def test_a_lost_face_is_held_not_raised(portrait_clip: list[np.ndarray]) -> None:
     encoder = nc.Encoder(device="cpu", threads=1, preset=13)
     encoder.encode(portrait_clip[0], 0)
