@@ -217,7 +217,7 @@ def test_at_a_constant_rate_motion_that_is_chosen_together_takes_no_more_than_wh
     """That is what frame by frame took. Over a film what counts is the rate on average."""
     frames = portrait_clip[:18]
     film = nc.Film(enumerate(frames)) if ahead else None
-    encoder = nc.Encoder(16, device="cpu", threads=1, preset=13, frames_per_packet=4, film=film)
+    encoder = nc.Encoder(4 if ahead else 16, device="cpu", threads=1, preset=13, frames_per_packet=4, film=film)
     tried: list[tuple[int, int]] = []
     trellis, length = encoder._trellis, lambda some: len(encoder._coder.encode(some))
     assert trellis is not None
