@@ -91,8 +91,9 @@ class Cuts:
             self._left = None
         if self._left is not None:
             left, begun, _ = self._left
-            away = np.mean((grey(frame.seen_in(left.square), SMALL) - grey(left.tile, SMALL)) ** 2)
-            if away < (BACK * _fullness(left.tile)) ** 2:
+            there = grey(left.tile, SMALL)
+            away = np.mean((grey(frame.seen_in(left.square), SMALL) - there) ** 2)
+            if away < (BACK * _fullness(there)) ** 2:
                 self._before = self._seen = left
                 self._begun, self._left = begun, None
         if self._begins_shot(frame, moved):
@@ -114,7 +115,7 @@ class Cuts:
         self._jumped |= frame.estimate is None or moved or changed >= JUMP**2
         if self._dim is not None and frame.seconds - seen.seconds > DIM_SECONDS:
             self._dim = None
-        clearer = self._dim is not None and _fullness(frame.tile) >= CLEARER * self._dim
+        clearer = self._dim is not None and _fullness(grey(frame.tile, SMALL)) >= CLEARER * self._dim
         if frame.estimate is None or not (self._jumped or clearer):
             return False
         self._jumped = False
@@ -126,15 +127,15 @@ class Cuts:
             motion = estimate.relative_to(features.canonical)
             motion = replace(motion, scene=self._networks.scene(features, tile, estimate, None))
             off = np.subtract(self._networks.render(features, motion), tile, dtype=np.int16)
-        full = _fullness(tile)
+        full = _fullness(grey(tile, SMALL))
         strange = float(np.median(np.abs(off))) > STRANGE * full
         self._dim = None if strange or full == 1.0 else full
         return strange
 
 
-def _fullness(tile: Array) -> float:
-    """Of what there is to be seen in most pictures, the share that is in this one; 1 at most."""
-    return min(1.0, float(grey(tile, SMALL).std()) / FLAT)
+def _fullness(greys: Array) -> float:
+    """Of what there is to be seen in most pictures, the share that is in this one, small and grey; 1 at most."""
+    return min(1.0, float(greys.std()) / FLAT)
 
 
 def tile_of(picture: Array, square: Square, size: int, light: int) -> Array:

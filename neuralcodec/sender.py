@@ -135,6 +135,7 @@ class PictureSender:
         self.active = self.next_id = 0  # ids of the picture in use and of the next one
         self.wanted = False  # one that stands on its own is due
         self.began = False  # with this frame one has become the picture in use
+        self.moved = False  # the coded square has jumped since the last one was taken
         self.again: list[Packet] = []  # to be sent once more with the next frame
         self._pack, self._networks, self._stats = pack, networks, stats
         self._updates, self._key, self._context = updates, key, context
@@ -146,7 +147,6 @@ class PictureSender:
         self._late: _Coming | None = None  # an update too large for the rate's present window
         self._newest = -1  # id of the one sent last
         self._cuts: deque[float] = deque(maxlen=REFERENCES_MAX)  # seconds, of the first frames of shots
-        self._moved = False  # the coded square has jumped since that one was taken
         self._now, self._sequence = 0.0, 0
         self._asked_at = float("-inf")  # seconds, of the last reference sent because a receiver asked
 
@@ -155,18 +155,13 @@ class PictureSender:
         """The picture in use."""
         return self.held[self.active]
 
-    @property
-    def moved(self) -> bool:
-        """Whether the coded square has jumped since the last picture was taken."""
-        return self._moved
-
     def cut(self, seconds: float) -> None:
         """Another shot begins with the frame of this time: pictures of the one before show somebody else."""
         self._cuts.append(seconds)
 
     def begin_shot(self) -> None:
         """The shot that has begun goes on: a picture of it is due."""
-        self._moved = True
+        self.moved = True
         self._drop_coming()
         self.wanted |= self._chain is not None and self.rate.begins_shot()
 
@@ -199,7 +194,7 @@ class PictureSender:
         remembered until a picture of it can be sent. doubtful: the last cut may be none, and pictures wait.
         """
         self._now, self._sequence, self.began = seconds, sequence, False
-        moved = self._moved = self._moved or moved
+        moved = self.moved = self.moved or moved
         best, drift = self._nearest(shot, as_is=as_is)
         if doubtful and self.held and not self.wanted:
             self.active = best
@@ -378,7 +373,7 @@ class PictureSender:
             packets += self._unprotected(self._parts(backdrop, BACKDROP, shot.square, self.next_id))
             self._backdrop_due = False
         budget -= self._signature_bytes
-        self._coming, self._late, self._moved = None, None, False
+        self._coming, self._late, self.moved = None, None, False
         with self._timed():
             if self._updates:
                 self._chain, coded, shown = self._started(shot, budget)
@@ -437,7 +432,7 @@ class PictureSender:
     def _send_update(self, shot: Shot) -> list[Packet]:
         """The next picture of the chain."""
         assert self._chain is not None
-        square, self._moved = shot.square, False
+        square, self.moved = shot.square, False
         before, place = self._chain.digest, (square.x, square.y, square.side)
         try:
             with self._timed():

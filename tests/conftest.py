@@ -76,6 +76,11 @@ def somebody_else(image: Array) -> Array:
     return np.ascontiguousarray(image[:, ::-1, ::-1])
 
 
+def exposed(image: Array, gain: float) -> Array:
+    """With so many times the light."""
+    return np.clip(image * gain + 0.5, 0, 255).astype(np.uint8)
+
+
 @pytest.fixture(scope="session")
 def portrait_clip() -> list[Array]:
     return portrait(FRAMES)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from conftest import somebody_else
+from conftest import exposed, somebody_else
 
 from neuralcodec.cuts import Cuts, Shot
 from neuralcodec.face import CropFollower, Square
@@ -27,10 +27,6 @@ def shots_of(networks: Inference, film: list[Array]) -> list[int]:
     """The number that each frame's has, at 25 frames a second."""
     watcher = Watcher(networks, CropFollower.parse("none"), 256, lambda _: nullcontext(), FLASH)
     return [watcher.see(image, pts / 25)[0].shot for pts, image in enumerate(film)]
-
-
-def lit_by(image: Array, gain: float) -> Array:
-    return np.clip(image * gain + 0.5, 0, 255).astype(np.uint8)
 
 
 def lit(image: Array, more: int) -> Array:
@@ -82,9 +78,9 @@ def test_somebody_else_who_comes_out_of_the_dark_is_in_another_shot(
     others = [somebody_else(image) for image in portrait_clip[4:8]]
     for image in others:
         image[:, :70] = image[:, -70:] = 0  # before a black wall
-    down = [lit_by(image, gain) for image, gain in zip(portrait_clip[:4], gains[::-1], strict=True)]
+    down = [exposed(image, gain) for image, gain in zip(portrait_clip[:4], gains[::-1], strict=True)]
     for up, begun in ((others, 1), (portrait_clip[4:8], 0)):
-        dark = [lit_by(image, gain) for image, gain in zip(up, gains, strict=True)]
+        dark = [exposed(image, gain) for image, gain in zip(up, gains, strict=True)]
         assert shots_of(networks, [*down, night, night, *dark]) == [*[0] * 6, *[begun] * 4]
 
 
@@ -92,8 +88,8 @@ def test_what_is_too_dark_to_tell_is_looked_at_again(networks: Inference, portra
     others = [somebody_else(image) for image in portrait_clip[4:9]]
     for image in others:
         image[:, :70] = image[:, -70:] = 100
-    down = [lit_by(image, gain) for image, gain in zip(portrait_clip, (0.3, 0.24, 0.18, 0.12, 0.06), strict=False)]
-    up = [lit_by(image, gain) for image, gain in zip(others, (0.2, 0.25, 0.3, 0.4, 0.5), strict=True)]
+    down = [exposed(image, gain) for image, gain in zip(portrait_clip, (0.3, 0.24, 0.18, 0.12, 0.06), strict=False)]
+    up = [exposed(image, gain) for image, gain in zip(others, (0.2, 0.25, 0.3, 0.4, 0.5), strict=True)]
     night = np.zeros((256, 256, 3), np.uint8)
     assert shots_of(networks, [*down, night, *up]) == [*[0] * 9, 1, 1]
 
@@ -108,7 +104,7 @@ def test_what_comes_out_of_the_dark_is_no_flashlight(
     estimate = networks.motion(portrait_clip[0], np.array([0, 0, 0.5], np.float32))
     shots = []
     for pts, image in enumerate([portrait_clip[0], *map(somebody_else, portrait_clip[1:4])]):
-        dark = lit_by(image, 0.1 + 0.02 * pts)
+        dark = exposed(image, 0.1 + 0.02 * pts)
         shots.append(cuts.follow(Shot(dark, dark, square, estimate, pts / 25), False))
     assert shots == [0, 1, 1, 1]
 

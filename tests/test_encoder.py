@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import somebody_else, there_and_back
+from conftest import exposed, somebody_else, there_and_back
 
 import neuralcodec as nc
 from neuralcodec import encoder as encoder_module
@@ -123,10 +123,6 @@ def test_of_the_frames_before_the_first_face_a_live_stream_sends_those_of_a_seco
     assert sum(isinstance(packet, Motion) for packet in packets) == WAITING_LIVE + (1 if live else 6)
 
 
-def dimmed(image: Array, gain: float) -> Array:
-    return np.clip(image * gain + 0.5, 0, 255).astype(np.uint8)
-
-
 @pytest.mark.parametrize(("constant", "least", "most"), [(0.2, 10, 20), (1e9, 26, 26), (1e-3, 2, 2)])
 def test_a_call_begins_when_the_camera_has_set_its_exposure_and_waits_no_longer_than_a_second(
     portrait_clip: list[Array], constant: float, least: int, most: int
@@ -137,7 +133,7 @@ def test_a_call_begins_when_the_camera_has_set_its_exposure_and_waits_no_longer_
     for pts, image in enumerate(there_and_back(portrait_clip, 30)):
         seconds = pts / 25
         gain = 0.1 * 6**seconds if constant > 1 else 1 - 0.9 * np.exp(-seconds / constant)
-        packets = encoder.encode(dimmed(image, gain), pts)
+        packets = encoder.encode(exposed(image, gain), pts)
         begun = pts if begun is None and any(isinstance(p, ReferencePart) for p in packets) else begun
         shown += [frame.pts for packet in packets for frame in decoder.decode(bytes(packet))]
     assert begun is not None and least <= begun <= most
@@ -149,7 +145,7 @@ def test_a_call_that_ends_while_it_waits_for_the_camera_shows_what_there_was(
     portrait_clip: list[Array], frames: int
 ) -> None:
     encoder, decoder = nc.Encoder(device="cpu", threads=1, preset=13), nc.Decoder(device="cpu", threads=1)
-    camera, film = np.empty_like(portrait_clip[0]), [dimmed(image, 0.3) for image in portrait_clip[:frames]]
+    camera, film = np.empty_like(portrait_clip[0]), [exposed(image, 0.3) for image in portrait_clip[:frames]]
     packets = []
     for pts, image in enumerate(film):
         camera[:] = image  # what holds a frame is used again
@@ -165,7 +161,7 @@ def test_a_call_in_usual_light_begins_with_its_first_frame_and_a_film_however_da
     portrait_clip: list[Array],
 ) -> None:
     for gain, how in ((1.0, {}), (0.3, {"lookahead": 1}), (0.3, {"film": True})):
-        frames = [dimmed(image, gain) for image in portrait_clip[:2]]
+        frames = [exposed(image, gain) for image in portrait_clip[:2]]
         film = {"film": nc.Film(enumerate(frames))} if how.pop("film", False) else how
         encoder = nc.Encoder(device="cpu", threads=1, preset=13, **film)  # type: ignore[arg-type]
         packets = [p for pts, image in enumerate(frames) for p in encoder.encode(image, pts)]
@@ -203,7 +199,7 @@ def test_a_face_that_is_not_seen_at_once_is_what_a_film_begins_with(portrait_cli
 def test_a_film_that_fades_in_has_bytes_left_for_what_it_comes_to(portrait_clip: list[Array]) -> None:
     """The key of a chain says how fine its updates are, and a dark one is fine for few bytes."""
     film = there_and_back(portrait_clip, 75)
-    fade = [dimmed(image, min(1.0, 0.08 + pts / 20)) for pts, image in enumerate(film)]
+    fade = [exposed(image, min(1.0, 0.08 + pts / 20)) for pts, image in enumerate(film)]
     encoder, shown = shown_of(fade, lookahead=4)
     quality = [psnr(frame.image, image) for frame, image in zip(shown, fade, strict=True)]
     assert np.mean(quality[25:]) > 20 and encoder.stats.updates >= 2  # 6 dB without, and no updates

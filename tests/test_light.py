@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import there_and_back
+from conftest import exposed, there_and_back
 from test_avatar import CONSENT
 from test_call_bitstream_js import node
 
@@ -29,10 +29,6 @@ TOLD = [0, 0, 6, 12, 12, 12, 12, 4, 4]  # light of frames, as a sender's camera 
 def told_of(film: list[Array], fps: float = 25) -> list[int]:
     meter = LightMeter()
     return [meter.follow(image, pts / fps) for pts, image in enumerate(film)]
-
-
-def exposed(image: Array, gain: float) -> Array:
-    return np.clip(image * gain + 0.5, 0, 255).astype(np.uint8)
 
 
 def swinging(film: list[Array]) -> list[Array]:
