@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from .closed_eyes import ClosedEyes, with_eyes
 from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
 from .errors import BitstreamError, LimitError, MissingReferenceError, PackMismatchError, check_flags
-from .face import Square, luma, paste, placed, resize
+from .face import Face, Square, box_of, luma, paste, place_of, placed, resize, square_at
+from .framing import Framing, recut, seen_in
 from .gaze import check_layout, eye_contact
 from .inference import SURE, Inference, ReferenceFeatures
 from .light import relit
@@ -45,8 +46,9 @@ class DecodedFrame:
     """A shown frame. image: uint8 RGB (H, W, 3), never a view of the decoder's memory: the coded square, 256 x 256 with
     the bundled pack; of the source's size where all of it is coded or the face is pasted back, which may begin within a
     stream. pts: in the stream's time base. state: how its motion was found. motion: as the sender coded it. shown:
-    after smoothing and view. reference: id of the picture it was made from. as_is: it is that picture itself, whatever
-    its motion."""
+    after smoothing and view, told in what image shows. reference: id of the picture it was made from. as_is: it is that
+    picture itself, whatever its motion. square: what image shows of the source, which follows the head, to the nearest
+    pixel; None where image has the source's size."""
 
     image: Array
     pts: int
@@ -55,6 +57,7 @@ class DecodedFrame:
     reference: int
     shown: MotionParams
     as_is: bool = False
+    square: Square | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class _Plan:
     frame that nobody will see; None where the renderer is to draw. calm: before the view, shown: after it. eyes: the
     picture that they come from, where that is another. contact: whether they are brought onto the lens, as it was
     wished when the rest was decided: another thread may change that before the frame is drawn. light: on the frame, see
-    light.py."""
+    light.py. place: what is shown, see framing.py; None: all of the source."""
 
     pts: int
     state: Concealment
@@ -75,6 +78,7 @@ class _Plan:
     eyes: ReferenceFeatures | None = None
     contact: bool = False
     light: float = 0.0
+    place: Array | None = None
 
 
 class Decoder:
@@ -127,7 +131,8 @@ class Decoder:
         self._smoother = MotionSmoother() if smooth else None
         self._steady = PictureSmoother() if steady else None
         self._closed_eyes = ClosedEyes()
-        self._max_pixels, self._max_side = max_pixels, isqrt(2 * max_pixels)
+        self._framing = Framing(self._networks)
+        self._max_pixels, self._max_side = max_pixels, math.isqrt(2 * max_pixels)
         self._pictures = Pictures(
             self.pack, self._networks, self.stats, trusted_sender, signing_context, max_side=self._max_side
         )
@@ -328,6 +333,8 @@ class Decoder:
                 f"sides of {self._max_side}. Give it a larger max_pixels if you trust the sender.",
                 rule="R7",
             )
+        if self.header is not None and (header.width, header.height) != (self.header.width, self.header.height):
+            self._framing = Framing(self._networks)  # places mean nothing in another picture
         self.header = header
 
     def _on_part(self, part: ReferencePart | Parity | Update) -> None:
@@ -558,6 +565,12 @@ class Decoder:
             self._drawn = self._still if self._as_is else calm.scene
         if self._wanted is not None and not self._wanted(pts):
             return _Plan(pts, state, motion, held, calm, calm, np.zeros((0, 0, 3), np.uint8))
+        header, place = self._known_header(), None
+        source = header.width, header.height
+        if not self._pastes and held.crop != Square.covering(source):
+            head = None if self._as_is else Face.from_box(held.crop, box_of(calm))
+            cut, place = self._framing.follow(held, head, source, seconds)
+            held, calm = cut, recut(calm, held.crop, cut.crop)
         features, view, contact = held.features, self._view, self._eye_contact
         straight = view == View() and self._turning.idle  # else it is still on its way there
         if self._as_is:
@@ -568,14 +581,14 @@ class Decoder:
                 self._turning.apply(view, calm, calm, seconds, held.crop)
             if straight or features.estimate.confidence < SURE:  # there is nobody to be turned
                 picture = features.picture
-                return _Plan(pts, state, motion, held, calm, calm, picture, contact=contact, light=self._light)
+                return _Plan(pts, state, motion, held, calm, calm, picture, None, contact, self._light, place)
         with self._timed("reference"):
             features.feeds  # noqa: B018  computed when first asked for
         with self._timed("view"):
             turned = self._turning.apply(view, calm, features.estimate.motion, seconds, held.crop)
             self.stats.clamped_frames += turned.clamped
         eyes = self._closed_eyes.needed(held, calm, seconds)
-        return _Plan(pts, state, motion, held, calm, turned.motion, eyes=eyes, contact=contact, light=self._light)
+        return _Plan(pts, state, motion, held, calm, turned.motion, None, eyes, contact, self._light, place)
 
     def _drawn_each(self, plans: list[_Plan]) -> list[DecodedFrame]:
         """Planned frames as they are shown, in order: the renderer draws them together."""
@@ -600,7 +613,8 @@ class Decoder:
         if not picture.size:  # nobody will see it
             if self._steady:
                 self._steady.forget()
-            return DecodedFrame(picture, plan.pts, plan.state, plan.motion, plan.held.id, plan.calm)
+            held = plan.held
+            return DecodedFrame(picture, plan.pts, plan.state, plan.motion, held.id, plan.calm, square=held.crop)
         if picture is plan.picture:
             picture = picture.copy()
             self.stats.as_is_frames += 1
@@ -613,27 +627,38 @@ class Decoder:
                 here = features.estimate.motion
                 picture = eye_contact(picture, plan.shown, plan.calm, here, features.canonical, follows)
         with self._timed("paste"):
-            picture = self._composed(relit(picture, plan.light), plan.held.crop, plan.light)
+            picture, square = self._composed(picture, plan)
         self.stats.frames += 1
+        shown = plan.shown if square is None else recut(plan.shown, plan.held.crop, square)
         as_is = plan.picture is not None
-        return DecodedFrame(picture, plan.pts, plan.state, plan.motion, plan.held.id, plan.shown, as_is)
+        return DecodedFrame(picture, plan.pts, plan.state, plan.motion, plan.held.id, shown, as_is, square)
 
-    def _composed(self, picture: Array, square: Square, light: float) -> Array:
-        """At the source's size when it was coded whole or is to be pasted back, else the coded square as it is."""
-        header = self._known_header()
+    @property
+    def _pastes(self) -> bool:
+        """Whether the face is pasted into its surroundings."""
+        wanted = self._known_header().full_frame if self.full_frame is None else self.full_frame
+        return wanted and self._pictures.backdrop is not None
+
+    def _composed(self, picture: Array, plan: _Plan) -> tuple[Array, Square | None]:
+        """A frame in its light, and the square of the source that it shows: None where it has the source's size, which
+        was coded whole or is pasted back."""
+        header, square, light = self._known_header(), plan.held.crop, plan.light
+        picture = relit(picture, light)
         if header.gray:
             picture = luma(picture)[..., None].repeat(3, axis=2)
-        wanted = header.full_frame if self.full_frame is None else self.full_frame
-        if wanted and self._pictures.backdrop is not None:
+        if plan.place is not None and (here := place_of(square)).tolist() != plan.place.tolist():
+            return seen_in(picture, here, plan.place), square_at(plan.place)
+        if self._pastes:
+            assert self._pictures.backdrop is not None
             plain, lit, shown = self._surroundings
             if plain is not self._pictures.backdrop or lit != light:  # large, and the same in most frames
                 plain, lit, shown = self._pictures.backdrop, light, relit(self._pictures.backdrop, light)
                 self._surroundings = plain, lit, shown
-            return paste(shown, square, picture)
+            return paste(shown, square, picture), None
         if square == Square.covering((header.width, header.height)):
             whole = resize(picture, square.side, square.side)
-            return whole[-square.y : header.height - square.y, -square.x : header.width - square.x]
-        return picture
+            return whole[-square.y : header.height - square.y, -square.x : header.width - square.x], None
+        return picture, square
 
     # --- bookkeeping ---
 

@@ -331,7 +331,7 @@ class Encoder:
             return self._sent(packets)
         packets += self._follow(sight.shot if self._film is None else self._film.present.shot, seconds)
         # new surroundings would be put around frames that wait
-        around = self.full_frame and bool(self._pictures.held) and (self._moved or self._pictures.moved)
+        around = bool(self._pictures.held) and self._pictures.renews_surroundings(shot, moved=self._moved)
         while self._taken and (around or self._own_gives_way()):
             packets += self._shown(self._taken.popleft())
         packets += self._count(self._closed()) if around else []

@@ -23,6 +23,9 @@ LARGEST_SCALE = 1.0  # above this the square reaches out of the picture rather t
 WHOLE_SCALES = (0.45, 1.0)  # a square picture with the face this big, and this near to its place, is coded as it is
 WHOLE_OFFSET = 0.55
 
+DEAD_ZONE, DEAD_ZOOM = 0.24, 0.25  # how far a head may stray in its square: half sides, and of log side
+PATIENCE = 0.25  # seconds it must, so that one bad box moves nothing
+
 CROP_MAX = 8192  # pixels: what a stream can say
 SMALLEST_SIDE = 8  # swscale is not safe below this
 LUMA = np.array([77, 150, 29], np.uint16)  # BT.601 weights out of 256
@@ -268,17 +271,13 @@ class CropFollower:
 
     ``mode`` "none" always codes the whole frame, "fixed" always ``fixed``, "auto" follows the face: the square stands
     still while the face stays in a dead zone, because a moving square moves the background and that costs bits; when
-    the face leaves the zone the square eases to its new place, and after a cut it jumps there. In "auto" a square
-    picture that already frames head and shoulders is coded whole, and stays so.
+    the face leaves the zone the square jumps to its new place, and receivers make that a glide (framing.py). In "auto"
+    a square picture that already frames head and shoulders is coded whole, and stays so.
 
     After each :meth:`update`: ``moved`` tells that the square has come to rest elsewhere and a new reference is due,
     ``whole`` that the square holds the whole picture by decision.
     """
 
-    DEAD_ZONE = 0.24  # how far the wanted centre may drift, in half sides
-    DEAD_ZOOM = 0.25  # how far the wanted side may drift, as |log ratio|
-    PATIENCE = 0.25  # seconds the face must stay out of the zone, so that one bad box moves nothing
-    EASE = 0.35  # seconds, time constant of the move
     JUMP = 1.0  # a drift of this many half sides is a cut or another person
     JUMP_ZOOM = 0.7
 
@@ -296,11 +295,7 @@ class CropFollower:
         self.moved = False
         self.whole = mode == "none"
         self._size: tuple[int, int] | None = None
-        self._time: float | None = None
-        self._place: Array | None = None  # centre x, centre y, log side of the square now
-        self._goal: Array | None = None  # where it is easing to
-        self._home: Array = np.zeros(3)  # where it last stood still
-        self._speed: Array = np.zeros(3)
+        self._square: Square | None = None
         self._outside_since: float | None = None
 
     @classmethod
@@ -320,74 +315,39 @@ class CropFollower:
         """The square to code for a frame: its (width, height), the face found in it or None, and its time."""
         size = (int(image_size[0]), int(image_size[1]))
         new_size = size != self._size
-        elapsed = 0.0 if self._time is None else max(0.0, seconds - self._time)
         if new_size:
-            self._size = size
-            self._place = self._goal = self._outside_since = None
+            self._size, self._square, self._outside_since = size, None, None
             self.whole = self.mode == "none"
-        self._time = seconds
         self.moved = new_size
         if self.fixed is not None:
             return self.fixed
         if self.mode == "none" or (self.whole and not new_size):
             return Square.covering(size)
-        if face is None:
-            self._speed[:] = 0
-        elif self._place is None:
+        if face is not None and self._square is None:
             self.whole = frames_head(face, size)
-            square = Square.covering(size) if self.whole else head_square(face, size)
-            self._stand(square)
-        else:
-            self._follow(head_square(face, size), seconds, elapsed)
-        if self._place is None:  # no face yet: the middle of the picture
+            self._stand(Square.covering(size) if self.whole else head_square(face, size))
+        elif face is not None:
+            self._follow(face, seconds)
+        if self._square is None:  # no face yet: the middle of the picture
             return Square.around(size[0] / 2, size[1] / 2, min(size))
-        return self._square(self._place)
+        return self._square
 
-    def _follow(self, wanted: Square, seconds: float, elapsed: float) -> None:
-        assert self._place is not None
-        target = np.array([*wanted.center, math.log(wanted.side)])
-        aim = self._place if self._goal is None else self._goal
-        drift, zoom = _distance(target, aim)
+    def _follow(self, face: Face, seconds: float) -> None:
+        assert self._square is not None and self._size is not None
+        wanted, there = head_square(face, self._size), followed(face, self._square, self._size)
+        drift, zoom = away(place_of(wanted), place_of(self._square))
         if drift > self.JUMP or zoom > self.JUMP_ZOOM:
             self._stand(wanted)
-            return
-        if drift <= self.DEAD_ZONE and zoom <= self.DEAD_ZOOM:
+        elif there == self._square:
             self._outside_since = None
-        else:
-            if self._outside_since is None:
-                self._outside_since = seconds
-            if seconds - self._outside_since >= self.PATIENCE:
-                self._goal, self._outside_since = target, None
-        if self._goal is not None:
-            self._ease(elapsed)
-
-    def _ease(self, elapsed: float) -> None:
-        """One exact step of a critically damped spring: starts and stops softly whatever the frame rate."""
-        assert self._place is not None and self._goal is not None
-        stiffness = 2 / self.EASE
-        decay = math.exp(-stiffness * elapsed)
-        gap = self._place - self._goal
-        push = (self._speed + stiffness * gap) * elapsed
-        self._place = self._goal + (gap + push) * decay
-        self._speed = (self._speed - stiffness * push) * decay
-        left, zoom = _distance(self._place, self._goal)
-        if left < 0.01 and zoom < 0.01:
-            self._stand(self._square(self._goal))
+        elif self._outside_since is None:
+            self._outside_since = seconds
+        elif seconds - self._outside_since >= PATIENCE:
+            self._stand(there)
 
     def _stand(self, square: Square) -> None:
-        """Come to rest at ``square``; a new reference is due if that is visibly elsewhere than the last rest."""
-        place = np.array([*square.center, math.log(square.side)])
-        drift, zoom = _distance(place, self._home)
-        self.moved = self.moved or self._place is None or drift > 0.1 or zoom > 0.1
-        self._place = self._home = place
-        self._goal = self._outside_since = None
-        self._speed = np.zeros(3)
-
-    def _square(self, place: Array) -> Square:
-        assert self._size is not None
-        square = Square.around(place[0], place[1], math.exp(place[2]))
-        width, height = self._size
-        return Square(_inside(square.x, square.side, width), _inside(square.y, square.side, height), square.side)
+        """Another square from here on: a new reference is due."""
+        self.moved, self._square, self._outside_since = True, square, None
 
 
 def _weight(face: Face) -> float:
@@ -400,9 +360,36 @@ def _same(a: Face, b: Face) -> bool:
     return apart < 0.7 * max(a.half_side, b.half_side) and 0.5 < a.half_side / b.half_side < 2
 
 
-def _distance(a: Array, b: Array) -> tuple[float, float]:
-    """How far two places (x, y, log side) are apart: centres in half sides of ``b``, and |log| of the sides' ratio."""
-    return float(np.abs(a[:2] - b[:2]).max() / (math.exp(b[2]) / 2)), float(abs(a[2] - b[2]))
+def place_of(square: Square) -> Array:
+    """float64 (3,): centre x and y and the logarithm of the side, source pixels."""
+    return np.array([*square.center, math.log(square.side)])
+
+
+def square_at(place: Array) -> Square:
+    """The whole-pixel square nearest to a place of :func:`place_of`."""
+    x, y, log_side = map(float, place)
+    return Square.around(x, y, math.exp(log_side))
+
+
+def away(one: Array, other: Array) -> tuple[float, float]:
+    """How far two places are apart: centres in half sides of ``other``, and |log| of the sides' ratio."""
+    return float(np.abs(one[:2] - other[:2]).max() / (math.exp(other[2]) / 2)), float(abs(one[2] - other[2]))
+
+
+def followed(face: Face, stands: Square, image_size: Sequence[int], slack: float = 1.0) -> Square:
+    """Where a square that stood there should stand for this face: where it is, unless the head has strayed far from its
+    place in it, to one side, up or down, or in size. slack: times what is far."""
+    wanted, there = head_square(face, image_size), place_of(stands)
+    drift = np.abs(place_of(wanted) - there) / [stands.side / 2, stands.side / 2, 1]
+    if drift[2] > slack * DEAD_ZOOM:
+        return wanted
+    strayed = drift[:2] > slack * DEAD_ZONE
+    if not strayed.any():
+        return stands
+    x, y = np.where(strayed, wanted.center, stands.center)
+    square = Square.around(x, y, stands.side)
+    x, y = (_inside(start, square.side, int(n)) for start, n in zip((square.x, square.y), image_size, strict=True))
+    return Square(x, y, square.side)
 
 
 def _inside(start: int, side: int, length: int) -> int:

@@ -70,16 +70,16 @@ class MotionEstimate:
 
 class ReferenceFeatures:
     """A held reference picture, uint8 RGB (S, S, 3) as decoded, and what the networks see in it. Each is computed when
-    first asked for: a picture that is shown as it is, or never, costs nothing."""
+    first asked for: a picture that is shown as it is, or never, costs nothing. known: its face, where that is told."""
 
-    def __init__(self, picture: Array, networks: Inference) -> None:
+    def __init__(self, picture: Array, networks: Inference, known: MotionEstimate | None = None) -> None:
         self.picture = picture
-        self._networks = networks
+        self._networks, self._known = networks, known
 
     @cached_property
     def estimate(self) -> MotionEstimate:
         """Its own keypoints and pose."""
-        return self._networks.estimate(self.picture)
+        return self._known or self._networks.estimate(self.picture)
 
     @cached_property
     def arrays(self) -> dict[str, Array]:
@@ -143,9 +143,10 @@ class Inference:
         feeds = {"image": image, "box": np.asarray(box, np.float32)[None]}
         return MotionEstimate.from_outputs(self._motion.run({name: feeds[name] for name in self._motion.input_shapes}))
 
-    def reference(self, picture: Array) -> ReferenceFeatures:
-        """A decoded reference picture, uint8 RGB (S, S, 3). Both ends run this on the same pixels."""
-        return ReferenceFeatures(picture, self)
+    def reference(self, picture: Array, known: MotionEstimate | None = None) -> ReferenceFeatures:
+        """A decoded reference picture, uint8 RGB (S, S, 3). Both ends run this on the same pixels. known: the face in
+        it, where nobody need look for it."""
+        return ReferenceFeatures(picture, self, known)
 
     def estimate(self, picture: Array) -> MotionEstimate:
         """The face of a picture of which nothing is known yet. Depends on the picture alone: both ends run it."""

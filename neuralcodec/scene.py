@@ -83,6 +83,19 @@ def _step(slopes: Array, now: Array, weight: Array, mesh: Array, last: Array | N
     return np.asarray(mesh + move.reshape(2, m).T)
 
 
+def mesh_in(mesh: Array, corner: Array, ratio: float) -> Array:
+    """The same mesh, float32 (M, 2), of another square: one ``ratio`` times as large, whose centre lies at ``corner``
+    (2,) of this one. Beyond its edges this one's are repeated."""
+    nodes = round(len(mesh) ** 0.5)
+    grid = mesh.reshape(nodes, nodes, 2)
+    for axis in (1, 0):
+        at = np.clip((corner[axis] + ratio * np.linspace(-1, 1, nodes) + 1) / 2, 0, 1) * (nodes - 1)
+        first = np.minimum(at.astype(int), nodes - 2)
+        share = (at - first).astype(np.float32)[:, None, None]
+        grid = (grid[first] * (1 - share) + grid[first + 1] * share).swapaxes(0, 1)
+    return np.asarray(grid.reshape(-1, 2) / np.float32(ratio), np.float32)
+
+
 def worth(reference: Pyramid, nodes: int) -> Array:
     """(2M, 2M): by how many grey levels squared, mean over all points, a picture drawn from this one is off where the
     mesh is off by ``e``, in coded-picture units, all of x before all of y: ``e @ worth @ e``, while that is little."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from .chain import HASH_BYTES, ChainEncoder, start_chain
 from .cuts import Shot, half, squared_error
-from .face import Square
+from .face import CropFollower, Square, away, place_of
 from .focus import soften
 from .fragments import PART_BYTES, UPDATE_MAX, split, split_update
 from .inference import Inference, MotionEstimate, ReferenceFeatures
@@ -38,9 +38,7 @@ OVERDUE = 0.2  # seconds after which an update that a receiver in trouble does n
 KEY_OVERDUE = 2.0  # the same of a key or still
 ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
 SENT_AGAIN = 0.1  # and between two times that it can have the same update sent again
-# Share of a face box outside of the square of a picture so old that calls for another; surroundings, which come with it
-# in full frames, take as much as several pictures, and wait FULL_FRAME times as long.
-LEAVING, LEAVING_SECONDS, FULL_FRAME = 0.2, 0.4, 5
+AROUND_SECONDS = 2.0  # between surroundings, which take as much as several pictures, while a head walks
 OFTEN_SECONDS = 0.14  # pictures that follow each other faster than this are shown as they are
 UPDATE_HEADER, UPDATE_PART = 24, 80  # bytes around an update, at most; of one part of it where it has to wait
 # A frame is rendered from the held picture whose keypoints are nearest in pixels of 256, CHANGE times what differs from
@@ -141,7 +139,7 @@ class PictureSender:
         self._updates, self._key, self._context = updates, key, context
         self._signature_bytes = SIGNATURE_BYTES if key else 0  # of each picture
         self._full_frame, self._repeat_header, self._focus = full_frame, repeat_header, focus
-        self._backdrop_due = full_frame
+        self._backdrop_due, self._around_at = full_frame, float("-inf")  # and seconds, when they were sent last
         self._chain: ChainEncoder | None = None
         self._coming: _Coming | None = None  # a finer key
         self._late: _Coming | None = None  # an update too large for the rate's present window
@@ -160,8 +158,8 @@ class PictureSender:
         self._cuts.append(seconds)
 
     def begin_shot(self) -> None:
-        """The shot that has begun goes on: a picture of it is due."""
-        self.moved = True
+        """The shot that has begun goes on: a picture of it is due, and what is around it."""
+        self.moved, self._around_at = True, float("-inf")
         self._drop_coming()
         self.wanted |= self._chain is not None and self.rate.begins_shot()
 
@@ -177,6 +175,14 @@ class PictureSender:
     def cut_between(self, one: float, other: float) -> bool:
         """Whether frames of these times, seconds, are of different shots."""
         return bisect(self._cuts, one) != bisect(self._cuts, other)
+
+    def renews_surroundings(self, shot: Shot, *, moved: bool) -> bool:
+        """Whether a picture of this frame is due that brings them along. moved: see `refresh`."""
+        self._backdrop_due |= self._full_frame and (moved or self.moved)
+        if not self._backdrop_due or shot.seconds - self._around_at >= AROUND_SECONDS:
+            return self._backdrop_due
+        last = self.held.get(self._newest)
+        return last is None or away(place_of(shot.square), place_of(last.crop))[0] > CropFollower.JUMP
 
     def best_for(self, shot: Shot, then: int, last: int, *, as_is: bool) -> int:
         """Id of the held picture for a frame that has waited while others were sent. then: in use when it was taken;
@@ -199,7 +205,6 @@ class PictureSender:
         if doubtful and self.held and not self.wanted:
             self.active = best
             return self._send_late(self._late) if self._late is not None else []
-        moved = moved or self._leaves(shot, best)
         if self._coming is not None and (as_is or shot.estimate is None) and self._outdated(self._coming, shot):
             self._drop_coming()  # it would be shown as it is
         if self._chain is not None and self._coming is None and self.rate.wants_finer():
@@ -207,8 +212,9 @@ class PictureSender:
                 self._begin_finer(shot)
             else:
                 self.wanted = True  # it need not wait
-        if self.wanted or not self.held or (self._full_frame and moved):
-            return self._send_reference(shot, surroundings=self._full_frame and moved)
+        around = self.renews_surroundings(shot, moved=moved)
+        if self.wanted or not self.held or around:
+            return self._send_reference(shot, surroundings=around)
         if self._late is not None:
             self.active = best
             return self._send_late(self._late)
@@ -298,16 +304,6 @@ class PictureSender:
         changed = squared_error(shot.tile, held.features.picture) - held.error
         return float(np.sqrt(max(0.0, changed))) / GREY_PER_PIXEL
 
-    def _leaves(self, shot: Shot, key: int) -> bool:
-        """Whether the head is on its way out of the square of the held picture of this id, and well inside its own. The
-        next picture then waits neither until the square rests nor until it is paid for."""
-        held = self.held.get(key)
-        least = LEAVING_SECONDS * (FULL_FRAME if self._full_frame else 1)
-        if shot.estimate is None or held is None or held.crop == shot.square or shot.seconds - held.of < least:
-            return False
-        there = _outside(shot.estimate.placed(shot.square, held.crop).box)
-        return there > LEAVING and _outside(shot.estimate.box) < there / 4
-
     def _outdated(self, coming: _Coming, shot: Shot) -> bool:
         """Whether the picture in use is nearer to this frame than the one on its way."""
         if coming.shot.square != shot.square:
@@ -368,10 +364,10 @@ class PictureSender:
             self._asked_at = float("-inf")  # the first would have been sent unasked
         elif self._repeat_header and self.header:
             packets.append(self.header)
-        if self._backdrop_due or surroundings:
+        if surroundings:
             backdrop = encode_reference(shot.squeezed, max_bytes=2 * budget)
             packets += self._unprotected(self._parts(backdrop, BACKDROP, shot.square, self.next_id))
-            self._backdrop_due = False
+            self._backdrop_due, self._around_at = False, self._now
         budget -= self._signature_bytes
         self._coming, self._late, self.moved = None, None, False
         with self._timed():
@@ -517,10 +513,3 @@ class PictureSender:
 
     def _timed(self) -> AbstractContextManager[None]:
         return timed(self._stats.stage_seconds, "reference")
-
-
-def _outside(box: Array) -> float:
-    """Share of a face box (centre x, y and half side) that is not in the coded square."""
-    x, y, half = map(float, box)
-    across, down = (max(0.0, min(1.0, at + half) - max(-1.0, at - half)) for at in (x, y))
-    return 1 - across * down / (2 * half) ** 2

@@ -19,12 +19,16 @@ from neuralcodec.face import (
     Face,
     FaceDetector,
     Square,
+    away,
     crop,
     decode_faces,
+    followed,
     frames_head,
     head_square,
     paste,
+    place_of,
     resize,
+    square_at,
 )
 
 
@@ -307,26 +311,40 @@ def test_the_square_stands_still_in_the_dead_zone():
     assert [moved for _, moved in seen].count(True) == 1 and seen[0][1]
 
 
-def test_it_eases_after_the_face_and_reports_once_when_it_rests():
-    faces: list[Face | None] = [Face(500, 300, 90)] * 20 + [Face(560, 300, 90)] * 100
-    seen = run(CropFollower(), faces)
-    x = np.array([square.x for square, _ in seen])
-    steps = np.diff(x)
-    assert x[-1] - x[0] == 60 and (steps >= 0).all() and steps.max() <= 8  # soft, no overshoot
-    assert steps[19:25].max() == 0  # patience
+def test_it_jumps_after_the_face_once_it_stays_away_and_reports():
+    seen = run(CropFollower(), [Face(500, 300, 90)] * 20 + [Face(560, 300, 90)] * 100)
     moves = [n for n, (_, moved) in enumerate(seen) if moved]
-    assert moves[0] == 0 and len(moves) == 2 and 30 < moves[1] < 80
-    assert len({square for square, _ in seen[moves[1] :]}) == 1
+    assert moves == [0, 27]  # a quarter of a second of patience
+    assert len({square for square, _ in seen[:27]}) == len({square for square, _ in seen[27:]}) == 1
+    assert seen[27][0].x - seen[0][0].x == 60
 
 
-def test_the_move_does_not_depend_on_the_frame_rate():
-    def end(fps: float) -> list[int]:
-        follower = CropFollower()
-        return [
-            follower.update(SIZE, Face(500 if n / fps < 1 else 560, 300, 90), n / fps).x for n in range(int(3 * fps))
-        ][:: int(fps) // 10]
+@pytest.mark.parametrize(
+    ("face", "x", "y", "side"),
+    [
+        (Face(560, 310, 90), 60, 0, 0),  # up and down it is still near its place
+        (Face(505, 360, 90), 0, 60, 0),
+        (Face(560, 360, 90), 60, 60, 0),
+        (Face(505, 305, 120), -38, -33, 86),  # another size: all of it
+        (Face(520, 320, 95), 0, 0, 0),
+    ],
+)
+def test_a_square_follows_only_where_the_head_has_strayed(face: Face, x: int, y: int, side: int) -> None:
+    stands = head_square(Face(500, 300, 90), SIZE)
+    there = followed(face, stands, SIZE)
+    assert (there.x - stands.x, there.y - stands.y, there.side - stands.side) == (x, y, side)
 
-    assert abs(np.array(end(20)) - np.array(end(60))).max() <= 6
+
+def test_a_square_that_follows_stays_in_the_picture() -> None:
+    stands = Square(900, 300, 300)
+    there = followed(Face(1250, 460, 100), stands, SIZE)
+    assert there == Square(980, 300, 300)
+
+
+def test_a_place_is_that_of_its_square():
+    square = Square(-3, 17, 250)
+    assert square_at(place_of(square)) == square
+    assert away(place_of(Square(22, 17, 250)), place_of(square)) == pytest.approx((0.2, 0.0))
 
 
 def test_a_single_wild_box_moves_nothing():

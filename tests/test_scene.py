@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from neuralcodec.face import resize
 from neuralcodec.motion import Array
-from neuralcodec.scene import GRAIN, REACH, SIDES, Pyramid, outside, register, worth
+from neuralcodec.scene import GRAIN, REACH, SIDES, Pyramid, mesh_in, outside, register, worth
 
 NODES = 5
 PIXEL = 2 / SIDES[-1]  # of the finest pictures that are compared, in coded-picture units
@@ -167,3 +167,16 @@ def test_the_worth_of_a_mesh_is_what_it_changes_in_the_picture() -> None:
         shift = share @ mesh.T.reshape(2, NODES, NODES) @ share.T
         off = Pyramid(texture(X + shift[0], Y + shift[1])).levels[-1] - reference.levels[-1]
         assert mesh.T.reshape(-1) @ form @ mesh.T.reshape(-1) == pytest.approx((off**2).mean(), rel=0.1)
+
+
+def test_a_mesh_in_another_square_moves_the_same_places_as_far() -> None:
+    """One that is linear all over says the same everywhere; beyond the edge it goes on as there."""
+    axis = np.linspace(-1, 1, 4)
+    mesh = np.stack([np.add.outer(0 * axis, 0.1 * axis), np.add.outer(-0.05 * axis, 0 * axis)], -1).reshape(16, 2)
+    mesh = mesh.astype(np.float32)
+    assert np.allclose(mesh_in(mesh, np.zeros(2), 1.0), mesh)
+    half = mesh_in(mesh, np.array([0.25, -0.5]), 0.5).reshape(4, 4, 2)  # in units half as large
+    assert np.allclose(half[..., 0], 2 * 0.1 * (0.25 + 0.5 * axis), atol=1e-6)
+    assert np.allclose(half[..., 1], (2 * -0.05 * (-0.5 + 0.5 * axis))[:, None], atol=1e-6)
+    beyond = mesh_in(mesh, np.array([2.0, 0.0]), 1.0).reshape(4, 4, 2)
+    assert np.allclose(beyond[:, 1:, 0], 0.1)

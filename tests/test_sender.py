@@ -10,11 +10,10 @@ import pytest
 
 from neuralcodec.cuts import Shot, half, squared_error
 from neuralcodec.face import Square
-from neuralcodec.inference import MotionEstimate
-from neuralcodec.motion import Array, MotionParams
+from neuralcodec.motion import Array
 from neuralcodec.packet import Feedback, Update
 from neuralcodec.rate import RateControl
-from neuralcodec.sender import ASKED_AGAIN, OVERDUE, Held, PictureSender, _Coming
+from neuralcodec.sender import AROUND_SECONDS, ASKED_AGAIN, OVERDUE, Held, PictureSender, _Coming
 from neuralcodec.stats import EncoderStats
 
 OLD, NEW = object(), object()  # chains
@@ -183,19 +182,19 @@ def test_a_receiver_that_has_only_just_seen_the_header_gets_no_second_first_pict
     assert pictures.wanted
 
 
-@pytest.mark.parametrize(
-    ("there", "here", "old", "leaves"),
-    [
-        (1.1, 0.2, 1.0, True),  # a third of the face is outside of the picture's square, none outside its own
-        (0.4, 0.2, 1.0, False),
-        (1.1, 1.0, 1.0, False),  # its own square would hardly show more of it
-        (1.1, 0.2, 0.3, False),  # the picture has only just been taken
-    ],
-)
-def test_a_head_that_leaves_the_square_of_its_picture_gets_another(
-    there: float, here: float, old: float, leaves: bool
-) -> None:
-    nothing: Any = None
-    face = MotionParams(0, 0, 0, np.array([here, 0, 0], np.float32), 0.5, np.zeros((3, 3), np.float32))
-    shot = Shot(nothing, nothing, Square(round(128 * (there - here)), 0, 256), MotionEstimate(face, nothing, 1.0), old)
-    assert sender((0, picture(0, NEW)))._leaves(shot, 0) is leaves
+def test_surroundings_of_a_head_that_walks_come_every_two_seconds_and_at_once_where_it_is_elsewhere() -> None:
+    def renews(seconds: float, x: int, *, moved: bool = True) -> bool:
+        nothing: Any = None
+        shot = Shot(nothing, nothing, Square(x, 0, 256), None, seconds)
+        return pictures.renews_surroundings(shot, moved=moved)
+
+    pictures = sender((0, picture(0, NEW)))
+    pictures._newest, pictures._around_at = 0, 1.0
+    assert not renews(1.0 + 2 * AROUND_SECONDS, 60)  # nobody wants them
+    pictures._full_frame = True
+    assert not renews(1.1, 60, moved=False)
+    assert not renews(1.2, 60) and not renews(1.3, 60, moved=False) and not renews(0.99 + AROUND_SECONDS, 120)
+    assert renews(1.0 + AROUND_SECONDS, 60, moved=False)  # it has come to rest meanwhile
+    assert renews(1.1, 130)  # more than half of its side away
+    pictures.begin_shot()
+    assert renews(1.1, 0, moved=False)

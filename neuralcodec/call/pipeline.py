@@ -29,7 +29,7 @@ from neuralcodec.face import Square, crop, resize
 from neuralcodec.media import as_picture
 from neuralcodec.motion import Array, View
 from neuralcodec.pack import Pack
-from neuralcodec.packet import Bundle, Feedback, Motion, Packet, ReferencePart, Update, bundled, parse_packet
+from neuralcodec.packet import Bundle, Feedback, Motion, Packet, bundled, parse_packet
 from neuralcodec.rate import LOWEST_KBPS, WINDOW_SECONDS
 
 FPS = 25  # of the stream: a camera's jittery times are moved to this grid, so that no time costs bits
@@ -62,7 +62,7 @@ class _Decoded:
     """What the receiver has made of a frame; stages: seconds by name."""
 
     pts: int
-    reference: int
+    square: Square | None  # of the camera's picture that it shows; None: all
     picture: Array
     arrived: float
     stages: dict[str, float]
@@ -107,8 +107,6 @@ class Pipeline:
         self._next: _Picture | None = None
         self._decoded: _Decoded | None = None  # waits for its comparison
         self._originals: OrderedDict[int, _Picture] = OrderedDict()
-        self._crops: dict[int, Square] = {}  # by reference id
-        self._square = Square(0, 0, 1)  # of the newest reference
         self._earned = 0  # bytes sent since the last comparison: what x264 may spend
         self._missed = False  # something is not here that what has come refers to
         self._right_at: float | None = None  # when nothing was missing last
@@ -250,10 +248,8 @@ class Pipeline:
                     self._there.send(data, now)
                     self._earned += len(data)
                     self._sent.append((now, len(data), len(data) + HEADERS))
-                    inside = _inside(packet)
-                    for part in inside:
-                        self._note(part)
-                    self._frames += [(now, len(bytes(part))) for part in inside if isinstance(part, Motion)]
+                    motion = (part for part in _inside(packet) if isinstance(part, Motion))
+                    self._frames += [(now, len(bytes(part))) for part in motion]
                 self._lock.notify_all()
 
     def _pause(self, now: float) -> float | None:
@@ -269,12 +265,6 @@ class Pipeline:
 
     def _took(self, end: int, seconds: float) -> None:
         self._pace[end] += RECENT * (seconds - self._pace[end])
-
-    def _note(self, packet: Packet) -> None:
-        """Remember what the comparison needs of a packet that was sent: where pictures were cut."""
-        if isinstance(packet, ReferencePart | Update):
-            self._square = Square(*packet.crop) if packet.crop else self._square
-            self._crops[packet.reference] = self._square
 
     # --- the receiver's thread ---
 
@@ -313,7 +303,7 @@ class Pipeline:
                     spent = _since(before, self._decoder.stats.stage_seconds, "receive")
                     before = dict(self._decoder.stats.stage_seconds)
                     picture, stages = (black, {}) if browser else (frame.image, spent)
-                    self._hand_over(_Decoded(frame.pts, frame.reference, picture, now, stages))
+                    self._hand_over(_Decoded(frame.pts, frame.square, picture, now, stages))
                 if not browser:
                     self._report()
 
@@ -350,14 +340,14 @@ class Pipeline:
                 begin = self._clock()
                 # a concealed frame may be of a time when the camera took no picture: the last one before it will do
                 taken = max((known for known in self._originals if known <= ours.pts), default=None)
-                square = self._crops.get(ours.reference)
-                if taken is None or square is None:
+                if taken is None:
                     continue
                 picture, earned, self._earned = self._originals[taken], self._earned, 0
             size = self._h264.size
             if ours.picture.shape[0] != size:  # a square camera that is coded whole comes out at its own size
                 ours = replace(ours, picture=resize(ours.picture, size, size))
-            original = crop(picture.image, square, size)
+            whole = Square.covering(picture.image.shape[1::-1])
+            original = crop(picture.image, ours.square or whole, size)
             theirs = self._h264.show(original, earned, ours.pts / FPS)
             now = self._clock()
             self._show(Comparison(
