@@ -17,8 +17,8 @@ from .closed_eyes import ClosedEyes, with_eyes
 from .concealment import Concealment, conceal, state_after
 from .entropy import EntropyCoder
 from .errors import BitstreamError, LimitError, MissingReferenceError, PackMismatchError, check_flags
-from .face import Face, Square, box_of, luma, paste, place_of, placed, resize, square_at
-from .framing import Framing, recut, seen_in
+from .face import Square, luma, paste, place_of, placed, resize, square_at
+from .framing import Framing, seen_in
 from .gaze import check_layout, eye_contact
 from .inference import SURE, Inference, ReferenceFeatures
 from .light import relit
@@ -568,9 +568,7 @@ class Decoder:
         header, place = self._known_header(), None
         source = header.width, header.height
         if not self._pastes and held.crop != Square.covering(source):
-            head = None if self._as_is else Face.from_box(held.crop, box_of(calm))
-            cut, place = self._framing.follow(held, head, source, seconds)
-            held, calm = cut, recut(calm, held.crop, cut.crop)
+            held, calm, place = self._framing.follow(held, calm, source, seconds, as_is=self._as_is)
         features, view, contact = held.features, self._view, self._eye_contact
         straight = view == View() and self._turning.idle  # else it is still on its way there
         if self._as_is:
@@ -629,7 +627,7 @@ class Decoder:
         with self._timed("paste"):
             picture, square = self._composed(picture, plan)
         self.stats.frames += 1
-        shown = plan.shown if square is None else recut(plan.shown, plan.held.crop, square)
+        shown = plan.shown if square is None else placed(plan.shown, plan.held.crop, square)
         as_is = plan.picture is not None
         return DecodedFrame(picture, plan.pts, plan.state, plan.motion, plan.held.id, shown, as_is, square)
 

@@ -13,14 +13,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from .face import Face, Square, away, followed, luma, place_of, placed, square_at
+from .face import Face, Square, away, box_of, followed, luma, place_of, placed, square_at
 from .inference import Inference
 from .motion import Array, MotionParams
 from .packet import REFERENCES_MAX
 from .pictures import HeldPicture
 from .scene import mesh_in
 
-EASE = 0.35  # seconds, time constant of the way to another square
+EASE = 0.25  # seconds, time constant of the way to another square
 ARRIVED = 0.01  # half sides, or of log scale: closer is there
 STEP = 0.12  # the same between what is shown and where a picture was cut anew: at more it is cut again
 SLACK = 1.25  # times as far as makes a sender move its square: it will, and one who turns back at once is let go
@@ -40,41 +40,48 @@ class Framing:
         self._place = np.zeros(3)  # what is shown
         self._speed = np.zeros(3)  # a second
         self._seconds = 0.0
-        self._cut: dict[int, tuple[HeldPicture, HeldPicture]] = {}  # by id: a picture, and what was cut from it last
+        # by id: a picture, what was cut from it last, and the square that the pixels of this are of
+        self._cut: dict[int, tuple[HeldPicture, HeldPicture, Square]] = {}
 
     def follow(
-        self, held: HeldPicture, head: Face | None, source: tuple[int, int], seconds: float
-    ) -> tuple[HeldPicture, Array]:
-        """For a frame at this time that is drawn from this picture: it, cut from about what is shown; and what is
-        shown, float64 (3,): centre x and y and the logarithm of the side, source pixels. head: where it is in the
-        source, which has this width and height; None: nothing tells."""
+        self, held: HeldPicture, motion: MotionParams, source: tuple[int, int], seconds: float, *, as_is: bool = False
+    ) -> tuple[HeldPicture, MotionParams, Array]:
+        """For a frame at this time that is drawn from this picture with this motion: the picture, cut from about what
+        is shown, the motion told in that, and what is shown, float64 (3,): centre x and y and the logarithm of the
+        side, source pixels. source: its width and height. as_is: the picture itself is shown, and the motion says
+        nothing."""
         elapsed, self._seconds = max(0.0, seconds - self._seconds), seconds
         if self._newest is None or 0 < (held.id - self._newest.id) % 256 < 128:
             if self._newest is None or not _same_shot(self._newest, held):
-                self._place, self._speed = place_of(held.crop), np.zeros(3)
+                self._place, self._speed, elapsed = place_of(held.crop), np.zeros(3), 0.0
             self._newest, self._goal = held, held.crop
-        if head is not None:
-            there = self._newest.crop
+        if not as_is:
+            head, there = Face.from_box(held.crop, box_of(motion)), self._newest.crop
             back = followed(head, there, source) == there
             self._goal = there if back else followed(head, self._goal, source, SLACK)
         self._ease(elapsed)
-        return self._cut_from(held), self._place
+        cut, pixels = self._cut_from(held, as_is)
+        return cut, _told_in(motion, held.crop, cut.crop, pixels), self._place
 
-    def _cut_from(self, held: HeldPicture) -> HeldPicture:
-        kept, cut = self._cut.get(held.id, (held, held))
-        cut = cut if kept is held else held
+    def _cut_from(self, held: HeldPicture, as_is: bool) -> tuple[HeldPicture, Square]:
+        """The picture for a square near what is shown, and the square that its pixels are of: another where the head in
+        it would be cut off."""
+        kept, cut, pixels = self._cut.get(held.id, (held, held, held.crop))
+        if kept is not held or (as_is and pixels != cut.crop):
+            cut, pixels = held, held.crop
         arrived = not (self._place - place_of(self._goal)).any()
         square = self._goal if arrived else square_at(self._place)
         if cut.crop == square or (not arrived and max(away(self._place, place_of(cut.crop))) <= STEP):
-            return cut
-        cut = held
+            return cut, pixels
+        cut, pixels, found = held, held.crop, held.features
         if held.crop != square:
-            shown = seen_in(held.features.picture, place_of(held.crop), place_of(square))
-            face = held.features.estimate.placed(held.crop, square)
-            cut = replace(held, features=self._networks.reference(shown, face), crop=square)
+            pixels = square if as_is else _holding(Face.from_box(held.crop, found.estimate.box), square)
+            shown = seen_in(found.picture, place_of(held.crop), place_of(pixels))
+            features = self._networks.reference(shown, found.estimate.placed(held.crop, pixels))
+            cut = replace(held, features=features, crop=square)
         self._cut = {key: one for key, one in self._cut.items() if (held.id - key) % 256 < REFERENCES_MAX}
-        self._cut[held.id] = held, cut
-        return cut
+        self._cut[held.id] = held, cut, pixels
+        return cut, pixels
 
     def _ease(self, elapsed: float) -> None:
         """One exact step of a critically damped spring: starts and stops softly whatever the frame rate."""
@@ -87,12 +94,24 @@ class Framing:
             self._place, self._speed = goal, np.zeros(3)
 
 
-def recut(motion: MotionParams, here: Square, there: Square) -> MotionParams:
-    """The same motion told in another square, the scene's too."""
-    if here == there:
+def _holding(face: Face, square: Square) -> Square:
+    """The square of the same size next to this one that holds the face."""
+    corners = []
+    for start, centre in ((square.x, face.center_x), (square.y, face.center_y)):
+        reach = min(face.half_side, square.side / 2)
+        corners.append(round(min(max(start, centre + reach - square.side), centre - reach)))
+    return Square(corners[0], corners[1], square.side)
+
+
+def _told_in(motion: MotionParams, here: Square, there: Square, pixels: Square) -> MotionParams:
+    """The motion of a picture of the square ``here`` told in another, for a picture of ``pixels``, as large as that."""
+    if here == there == pixels:
         return motion
-    away_by = np.subtract(there.center, here.center) * (2 / here.side)
-    scene = mesh_in(motion.scene, away_by, there.side / here.side) if len(motion.scene) else motion.scene
+    scene = motion.scene
+    if len(scene):
+        away_by = np.subtract(there.center, here.center) * (2 / here.side)
+        shift = np.subtract(there.center, pixels.center) * (2 / there.side)
+        scene = mesh_in(scene, away_by, there.side / here.side) + np.asarray(shift, np.float32)
     return replace(placed(motion, here, there), scene=scene)
 
 

@@ -9,13 +9,15 @@ import pytest
 
 import neuralcodec as nc
 from neuralcodec.face import DEAD_ZONE, HEAD_SCALE, HEAD_Y, Face, Square, away, box_of, place_of, placed
-from neuralcodec.framing import SLACK, STEP, Framing, recut, seen_in
+from neuralcodec.framing import SLACK, STEP, Framing, seen_in
 from neuralcodec.inference import MotionEstimate, ReferenceFeatures
 from neuralcodec.motion import Array, MotionParams
 from neuralcodec.pictures import HeldPicture
+from neuralcodec.scene import mesh_in
 
 SOURCE = (1280, 720)
 HERE, THERE = Square(400, 200, 256), Square(480, 200, 256)
+NEAR = 0.5  # half sides to the right of where HERE expects a head: not far from where THERE does
 
 
 class Networks:
@@ -31,16 +33,21 @@ def room(seed: int = 0) -> Array:
     return blocks.repeat(16, 0).repeat(16, 1)
 
 
-def in_room(square: Square) -> MotionEstimate:
-    """A head where squares that stand at HERE expect it."""
-    motion = MotionParams(0, 0, 0, np.array([0, HEAD_Y, 0], np.float32), HEAD_SCALE, np.zeros((3, 3), np.float32))
-    return MotionEstimate(placed(motion, HERE, square), np.zeros((3, 3), np.float32), 1.0)
+def head(square: Square, x: float = 0.0) -> MotionParams:
+    """One as far to the right of where HERE expects it, in half sides, told in a square; nothing else moves."""
+    there = np.array([x, HEAD_Y, 0], np.float32)
+    motion = MotionParams(0, 0, 0, there, HEAD_SCALE, np.zeros((3, 3), np.float32), np.zeros((16, 2), np.float32))
+    return placed(motion, HERE, square)
 
 
-def held(key: int, square: Square, source: Array | None = None) -> HeldPicture:
+def in_room(square: Square, x: float = 0.0) -> MotionEstimate:
+    return MotionEstimate(head(square, x), np.zeros((3, 3), np.float32), 1.0)
+
+
+def held(key: int, square: Square, source: Array | None = None, x: float = 0.0) -> HeldPicture:
     source = room() if source is None else source
     picture = source[square.y : square.y + square.side, square.x : square.x + square.side]
-    features = ReferenceFeatures(picture, None, in_room(square))  # type: ignore[arg-type]
+    features = ReferenceFeatures(picture, None, in_room(square, x))  # type: ignore[arg-type]
     return HeldPicture(key, bytes(4), features, square, 1)
 
 
@@ -48,34 +55,32 @@ def framing() -> Framing:
     return Framing(Networks())  # type: ignore[arg-type]
 
 
-def head(x: float) -> Face:
-    """As far to the right of where HERE expects it, in half sides."""
-    face = Face.from_box(HERE, in_room(HERE).box)
-    return Face(face.center_x + x * HERE.side / 2, face.center_y, face.half_side)
+def follow(view: Framing, picture: HeldPicture, seconds: float, x: float = 0.0) -> tuple[HeldPicture, Array]:
+    """The picture that a frame is drawn from, and what is shown; the head is so far to the right."""
+    cut, _, place = view.follow(picture, head(picture.crop, x), SOURCE, seconds)
+    return cut, place
 
 
-def glide(view: Framing, picture: HeldPicture, fps: float, face: Face | None = None, begin: float = 1.0) -> Array:
+def glide(view: Framing, picture: HeldPicture, fps: float, x: float = 0.0, begin: float = 1.0) -> Array:
     """(frames, 3): what is shown in two seconds of frames from one picture."""
-    return np.array([
-        view.follow(picture, face, SOURCE, begin + (n + 1) / fps)[1] for n in range(round(2 * fps))
-    ])  # fmt: skip
+    return np.array([follow(view, picture, begin + (n + 1) / fps, x)[1] for n in range(round(2 * fps))])
 
 
 def test_pictures_of_one_square_are_shown_as_they_are() -> None:
     view = framing()
     for key in range(3):
         picture = held(key, HERE)
-        shown, place = view.follow(picture, head(0.1), SOURCE, key / 25)
+        shown, place = follow(view, picture, key / 25, 0.1)
         assert shown is picture and place.tolist() == place_of(HERE).tolist()
 
 
 def test_the_view_glides_to_the_square_of_a_new_picture_and_rests_there() -> None:
     view, before, after = framing(), held(7, HERE), held(8, THERE)
-    view.follow(before, None, SOURCE, 1.0)
-    x = glide(view, after, 25)[:, 0]
+    follow(view, before, 1.0)
+    x = glide(view, after, 25, NEAR)[:, 0]
     steps = np.diff([HERE.center[0], *x])
-    assert (steps >= 0).all() and steps[0] < 2 and steps.max() < 8 and x[-1] == THERE.center[0]
-    shown, place = view.follow(after, None, SOURCE, 4.0)
+    assert (steps >= 0).all() and steps[0] < 4 and steps.max() < 10 and x[-1] == THERE.center[0]
+    shown, place = follow(view, after, 4.0, NEAR)
     assert shown is after and place.tolist() == place_of(THERE).tolist()
 
 
@@ -83,17 +88,17 @@ def test_the_glide_does_not_depend_on_the_frame_rate() -> None:
     ways = []
     for fps in (10, 50):
         view = framing()
-        view.follow(held(7, HERE), None, SOURCE, 1.0)
-        ways.append(glide(view, held(8, THERE), fps)[fps // 10 - 1 :: fps // 10, 0])
+        follow(view, held(7, HERE), 1.0)
+        ways.append(glide(view, held(8, THERE), fps, NEAR)[fps // 10 - 1 :: fps // 10, 0])
     assert np.abs(ways[0] - ways[1]).max() < 1e-6
 
 
 def test_on_the_way_pictures_are_cut_anew_for_every_few_pixels() -> None:
-    view, after = framing(), held(8, THERE)
-    view.follow(held(7, HERE), None, SOURCE, 1.0)
+    view, after = framing(), held(8, THERE, x=0.29)
+    follow(view, held(7, HERE), 1.0)
     cuts = []
     for n in range(25):
-        cut, place = view.follow(after, None, SOURCE, 1 + (n + 1) / 25)
+        cut, place = follow(view, after, 1 + (n + 1) / 25, NEAR)
         assert max(away(place, place_of(cut.crop))) <= STEP
         box, there = (Face.from_box(one.crop, one.features.estimate.box) for one in (cut, after))
         assert abs(box.center_x - there.center_x) < 1e-3 and abs(box.half_side - there.half_side) < 1e-3
@@ -105,11 +110,11 @@ def test_on_the_way_pictures_are_cut_anew_for_every_few_pixels() -> None:
 
 
 def test_frames_from_an_older_picture_stay_where_the_view_is() -> None:
-    view, before, after = framing(), held(255, HERE), held(0, THERE)  # numbers go round
-    view.follow(before, None, SOURCE, 1.0)
-    glide(view, after, 25)
-    first, place = view.follow(before, None, SOURCE, 5.0)
-    again, _ = view.follow(before, None, SOURCE, 5.1)
+    view, before, after = framing(), held(255, HERE, x=NEAR), held(0, THERE)  # numbers go round
+    follow(view, before, 1.0)
+    glide(view, after, 25, NEAR)
+    first, place = follow(view, before, 5.0, NEAR)
+    again, _ = follow(view, before, 5.1, NEAR)
     assert place.tolist() == place_of(THERE).tolist() and first.crop == THERE and again is first
     edge = before.features.picture[:, -1:]
     assert (first.features.picture[:, : 256 - 80] == before.features.picture[:, 80:]).all()
@@ -119,17 +124,17 @@ def test_frames_from_an_older_picture_stay_where_the_view_is() -> None:
 @pytest.mark.parametrize(("x", "moves"), [(DEAD_ZONE - 0.01, False), (SLACK * DEAD_ZONE - 0.02, False), (0.4, True)])
 def test_the_view_follows_a_head_that_leaves_its_place_before_a_picture_comes(x: float, moves: bool) -> None:
     view, picture = framing(), held(7, HERE)
-    view.follow(picture, head(0), SOURCE, 1.0)
-    shown = glide(view, picture, 25, head(x))
+    follow(view, picture, 1.0)
+    shown = glide(view, picture, 25, x)
     assert bool(shown[-1, 0] - HERE.center[0] > 0.35 * HERE.side / 2) is moves
-    assert glide(view, picture, 25, head(0.1), begin=3.0)[-1].tolist() == place_of(HERE).tolist()
+    assert glide(view, picture, 25, 0.1, begin=3.0)[-1].tolist() == place_of(HERE).tolist()
 
 
 def test_another_shot_is_shown_at_once() -> None:
     for after in (held(8, THERE, room(1)), held(8, Square(900, 200, 256))):
         view = framing()
-        view.follow(held(7, HERE), None, SOURCE, 1.0)
-        shown, place = view.follow(after, None, SOURCE, 1.04)
+        follow(view, held(7, HERE), 1.0)
+        shown, place = follow(view, after, 1.04, (after.crop.x - HERE.x) / 128)
         assert shown is after and place.tolist() == place_of(after.crop).tolist()
 
 
@@ -139,16 +144,16 @@ def test_a_face_that_takes_its_room_along_is_still_the_same_shot() -> None:
     before = held(7, HERE)
     after = held(8, THERE, np.roll(source, THERE.x - HERE.x, 1))
     after.features._known = in_room(HERE)
-    view.follow(before, None, SOURCE, 1.0)
-    assert view.follow(after, None, SOURCE, 1.04)[1][0] < HERE.center[0] + 3
+    follow(view, before, 1.0)
+    assert follow(view, after, 1.04)[1][0] < HERE.center[0] + 3
 
 
 def test_a_picture_that_takes_the_number_of_another_is_cut_itself() -> None:
     view, after = framing(), held(8, THERE)
-    view.follow(held(7, HERE), None, SOURCE, 1.0)
-    cut, _ = view.follow(after, None, SOURCE, 1.04)
+    follow(view, held(7, HERE), 1.0)
+    cut, _ = follow(view, after, 1.04)
     other = held(8, THERE, 255 - room())
-    assert view.follow(other, None, SOURCE, 1.05)[0].features.picture[0, 0, 0] != cut.features.picture[0, 0, 0]
+    assert follow(view, other, 1.05)[0].features.picture[0, 0, 0] != cut.features.picture[0, 0, 0]
 
 
 def test_seen_in_shifts_scales_and_repeats_edges() -> None:
@@ -162,15 +167,42 @@ def test_seen_in_shifts_scales_and_repeats_edges() -> None:
     assert moved.flags.c_contiguous and moved.dtype == np.uint8
 
 
-def test_motion_told_in_another_square_is_the_same() -> None:
+def test_motion_and_scene_are_told_in_what_is_cut() -> None:
+    view, before, after = framing(), held(7, HERE, x=NEAR), held(8, THERE)
+    follow(view, before, 1.0)
+    glide(view, after, 25, NEAR)
     rng = np.random.default_rng(2)
-    scene = rng.uniform(-0.1, 0.1, (16, 2)).astype(np.float32)
-    motion = MotionParams(3, 4, 5, np.array([0.1, -0.2, 0.3], np.float32), 0.6, np.zeros((3, 3), np.float32), scene)
-    there = recut(motion, HERE, Square(440, 180, 320))
-    face, same = Face.from_box(HERE, box_of(motion)), Face.from_box(Square(440, 180, 320), box_of(there))
+    motion = MotionParams(
+        3, 4, 5, np.array([0.4, -0.2, 0.3], np.float32), 0.6, np.zeros((3, 3), np.float32),
+        rng.uniform(-0.1, 0.1, (16, 2)).astype(np.float32),
+    )  # fmt: skip
+    cut, told, _ = view.follow(before, motion, SOURCE, 3.0)
+    assert cut.crop == THERE
+    face, same = Face.from_box(HERE, box_of(motion)), Face.from_box(THERE, box_of(told))
     assert np.allclose([face.center_x, face.center_y, face.half_side], [same.center_x, same.center_y, same.half_side])
-    assert recut(motion, HERE, HERE) is motion
-    assert len(recut(MotionParams(0, 0, 0, np.zeros(3, np.float32), 1.0, scene[:0]), HERE, THERE).scene) == 0
+    assert np.allclose(told.scene, mesh_in(motion.scene, np.array([80 / 128, 0]), 1.0))
+    assert view.follow(after, motion, SOURCE, 3.0)[1] is motion
+
+
+def test_a_head_far_from_its_picture_is_drawn_from_all_of_it() -> None:
+    """The head would be cut off in a picture cut from what is shown; the scene is told to have moved by the rest."""
+    view, picture = framing(), held(7, HERE)
+    follow(view, picture, 1.0)
+    glide(view, picture, 25, 1.5)  # it stands where two pictures of its square would still overlap
+    cut, told, place = view.follow(picture, head(HERE, 1.5), SOURCE, 3.0)
+    assert place.tolist() == place_of(cut.crop).tolist() and cut.crop.x - HERE.x > 180
+    box = Face.from_box(cut.crop, cut.features.estimate.box)  # in the picture, as if that were of what is shown
+    moved = float(told.scene[0, 0]) * cut.crop.side / 2  # pixels: from where it is shown to where it is there
+    assert np.ptp(told.scene[:, 0]) < 1e-6 and moved > 50
+    face = Face.from_box(HERE, box_of(head(HERE)))
+    pixels = cut.crop.x - moved
+    assert abs(box.center_x - (face.center_x + moved)) < 1e-2
+    assert pixels == pytest.approx(face.center_x - face.half_side, abs=1)
+    columns = round(pixels) - HERE.x
+    assert (cut.features.picture[:, : 256 - columns] == picture.features.picture[:, columns:]).all()
+    shown, _, _ = view.follow(picture, head(HERE, 1.5), SOURCE, 3.0, as_is=True)  # nobody is drawn: what is there
+    columns = cut.crop.x - HERE.x
+    assert (shown.features.picture[:, : 256 - columns] == picture.features.picture[:, columns:]).all()
 
 
 def test_a_head_that_walks_is_followed_without_a_jolt(portrait_clip: list[Array]) -> None:
