@@ -568,7 +568,8 @@ class Decoder:
         header, place = self._known_header(), None
         source = header.width, header.height
         if not self._pastes and held.crop != Square.covering(source):
-            held, calm, place = self._framing.follow(held, calm, source, seconds, as_is=self._as_is)
+            with self._timed("view"):
+                held, calm, place = self._framing.follow(held, calm, source, seconds, as_is=self._as_is)
         features, view, contact = held.features, self._view, self._eye_contact
         straight = view == View() and self._turning.idle  # else it is still on its way there
         if self._as_is:
