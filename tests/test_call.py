@@ -17,7 +17,7 @@ from neuralcodec.call.h264 import SameBytes
 from neuralcodec.call.link import HEADERS, Link
 from neuralcodec.call.pipeline import FRAMES_SECONDS, PRESET, Comparison, Pipeline
 from neuralcodec.call.settings import MESSAGE_MAX, RANGES, Settings, parse_message
-from neuralcodec.face import resize
+from neuralcodec.face import crop, resize
 from neuralcodec.motion import Array
 from neuralcodec.pack import load_pack
 from neuralcodec.packet import bundled, parse_packet
@@ -261,6 +261,25 @@ def test_a_square_camera_that_is_coded_whole_comes_out_at_the_size_of_the_others
         last = collected.shown[-1]
         assert last.original.shape == last.ours.shape == last.h264.shape == (256, 256, 3)
         assert psnr(last.original, last.ours) > 17
+    finally:
+        pipeline.close()
+
+
+def test_what_a_head_that_walks_is_compared_with_is_cut_where_it_is_shown(portrait_clip: list[Array]) -> None:
+    collected, decoded = Collected(), []  # type: ignore[var-annotated]
+    pipeline = Pipeline(load_pack(), show=collected.show, settings=Settings(kbps=16), device="cpu", threads=1)
+    hand_over = pipeline._hand_over
+    pipeline._hand_over = lambda frame: (decoded.append(frame), hand_over(frame))[1]  # type: ignore[method-assign]
+    walk = []
+    for n, left in enumerate([*range(0, 220, 4), *range(220, 0, -4)]):
+        walk.append(np.tile(np.linspace(60, 200, 480, dtype=np.uint8)[None, :, None], (280, 1, 3)))
+        walk[-1][24:, left : left + 256] = portrait_clip[n % len(portrait_clip)]
+    try:
+        feed(pipeline, walk, collected, 40)
+        assert len({frame.square for frame in decoded}) > 2
+        last = collected.shown[-1]
+        shown = [frame.square for frame in decoded if frame.picture is last.ours]
+        assert shown and any((crop(image, shown[0], 256) == last.original).all() for image in walk)
     finally:
         pipeline.close()
 
