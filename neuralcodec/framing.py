@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .face import Face, Square, away, box_of, followed, luma, place_of, placed, square_at
+from .face import CropFollower, Face, Square, away, box_of, followed, luma, place_of, placed, square_at
 from .inference import Inference
 from .motion import Array, MotionParams
 from .packet import REFERENCES_MAX
@@ -24,7 +24,6 @@ EASE = 0.25  # seconds, time constant of the way to another square
 ARRIVED = 0.01  # half sides, or of log scale: closer is there
 STEP = 0.12  # the same between what is shown and where a picture was cut anew: at more it is cut again
 SLACK = 1.25  # times as far as makes a sender move its square: it will, and one who turns back at once is let go
-APART = 1.0  # half sides from one square to the next: more is another shot
 # Median difference of two pictures of one shot, grey levels, in the square AROUND times the face or in what both hold.
 # Of 112 pairs of frames one or two seconds apart 91 % have less around the face, of 1,540 pairs of people 5 %.
 STRANGE, AROUND, LOOKED_AT = 24.0, 1.3, 32  # and points a side that tell
@@ -128,11 +127,12 @@ def seen_in(picture: Array, here: Array, there: Array) -> Array:
 
 
 def _same_shot(before: HeldPicture, after: HeldPicture) -> bool:
-    """Whether two pictures show one scene: they are of one square, or show the same face, or the same behind it."""
+    """Whether two pictures show one scene: they are of one square, or of two that are near each other and show the same
+    face, or the same behind it."""
     one, other = before.crop, after.crop
     if one == other:
         return True
-    if away(place_of(one), place_of(other))[0] > APART:
+    if away(place_of(one), place_of(other))[0] > CropFollower.JUMP:
         return False
     left, top = max(one.x, other.x), max(one.y, other.y)
     right, bottom = min(one.x + one.side, other.x + other.side), min(one.y + one.side, other.y + other.side)
