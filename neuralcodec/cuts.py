@@ -86,7 +86,7 @@ class Cuts:
 
     def follow(self, frame: Shot, moved: bool) -> int:
         """How many shots have begun before this frame; fewer than before it once a flashlight has gone out. moved: the
-        square has come to rest elsewhere."""
+        square has jumped."""
         if self._left is not None and frame.seconds - self._left[2] > self._flash:
             self._left = None
         if self._left is not None:

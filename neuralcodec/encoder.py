@@ -235,7 +235,7 @@ class Encoder:
         self._cut_at: float | None = None  # seconds, of the first frame of what may be another or a flashlight
         self._size: tuple[int, int] | None = None  # as the header says
         self._camera: tuple[int, int] | None = None
-        self._moved = False  # the square has just come to rest elsewhere
+        self._moved = False  # the square has just jumped
         self._expected_loss = self._loss = loss
         self._trellis = Trellis(self._coder) if frames_per_packet > 1 else None
         self._aggregator = Aggregator(self._coder, frames_per_packet)

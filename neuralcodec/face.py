@@ -274,8 +274,8 @@ class CropFollower:
     the face leaves the zone the square jumps to its new place, and receivers make that a glide (framing.py). In "auto"
     a square picture that already frames head and shoulders is coded whole, and stays so.
 
-    After each :meth:`update`: ``moved`` tells that the square has come to rest elsewhere and a new reference is due,
-    ``whole`` that the square holds the whole picture by decision.
+    After each :meth:`update`: ``moved`` tells that the square has jumped and a new reference is due, ``whole`` that the
+    square holds the whole picture by decision.
     """
 
     JUMP = 1.0  # a drift of this many half sides is a cut or another person

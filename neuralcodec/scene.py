@@ -83,13 +83,13 @@ def _step(slopes: Array, now: Array, weight: Array, mesh: Array, last: Array | N
     return np.asarray(mesh + move.reshape(2, m).T)
 
 
-def mesh_in(mesh: Array, corner: Array, ratio: float) -> Array:
-    """The same mesh, float32 (M, 2), of another square: one ``ratio`` times as large, whose centre lies at ``corner``
+def mesh_in(mesh: Array, centre: Array, ratio: float) -> Array:
+    """The same mesh, float32 (M, 2), of another square: one ``ratio`` times as large, whose centre lies at ``centre``
     (2,) of this one. Beyond its edges this one's are repeated."""
     nodes = round(len(mesh) ** 0.5)
     grid = mesh.reshape(nodes, nodes, 2)
     for axis in (1, 0):
-        at = np.clip((corner[axis] + ratio * np.linspace(-1, 1, nodes) + 1) / 2, 0, 1) * (nodes - 1)
+        at = np.clip((centre[axis] + ratio * np.linspace(-1, 1, nodes) + 1) / 2, 0, 1) * (nodes - 1)
         first = np.minimum(at.astype(int), nodes - 2)
         share = (at - first).astype(np.float32)[:, None, None]
         grid = (grid[first] * (1 - share) + grid[first + 1] * share).swapaxes(0, 1)

@@ -15,9 +15,9 @@ from .motion import Array
 
 @dataclass(frozen=True)
 class Sight:
-    """What is seen in a frame. square: what is coded of it. moved: the square has come to rest elsewhere. estimate: the
-    face in it, or None. shot: how many have begun before it, see `Cuts.follow`. light: on it, see `LightMeter`; what is
-    seen and coded is the frame in the light of the first one."""
+    """What is seen in a frame. square: what is coded of it. moved: the square has jumped. estimate: the face in it, or
+    None. shot: how many have begun before it, see `Cuts.follow`. light: on it, see `LightMeter`; what is seen and coded
+    is the frame in the light of the first one."""
 
     square: Square
     moved: bool
