@@ -51,13 +51,15 @@ class Framing:
         nothing."""
         elapsed, self._seconds = max(0.0, seconds - self._seconds), seconds
         if self._newest is None or 0 < (held.id - self._newest.id) % 256 < 128:
-            if self._newest is None or not _same_shot(self._newest, held):
-                self._place, self._speed, elapsed = place_of(held.crop), np.zeros(3), 0.0
+            there = place_of(held.crop)
+            far = away(self._place, there)[0] > CropFollower.JUMP
+            if self._newest is None or far or not _same_shot(self._newest, held):
+                self._place, self._speed, elapsed = there, np.zeros(3), 0.0
             self._newest, self._goal = held, held.crop
         if not as_is:
-            head, there = Face.from_box(held.crop, box_of(motion)), self._newest.crop
-            back = followed(head, there, source) == there
-            self._goal = there if back else followed(head, self._goal, source, SLACK)
+            head, stands = Face.from_box(held.crop, box_of(motion)), self._newest.crop
+            back = followed(head, stands, source) == stands
+            self._goal = stands if back else followed(head, self._goal, source, SLACK)
         self._ease(elapsed)
         cut, pixels = self._cut_from(held, as_is)
         return cut, _told_in(motion, held.crop, cut.crop, pixels), self._place
@@ -127,18 +129,17 @@ def seen_in(picture: Array, here: Array, there: Array) -> Array:
 
 
 def _same_shot(before: HeldPicture, after: HeldPicture) -> bool:
-    """Whether two pictures show one scene: they are of one square, or of two that are near each other and show the same
-    face, or the same behind it."""
+    """Whether two pictures show one scene: they are of one square, or show the same face, or the same behind it."""
     one, other = before.crop, after.crop
     if one == other:
         return True
-    if away(place_of(one), place_of(other))[0] > CropFollower.JUMP:
-        return False
     left, top = max(one.x, other.x), max(one.y, other.y)
     right, bottom = min(one.x + one.side, other.x + other.side), min(one.y + one.side, other.y + other.side)
-    shared = (left, top, right - left, bottom - top)
-    for places in ((_around_face(before), _around_face(after)), (shared, shared)):
-        a, b = (_points(held, place) for held, place in zip((before, after), places, strict=True))
+    places = [(_around_face(before), _around_face(after))]
+    if left < right and top < bottom:
+        places.append(((left, top, right - left, bottom - top),) * 2)
+    for pair in places:
+        a, b = (_points(held, place) for held, place in zip((before, after), pair, strict=True))
         if np.median(np.abs(a - b)) <= STRANGE:
             return True
     return False

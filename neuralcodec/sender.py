@@ -133,7 +133,7 @@ class PictureSender:
         self.active = self.next_id = 0  # ids of the picture in use and of the next one
         self.wanted = False  # one that stands on its own is due
         self.began = False  # with this frame one has become the picture in use
-        self.moved = False  # the coded square has jumped since the last one was taken
+        self._shot_began = False  # since the last one was taken
         self.again: list[Packet] = []  # to be sent once more with the next frame
         self._pack, self._networks, self._stats = pack, networks, stats
         self._updates, self._key, self._context = updates, key, context
@@ -159,7 +159,7 @@ class PictureSender:
 
     def begin_shot(self) -> None:
         """The shot that has begun goes on: a picture of it is due, and what is around it."""
-        self.moved, self._around_at = True, float("-inf")
+        self._shot_began, self._around_at = True, float("-inf")
         self._drop_coming()
         self.wanted |= self._chain is not None and self.rate.begins_shot()
 
@@ -177,8 +177,8 @@ class PictureSender:
         return bisect(self._cuts, one) != bisect(self._cuts, other)
 
     def renews_surroundings(self, shot: Shot, *, moved: bool) -> bool:
-        """Whether a picture of this frame is due that brings them along. moved: see `refresh`."""
-        self._backdrop_due |= self._full_frame and (moved or self.moved)
+        """Whether a picture of this frame is due that brings them along. moved: the coded square has jumped."""
+        self._backdrop_due |= self._full_frame and (moved or self._shot_began)
         if not self._backdrop_due or shot.seconds - self._around_at >= AROUND_SECONDS:
             return self._backdrop_due
         last = self.held.get(self._newest)
@@ -196,11 +196,10 @@ class PictureSender:
     ) -> list[Packet]:
         """Choose the picture for the frame of this number and time; send a new one where it is due.
 
-        as_is: frames are shown as pictures, so that keypoints say nothing. moved: the coded square jumped; that is
-        remembered until a picture of it can be sent. doubtful: the last cut may be none, and pictures wait.
+        as_is: frames are shown as pictures, so that keypoints say nothing. moved: the coded square has jumped, which
+        pictures need not follow at once. doubtful: the last cut may be none, and pictures wait.
         """
         self._now, self._sequence, self.began = seconds, sequence, False
-        moved = self.moved = self.moved or moved
         best, drift = self._nearest(shot, as_is=as_is)
         if doubtful and self.held and not self.wanted:
             self.active = best
@@ -219,9 +218,11 @@ class PictureSender:
             self.active = best
             return self._send_late(self._late)
         if self._chain is None:
-            if moved or self.rate.affords_picture(drift):
+            if self._shot_began or self.rate.affords_picture(drift):
                 return self._send_reference(shot)
-        elif moved or (not self._crowded and self.rate.affords_picture(drift, waiting=self._coming is not None)):
+        elif self._shot_began or (
+            not self._crowded and self.rate.affords_picture(drift, waiting=self._coming is not None)
+        ):
             return self._send_reference(shot) if self.rate.wants_coarser() else self._send_update(shot)
         self.active = best
         return self._send_parts(self._coming) if self._coming and (drift < FAR or self._crowded) else []
@@ -369,7 +370,7 @@ class PictureSender:
             packets += self._unprotected(self._parts(backdrop, BACKDROP, shot.square, self.next_id))
             self._backdrop_due, self._around_at = False, self._now
         budget -= self._signature_bytes
-        self._coming, self._late, self.moved = None, None, False
+        self._coming, self._late, self._shot_began = None, None, False
         with self._timed():
             if self._updates:
                 self._chain, coded, shown = self._started(shot, budget)
@@ -428,7 +429,7 @@ class PictureSender:
     def _send_update(self, shot: Shot) -> list[Packet]:
         """The next picture of the chain."""
         assert self._chain is not None
-        square, self.moved = shot.square, False
+        square, self._shot_began = shot.square, False
         before, place = self._chain.digest, (square.x, square.y, square.side)
         try:
             with self._timed():

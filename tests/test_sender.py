@@ -198,3 +198,19 @@ def test_surroundings_of_a_head_that_walks_come_every_two_seconds_and_at_once_wh
     assert renews(1.1, 130)  # more than half of its side away
     pictures.begin_shot()
     assert renews(1.1, 0, moved=False)
+
+
+def test_a_square_that_jumps_hurries_no_picture_and_another_shot_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Receivers follow the head; a picture in the middle of a movement is soon of no use."""
+    nothing: Any = None
+    pictures, sent = sender((0, picture(0, NEW))), []  # type: ignore[var-annotated]
+    monkeypatch.setattr(pictures, "_send_update", lambda shot: (sent.append(shot), [])[1])
+    for name in ("affords_picture", "wants_finer", "wants_coarser"):
+        monkeypatch.setattr(pictures.rate, name, lambda *_, **__: False)
+    shot = Shot(nothing, nothing, Square(90, 0, 256), None, 1.0)
+    for moved in (True, False):
+        pictures.refresh(shot, 1.0, 10, as_is=False, moved=moved, doubtful=False)
+    assert not sent
+    pictures.begin_shot()
+    pictures.refresh(shot, 1.04, 11, as_is=False, moved=False, doubtful=False)
+    assert sent == [shot]
