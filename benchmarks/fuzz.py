@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from neuralcodec.entropy import EntropyCoder
 from neuralcodec.errors import BitstreamError, PackMismatchError
 from neuralcodec.fields import signed_varint, varint
 from neuralcodec.fragments import split
-from neuralcodec.inference import MotionEstimate
+from neuralcodec.inference import MotionEstimate, ReferenceFeatures
 from neuralcodec.motion import POSE_SIZE, MotionParams
 from neuralcodec.pack import Pack, load_pack
 from neuralcodec.packet import (
@@ -65,10 +64,15 @@ class Outputs:
     def __init__(self, size: int) -> None:
         self._picture = np.zeros((size, size, 3), np.uint8)
 
-    def reference(self, picture: Any, known: MotionEstimate | None = None) -> Any:
+    def reference(self, picture: Any) -> Any:
         frontal = MotionParams.from_flat(np.zeros(POSE_SIZE + 3))
-        estimate = known or MotionEstimate(frontal, frontal.delta, 1.0)
-        return SimpleNamespace(picture=picture, feeds=None, canonical=frontal.delta, estimate=estimate)
+        return ReferenceFeatures(picture, self, MotionEstimate(frontal, frontal.delta, 1.0))  # type: ignore[arg-type]
+
+    def features(self, picture: Any, estimate: Any) -> dict[str, Any]:
+        return {}
+
+    def place(self, features: Any) -> Any:
+        return features
 
     def render(self, features: Any, motion: MotionParams) -> Any:
         return self._picture.copy()
@@ -239,7 +243,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     pool = [bytes(packet) for packet in packets]
     bits = Decoder(pack=pack, device="cpu", threads=1, full_frame=False)  # pasting is what costs
     whole = Decoder(pack=pack, device="cpu", threads=1)
-    bits._networks = bits._pictures.networks = bits._framing._networks = Outputs(pack.size)  # type: ignore[assignment]
+    bits._networks = bits._pictures.networks = Outputs(pack.size)  # type: ignore[assignment]
     counts: Counter[str] = Counter()
     failures: list[Any] = []
     source, begin, level_mb, number = hostile(pool, pictures, dice), time.monotonic(), 0.0, 0

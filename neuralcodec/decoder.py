@@ -131,7 +131,7 @@ class Decoder:
         self._smoother = MotionSmoother() if smooth else None
         self._steady = PictureSmoother() if steady else None
         self._closed_eyes = ClosedEyes()
-        self._framing = Framing(self._networks)
+        self._framing = Framing()
         self._max_pixels, self._max_side = max_pixels, math.isqrt(2 * max_pixels)
         self._pictures = Pictures(
             self.pack, self._networks, self.stats, trusted_sender, signing_context, max_side=self._max_side
@@ -334,7 +334,7 @@ class Decoder:
                 rule="R7",
             )
         if self.header is not None and (header.width, header.height) != (self.header.width, self.header.height):
-            self._framing = Framing(self._networks)  # places mean nothing in another picture
+            self._framing = Framing()  # places mean nothing in another picture
         self.header = header
 
     def _on_part(self, part: ReferencePart | Parity | Update) -> None:
@@ -645,7 +645,7 @@ class Decoder:
         picture = relit(picture, light)
         if header.gray:
             picture = luma(picture)[..., None].repeat(3, axis=2)
-        if plan.place is not None and (here := place_of(square)).tolist() != plan.place.tolist():
+        if plan.place is not None and not np.array_equal(here := place_of(square), plan.place):
             return seen_in(picture, here, plan.place), square_at(plan.place)
         if self._pastes:
             assert self._pictures.backdrop is not None

@@ -327,14 +327,14 @@ class CropFollower:
             self.whole = frames_head(face, size)
             self._stand(Square.covering(size) if self.whole else head_square(face, size))
         elif face is not None:
-            self._follow(face, seconds)
+            self._follow(head_square(face, size), seconds)
         if self._square is None:  # no face yet: the middle of the picture
             return Square.around(size[0] / 2, size[1] / 2, min(size))
         return self._square
 
-    def _follow(self, face: Face, seconds: float) -> None:
+    def _follow(self, wanted: Square, seconds: float) -> None:
         assert self._square is not None and self._size is not None
-        wanted, there = head_square(face, self._size), followed(face, self._square, self._size)
+        there = followed(wanted, self._square, self._size)
         drift, zoom = away(place_of(wanted), place_of(self._square))
         if drift > self.JUMP or zoom > self.JUMP_ZOOM:
             self._stand(wanted)
@@ -376,10 +376,11 @@ def away(one: Array, other: Array) -> tuple[float, float]:
     return float(np.abs(one[:2] - other[:2]).max() / (math.exp(other[2]) / 2)), float(abs(one[2] - other[2]))
 
 
-def followed(face: Face, stands: Square, image_size: Sequence[int], slack: float = 1.0) -> Square:
-    """Where a square that stood there should stand for this face: where it is, unless the head has strayed far from its
-    place in it, to one side, up or down, or in size. slack: times what is far."""
-    wanted, there = head_square(face, image_size), place_of(stands)
+def followed(wanted: Square, stands: Square, image_size: Sequence[int], slack: float = 1.0) -> Square:
+    """Where a square that stood there should stand for a head that wants another (:func:`head_square`): where it is,
+    unless the head has strayed far from its place in it, to one side, up or down, or in size. slack: times what is
+    far."""
+    there = place_of(stands)
     drift = np.abs(place_of(wanted) - there) / [stands.side / 2, stands.side / 2, 1]
     if drift[2] > slack * DEAD_ZOOM:
         return wanted

@@ -13,12 +13,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from .face import CropFollower, Face, Square, away, box_of, followed, luma, place_of, placed, square_at
-from .inference import Inference
+from .face import CropFollower, Face, Square, away, box_of, followed, head_square, luma, place_of, placed, square_at
 from .motion import Array, MotionParams
 from .packet import REFERENCES_MAX
 from .pictures import HeldPicture
-from .scene import mesh_in
+from .scene import mesh_in, rows_at
 
 EASE = 0.25  # seconds, time constant of the way to another square
 ARRIVED = 0.01  # half sides, or of log scale: closer is there
@@ -32,8 +31,7 @@ STRANGE, AROUND, LOOKED_AT = 24.0, 1.3, 32  # and points a side that tell
 class Framing:
     """One stream's view."""
 
-    def __init__(self, networks: Inference) -> None:
-        self._networks = networks
+    def __init__(self) -> None:
         self._newest: HeldPicture | None = None  # that a frame was drawn from
         self._goal = Square(0, 0, 1)
         self._place = np.zeros(3)  # what is shown
@@ -57,9 +55,10 @@ class Framing:
                 self._place, self._speed, elapsed = there, np.zeros(3), 0.0
             self._newest, self._goal = held, held.crop
         if not as_is:
-            head, stands = Face.from_box(held.crop, box_of(motion)), self._newest.crop
-            back = followed(head, stands, source) == stands
-            self._goal = stands if back else followed(head, self._goal, source, SLACK)
+            wanted = head_square(Face.from_box(held.crop, box_of(motion)), source)
+            stands = self._newest.crop
+            back = followed(wanted, stands, source) == stands
+            self._goal = stands if back else followed(wanted, self._goal, source, SLACK)
         self._ease(elapsed)
         cut, pixels = self._cut_from(held, as_is)
         return cut, _told_in(motion, held.crop, cut.crop, pixels), self._place
@@ -70,7 +69,7 @@ class Framing:
         kept, cut, pixels = self._cut.get(held.id, (held, held, held.crop))
         if kept is not held or (as_is and pixels != cut.crop):
             cut, pixels = held, held.crop
-        arrived = not (self._place - place_of(self._goal)).any()
+        arrived = np.array_equal(self._place, place_of(self._goal))
         square = self._goal if arrived else square_at(self._place)
         if cut.crop == square or (not arrived and max(away(self._place, place_of(cut.crop))) <= STEP):
             return cut, pixels
@@ -78,8 +77,8 @@ class Framing:
         if held.crop != square:
             pixels = square if as_is else _holding(Face.from_box(held.crop, found.estimate.box), square)
             shown = seen_in(found.picture, place_of(held.crop), place_of(pixels))
-            features = self._networks.reference(shown, found.estimate.placed(held.crop, pixels))
-            cut = replace(held, features=features, crop=square)
+            face = found.estimate.placed(held.crop, pixels)
+            cut = replace(held, features=found.recut(shown, face), crop=square)
         self._cut = {key: one for key, one in self._cut.items() if (held.id - key) % 256 < REFERENCES_MAX}
         self._cut[held.id] = held, cut, pixels
         return cut, pixels
@@ -121,10 +120,8 @@ def seen_in(picture: Array, here: Array, there: Array) -> Array:
     size, shown = len(picture), picture
     for axis in (1, 0):
         points = there[axis] + math.exp(there[2]) * ((np.arange(size) + 0.5) / size - 0.5)
-        at = np.clip((points - here[axis]) * (size / math.exp(here[2])) + (size - 1) / 2, 0, size - 1)
-        first = np.minimum(at.astype(int), size - 2)
-        share = (at - first).astype(np.float32)[:, None, None]
-        shown = (shown[first] * (1 - share) + shown[first + 1] * share).swapaxes(0, 1)
+        at = (points - here[axis]) * (size / math.exp(here[2])) + (size - 1) / 2
+        shown = rows_at(shown, at).swapaxes(0, 1)
     return np.ascontiguousarray((shown + 0.5).astype(np.uint8))
 
 

@@ -76,6 +76,10 @@ class ReferenceFeatures:
         self.picture = picture
         self._networks, self._known = networks, known
 
+    def recut(self, picture: Array, known: MotionEstimate) -> ReferenceFeatures:
+        """Another cut of it, and the face in that."""
+        return ReferenceFeatures(picture, self._networks, known)
+
     @cached_property
     def estimate(self) -> MotionEstimate:
         """Its own keypoints and pose."""
@@ -143,10 +147,9 @@ class Inference:
         feeds = {"image": image, "box": np.asarray(box, np.float32)[None]}
         return MotionEstimate.from_outputs(self._motion.run({name: feeds[name] for name in self._motion.input_shapes}))
 
-    def reference(self, picture: Array, known: MotionEstimate | None = None) -> ReferenceFeatures:
-        """A decoded reference picture, uint8 RGB (S, S, 3). Both ends run this on the same pixels. known: the face in
-        it, where nobody need look for it."""
-        return ReferenceFeatures(picture, self, known)
+    def reference(self, picture: Array) -> ReferenceFeatures:
+        """A decoded reference picture, uint8 RGB (S, S, 3). Both ends run this on the same pixels."""
+        return ReferenceFeatures(picture, self)
 
     def estimate(self, picture: Array) -> MotionEstimate:
         """The face of a picture of which nothing is known yet. Depends on the picture alone: both ends run it."""

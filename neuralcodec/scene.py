@@ -89,11 +89,16 @@ def mesh_in(mesh: Array, centre: Array, ratio: float) -> Array:
     nodes = round(len(mesh) ** 0.5)
     grid = mesh.reshape(nodes, nodes, 2)
     for axis in (1, 0):
-        at = np.clip((centre[axis] + ratio * np.linspace(-1, 1, nodes) + 1) / 2, 0, 1) * (nodes - 1)
-        first = np.minimum(at.astype(int), nodes - 2)
-        share = (at - first).astype(np.float32)[:, None, None]
-        grid = (grid[first] * (1 - share) + grid[first + 1] * share).swapaxes(0, 1)
+        grid = rows_at(grid, (centre[axis] + ratio * np.linspace(-1, 1, nodes) + 1) / 2 * (nodes - 1)).swapaxes(0, 1)
     return np.asarray(grid.reshape(-1, 2) / np.float32(ratio), np.float32)
+
+
+def rows_at(values: Array, at: Array) -> Array:
+    """float32: rows of values (N, M, C) at places between their own; beyond the edges these are repeated."""
+    at = np.clip(at, 0, len(values) - 1)
+    first = np.minimum(at.astype(int), len(values) - 2)
+    share = (at - first).astype(np.float32)[:, None, None]
+    return np.asarray(values[first] * (1 - share) + values[first + 1] * share)
 
 
 def worth(reference: Pyramid, nodes: int) -> Array:

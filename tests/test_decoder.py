@@ -451,11 +451,10 @@ class SceneCall:
     def __init__(self, pack: nc.Pack, rows: np.ndarray) -> None:
         self.pack, self.rows, self.drawn = pack, rows, []  # type: ignore[var-annotated]
         self.quantizer, self.aggregator = Quantizer(pack.tables), Aggregator(EntropyCoder(pack.tables))
-        outputs: Any = Outputs(pack.size)
-        self.receiver = receiver = nc.Decoder(pack=pack, device="cpu", threads=1)
-        receiver._networks = receiver._pictures.networks = receiver._framing._networks = outputs
+        self.receiver, outputs = nc.Decoder(pack=pack, device="cpu", threads=1), Outputs(pack.size)
+        self.receiver._networks = self.receiver._pictures.networks = outputs  # type: ignore[assignment]
         render = outputs.render
-        outputs.render = lambda features, motion: (self.drawn.append(motion), render(features, motion))[1]
+        outputs.render = lambda features, motion: (self.drawn.append(motion), render(features, motion))[1]  # type: ignore[method-assign]
         self.receiver.decode(bytes(StreamHeader(pack.id, 256, 256, (1, 25), 1, pack.size)))
         self.states: list[object] = []
         self.motions: list[MotionParams] = []

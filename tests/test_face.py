@@ -331,13 +331,13 @@ def test_it_jumps_after_the_face_once_it_stays_away_and_reports():
 )
 def test_a_square_follows_only_where_the_head_has_strayed(face: Face, x: int, y: int, side: int) -> None:
     stands = head_square(Face(500, 300, 90), SIZE)
-    there = followed(face, stands, SIZE)
+    there = followed(head_square(face, SIZE), stands, SIZE)
     assert (there.x - stands.x, there.y - stands.y, there.side - stands.side) == (x, y, side)
 
 
 def test_a_square_that_follows_stays_in_the_picture() -> None:
     stands = Square(900, 300, 300)
-    there = followed(Face(1250, 460, 100), stands, SIZE)
+    there = followed(head_square(Face(1250, 460, 100), SIZE), stands, SIZE)
     assert there == Square(980, 300, 300)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -18,13 +16,6 @@ from neuralcodec.scene import mesh_in
 SOURCE = (1280, 720)
 HERE, THERE = Square(400, 200, 256), Square(480, 200, 256)
 NEAR = 0.5  # half sides to the right of where HERE expects a head: not far from where THERE does
-
-
-class Networks:
-    """Sees nothing: what a picture shows is told."""
-
-    def reference(self, picture: Array, known: MotionEstimate) -> Any:
-        return ReferenceFeatures(picture, self, known)  # type: ignore[arg-type]
 
 
 def room(seed: int = 0) -> Array:
@@ -51,10 +42,6 @@ def held(key: int, square: Square, source: Array | None = None, x: float = 0.0) 
     return HeldPicture(key, bytes(4), features, square, 1)
 
 
-def framing() -> Framing:
-    return Framing(Networks())  # type: ignore[arg-type]
-
-
 def follow(view: Framing, picture: HeldPicture, seconds: float, x: float = 0.0) -> tuple[HeldPicture, Array]:
     """The picture that a frame is drawn from, and what is shown; the head is so far to the right."""
     cut, _, place = view.follow(picture, head(picture.crop, x), SOURCE, seconds)
@@ -67,7 +54,7 @@ def glide(view: Framing, picture: HeldPicture, fps: float, x: float = 0.0, begin
 
 
 def test_pictures_of_one_square_are_shown_as_they_are() -> None:
-    view = framing()
+    view = Framing()
     for key in range(3):
         picture = held(key, HERE)
         shown, place = follow(view, picture, key / 25, 0.1)
@@ -75,7 +62,7 @@ def test_pictures_of_one_square_are_shown_as_they_are() -> None:
 
 
 def test_the_view_glides_to_the_square_of_a_new_picture_and_rests_there() -> None:
-    view, before, after = framing(), held(7, HERE), held(8, THERE)
+    view, before, after = Framing(), held(7, HERE), held(8, THERE)
     follow(view, before, 1.0)
     x = glide(view, after, 25, NEAR)[:, 0]
     steps = np.diff([HERE.center[0], *x])
@@ -87,14 +74,14 @@ def test_the_view_glides_to_the_square_of_a_new_picture_and_rests_there() -> Non
 def test_the_glide_does_not_depend_on_the_frame_rate() -> None:
     ways = []
     for fps in (10, 50):
-        view = framing()
+        view = Framing()
         follow(view, held(7, HERE), 1.0)
         ways.append(glide(view, held(8, THERE), fps, NEAR)[fps // 10 - 1 :: fps // 10, 0])
     assert np.abs(ways[0] - ways[1]).max() < 1e-6
 
 
 def test_on_the_way_pictures_are_cut_anew_for_every_few_pixels() -> None:
-    view, after = framing(), held(8, THERE, x=0.29)
+    view, after = Framing(), held(8, THERE, x=0.29)
     follow(view, held(7, HERE), 1.0)
     cuts = []
     for n in range(25):
@@ -110,7 +97,7 @@ def test_on_the_way_pictures_are_cut_anew_for_every_few_pixels() -> None:
 
 
 def test_frames_from_an_older_picture_stay_where_the_view_is() -> None:
-    view, before, after = framing(), held(255, HERE, x=NEAR), held(0, THERE)  # numbers go round
+    view, before, after = Framing(), held(255, HERE, x=NEAR), held(0, THERE)  # numbers go round
     follow(view, before, 1.0)
     glide(view, after, 25, NEAR)
     first, place = follow(view, before, 5.0, NEAR)
@@ -123,7 +110,7 @@ def test_frames_from_an_older_picture_stay_where_the_view_is() -> None:
 
 @pytest.mark.parametrize(("x", "moves"), [(DEAD_ZONE - 0.01, False), (SLACK * DEAD_ZONE - 0.02, False), (0.4, True)])
 def test_the_view_follows_a_head_that_leaves_its_place_before_a_picture_comes(x: float, moves: bool) -> None:
-    view, picture = framing(), held(7, HERE)
+    view, picture = Framing(), held(7, HERE)
     follow(view, picture, 1.0)
     shown = glide(view, picture, 25, x)
     assert bool(shown[-1, 0] - HERE.center[0] > 0.35 * HERE.side / 2) is moves
@@ -132,7 +119,7 @@ def test_the_view_follows_a_head_that_leaves_its_place_before_a_picture_comes(x:
 
 def test_another_shot_is_shown_at_once() -> None:
     for after in (held(8, THERE, room(1)), held(8, Square(900, 200, 256))):
-        view = framing()
+        view = Framing()
         follow(view, held(7, HERE), 1.0)
         shown, place = follow(view, after, 1.04, (after.crop.x - HERE.x) / 128)
         assert shown is after and place.tolist() == place_of(after.crop).tolist()
@@ -140,7 +127,7 @@ def test_another_shot_is_shown_at_once() -> None:
 
 def test_a_face_that_takes_its_room_along_is_still_the_same_shot() -> None:
     """What lies around the face is alike, though nothing is in its place."""
-    view, source = framing(), room()
+    view, source = Framing(), room()
     before = held(7, HERE)
     after = held(8, THERE, np.roll(source, THERE.x - HERE.x, 1))
     after.features._known = in_room(HERE)
@@ -149,7 +136,7 @@ def test_a_face_that_takes_its_room_along_is_still_the_same_shot() -> None:
 
 
 def test_a_picture_that_takes_the_number_of_another_is_cut_itself() -> None:
-    view, after = framing(), held(8, THERE)
+    view, after = Framing(), held(8, THERE)
     follow(view, held(7, HERE), 1.0)
     cut, _ = follow(view, after, 1.04)
     other = held(8, THERE, 255 - room())
@@ -168,7 +155,7 @@ def test_seen_in_shifts_scales_and_repeats_edges() -> None:
 
 
 def test_motion_and_scene_are_told_in_what_is_cut() -> None:
-    view, before, after = framing(), held(7, HERE, x=NEAR), held(8, THERE)
+    view, before, after = Framing(), held(7, HERE, x=NEAR), held(8, THERE)
     follow(view, before, 1.0)
     glide(view, after, 25, NEAR)
     rng = np.random.default_rng(2)
@@ -186,7 +173,7 @@ def test_motion_and_scene_are_told_in_what_is_cut() -> None:
 
 def test_a_head_far_from_its_picture_is_drawn_from_all_of_it() -> None:
     """The head would be cut off in a picture cut from what is shown; the scene is told to have moved by the rest."""
-    view, picture = framing(), held(7, HERE)
+    view, picture = Framing(), held(7, HERE)
     follow(view, picture, 1.0)
     glide(view, picture, 25, 1.5)  # it stands where two pictures of its square would still overlap
     cut, told, place = view.follow(picture, head(HERE, 1.5), SOURCE, 3.0)

@@ -1,7 +1,6 @@
 """A call over a bad network, both ends real: reordering, repeats, feedback, late joiners, pictures that never came."""
 
 import random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -312,8 +311,7 @@ def test_what_is_shown_as_received_is_what_was_sent(seed: int, scene_pack: Pack)
     quantizer, coder = Quantizer(tables), EntropyCoder(tables)
     aggregator, again, values = Aggregator(coder), seed % 3, np.zeros(tables.size)
     receiver = nc.Decoder(pack=pack, device="cpu", threads=1, steady=False)  # all pictures are black: nothing to steady
-    outputs: Any = Outputs(pack.size)
-    receiver._networks = receiver._pictures.networks = receiver._framing._networks = outputs
+    receiver._networks = receiver._pictures.networks = Outputs(pack.size)  # type: ignore[assignment]
     receiver.decode(bytes(StreamHeader(pack.id, 256, 256, (1, 25), 2, pack.size)))
     for reference in range(2):
         picture = encode_reference(np.full((pack.size, pack.size, 3), 90 + reference, np.uint8), max_bytes=900)
