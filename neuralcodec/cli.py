@@ -90,6 +90,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_window(command, "with --constant-rate or --avatar: seconds in place of these two")
     command.add_argument(
+        "--no-refine", action="store_true", help="do not draw each frame to correct its motion: twice as fast"
+    )
+    command.add_argument(
         "--crop", type=_crop, default="auto", metavar="auto|none|x,y,side",
         help="follow the face (default), code the whole frame, or a fixed square in pixels",
     )  # fmt: skip
@@ -183,7 +186,7 @@ def _encode(options: argparse.Namespace) -> int:
         stats = encode_file(
             options.input, options.output, target_kbps=options.kbps, pack=options.pack, device=options.device,
             crop=options.crop, full_frame=options.full_frame, avatar=avatar, threads=options.threads,
-            signing_key=options.sign, constant_rate=options.constant_rate,
+            signing_key=options.sign, constant_rate=options.constant_rate, refine=not options.no_refine,
             window=options.window or WINDOW_SECONDS, overwrite=options.force, progress=progress,
         )  # fmt: skip
     print(_summary(options.output, stats))

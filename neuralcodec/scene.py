@@ -72,10 +72,10 @@ def _step(slopes: Array, now: Array, weight: Array, mesh: Array, last: Array | N
     shift = spread @ grid @ spread.T  # (2, side, side)
     read, dx, dy = _bilinear(slopes, shift[0], shift[1])
     off = read - now
-    trust = weight / (1 + (off / ROBUST) ** 2) ** 2
-    hessian = _squares(dx, dy, trust, nodes)
-    slope = np.concatenate([(spread.T @ (trust * off * d) @ spread).reshape(-1) for d in (dx, dy)])
-    prior, steady = _priors(side, nodes)
+    trust = weight * trusted(off)
+    hessian = squares(dx, dy, trust, nodes)
+    slope = gathered(dx, dy, trust * off, nodes)
+    prior, steady = priors(side, nodes)
     pull = prior @ mesh.T.reshape(-1)
     if last is not None:
         prior, pull = prior + steady, pull + steady @ (mesh - last).T.reshape(-1)
@@ -106,10 +106,22 @@ def worth(reference: Pyramid, nodes: int) -> Array:
     mesh is off by ``e``, in coded-picture units, all of x before all of y: ``e @ worth @ e``, while that is little."""
     side = SIDES[-1]
     dx, dy = (slope.reshape(side, side) * (side / 2) for slope in reference.slopes[-1][1:])
-    return _squares(dx, dy, np.full((side, side), side**-2.0), nodes)
+    return squares(dx, dy, np.full((side, side), side**-2.0), nodes)
 
 
-def _squares(dx: Array, dy: Array, weight: Array, nodes: int) -> Array:
+def trusted(off: Array) -> Array:
+    """Robust weight, 0 to 1, of points that are so many grey levels off."""
+    return np.asarray(1 / (1 + (off / ROBUST) ** 2) ** 2)
+
+
+def gathered(dx: Array, dy: Array, off: Array, nodes: int) -> Array:
+    """(2M,): the slope of a mesh, all of x before all of y, along which points that are ``off``, weighted, get nearer.
+    dx, dy: slopes of the picture, (side, side)."""
+    spread, _ = _weights(len(dx), nodes)
+    return np.concatenate([(spread.T @ (off * d) @ spread).reshape(-1) for d in (dx, dy)])
+
+
+def squares(dx: Array, dy: Array, weight: Array, nodes: int) -> Array:
     """(2M, 2M): the quadratic form of a mesh, all of x before all of y, that sums what it changes at each point,
     squared and weighted. dx, dy: slopes of the picture, (side, side)."""
     m, (_, pairs) = nodes * nodes, _weights(len(dx), nodes)
@@ -157,7 +169,7 @@ def _weights(side: int, nodes: int) -> tuple[Array, Array]:
 
 
 @lru_cache(maxsize=16)
-def _priors(side: int, nodes: int) -> tuple[Array, Array]:
+def priors(side: int, nodes: int) -> tuple[Array, Array]:
     """Quadratic forms (2M, 2M) of a mesh and of its change since the frame before."""
     apart = np.diff(np.eye(nodes), axis=0)
     line = apart.T @ apart

@@ -100,6 +100,7 @@ def encode_file(
     lookahead: int = LOOKAHEAD,
     constant_rate: bool = False,
     window: float = WINDOW_SECONDS,
+    refine: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FileStats:
@@ -127,7 +128,7 @@ def encode_file(
             target_kbps, pack=pack, device=device, crop=crop, time_base=reader.time_base,
             frame_duration=reader.frame_duration, full_frame=full_frame, gray=reader.gray and avatar is None,
             avatar=avatar, threads=threads, repeat_header=False, signing_key=signing_key,
-            frames_per_packet=frames_per_packet, lookahead=lookahead, film=film, window=window,
+            frames_per_packet=frames_per_packet, lookahead=lookahead, film=film, window=window, refine=refine,
         )  # fmt: skip
         with output_path(dst, overwrite=overwrite) as temporary:
             with open(temporary, "wb") as file:

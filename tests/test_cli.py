@@ -271,14 +271,15 @@ def test_every_flag_of_encode_reaches_the_library(monkeypatch: pytest.MonkeyPatc
     plain = {
         "src": "in", "dst": "out", "target_kbps": 4.0, "pack": None, "device": "auto", "crop": "auto", "avatar": None,
         "full_frame": False, "threads": None, "signing_key": None, "overwrite": False,
-        "constant_rate": False, "window": WINDOW_SECONDS,
+        "constant_rate": False, "window": WINDOW_SECONDS, "refine": True,
     }  # fmt: skip
     assert told(monkeypatch, "encode_file", ["encode", "in", "out"]) == plain
     flags = "--constant-rate --kbps 6 --pack p --device cpu --crop 1,2,300 --full-frame --threads 2 --sign key -f"
-    assert told(monkeypatch, "encode_file", ["encode", "in", "out", *flags.split(), "--window", "6.5"]) == {
+    more = ["--window", "6.5", "--no-refine"]
+    assert told(monkeypatch, "encode_file", ["encode", "in", "out", *flags.split(), *more]) == {
         "src": "in", "dst": "out", "target_kbps": 6.0, "pack": "p", "device": "cpu", "crop": "1,2,300", "avatar": None,
         "full_frame": True, "threads": 2, "signing_key": "key", "overwrite": True, "constant_rate": True,
-        "window": 6.5,
+        "window": 6.5, "refine": False,
     }  # fmt: skip
     with VideoWriter(tmp_path / "a.mp4", 64, 48, Fraction(1, 25)) as writer:
         writer.write(np.full((48, 64, 3), 90, np.uint8), 0)
