@@ -13,16 +13,17 @@ import numpy as np
 
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .motion import Array, MotionParams, View
-from .scene import GRAIN, REACH, SIDES, Pyramid, gathered, priors, squares, trusted
+from .scene import GRAIN, REACH, SIDES, Pyramid, gathered, outside, priors, squares, trusted
 
-# Drawn pictures of 14 training clips follow the mesh by less than half of what it moves within this ellipse, in units
-# of the face's half side: half its width and height, and how far below the pose's place its centre lies.
-WIDE, TALL, BELOW = 0.5, 0.88, 0.1
+# Drawn pictures of 14 training clips follow the mesh by less than half of what it moves within this ellipse (as HEAD of
+# scene.py, which is where registration does not look).
+FACE = (0.5, 0.88, 0.1)
 FREE = 0.4  # of what holds the mesh to that of the frame before in registration: what is drawn is better evidence
 # What holds a head to where the motion network sees it, and its correction to that of the frame before, against grey
 # levels squared over 64 x 64 points for a pixel of these: of shifts, and at the face's half side of size and roll.
 HELD, SMOOTH = 2000.0, 10000.0
-HEAD = 4  # unknowns of a head: x, y, logarithm of its size, roll in radians
+FAR = 0.1  # coded-picture units; no correction is larger, as slopes say nothing of what is further off
+NUDGE = 4  # unknowns of a head: x, y, logarithm of its size, roll in radians
 
 
 class Refinement:
@@ -30,7 +31,7 @@ class Refinement:
 
     def __init__(self, networks: Inference) -> None:
         self._networks = networks
-        self._nudge = np.zeros(HEAD)
+        self._nudge = np.zeros(NUDGE)
 
     def refined(
         self, reference: ReferenceFeatures, picture: Array, face: MotionEstimate, mesh: Array, start: Array | None
@@ -39,7 +40,7 @@ class Refinement:
         what the motion network saw in it. mesh: from registration, start: of the frame before as receivers have it;
         None where that was drawn from another picture."""
         if start is None:
-            self._nudge = np.zeros(HEAD)
+            self._nudge = np.zeros(NUDGE)
         motion = replace(face.relative_to(reference.canonical), scene=mesh)
         drawn = Pyramid(self._networks.render(reference, motion))
         mesh, self._nudge = step(drawn, Pyramid(picture), face, mesh, start, self._nudge)
@@ -50,53 +51,44 @@ def step(
     drawn: Pyramid, picture: Pyramid, face: MotionEstimate, mesh: Array, start: Array | None, before: Array
 ) -> tuple[Array, Array]:
     """From what was drawn with this face and mesh: the better mesh (M, 2) float32, and how the head is to be nudged,
-    float64 (HEAD,). before: how the head of the frame before was."""
+    float64 (NUDGE,). before: how the head of the frame before was."""
     side, nodes = SIDES[-1], round(len(mesh) ** 0.5)
     pixels, half = side / 2, float(face.box[2])
     read, dx, dy = drawn.slopes[-1].reshape(3, side, side)
     off = read - picture.levels[-1]
     trust = trusted(off)
-    scene = around(face, side)  # share of each point that follows the mesh; the rest follows the head
+    scene = outside(face.box.tolist(), side, FACE)  # share of each point that follows the mesh; of the head the rest
     axis = (np.arange(side) + 0.5) / pixels - 1
     x, y = axis - face.motion.translation[0], axis[:, None] - face.motion.translation[1]
     # A picture that moves to the right shows what was on the left of it; a mesh says where things were.
     head = (scene - 1) * pixels * np.stack([dx, dy, dx * x + dy * y, dy * x - dx * y])
     dx, dy = dx * scene, dy * scene
-    prior, steady = priors(side, nodes)
-    rigid = pixels**2 * np.diag([1, 1, half**2, half**2])
 
     now = np.asarray(mesh, np.float64).T.reshape(-1) * pixels
-    pull = np.concatenate([prior @ now, np.zeros(HEAD)])
-    held = np.zeros((len(now) + HEAD,) * 2)
-    held[:-HEAD, :-HEAD] = prior
-    held[-HEAD:, -HEAD:] = (HELD + SMOOTH) * rigid
-    pull[-HEAD:] = -SMOOTH * rigid @ before
+    prior, steady = priors(side, nodes)
+    pull = prior @ now
     if start is not None:
-        held[:-HEAD, :-HEAD] += FREE * steady
-        pull[:-HEAD] += FREE * steady @ (now - np.asarray(start, np.float64).T.reshape(-1) * pixels)
-    slope = np.concatenate([gathered(dx, dy, trust * off, nodes), (head * trust * off).sum((1, 2))])
-    held[:-HEAD, :-HEAD] += squares(dx, dy, trust, nodes)
+        prior = prior + FREE * steady
+        pull += FREE * steady @ (now - np.asarray(start, np.float64).T.reshape(-1) * pixels)
+    rigid = pixels**2 * np.diag([1, 1, half**2, half**2])
+    flat = head.reshape(NUDGE, -1)
     across = np.stack([gathered(dx, dy, trust * one, nodes) for one in head])
-    held[-HEAD:, :-HEAD] += across
-    held[:-HEAD, -HEAD:] += across.T
-    flat = head.reshape(HEAD, -1)
-    held[-HEAD:, -HEAD:] += (flat * trust.reshape(-1)) @ flat.T
-
-    move = np.linalg.solve(held, -slope - pull)
-    moved = np.clip((now + move[:-HEAD]) / pixels, -REACH, REACH).reshape(2, -1).T
-    return np.asarray(np.rint(moved * GRAIN) / GRAIN, np.float32), np.rint(move[-HEAD:] * GRAIN) / GRAIN
-
-
-def around(face: MotionEstimate, side: int) -> Array:
-    """(side, side): how much of what the mesh says each point of a drawn picture follows, 0 in the face to 1."""
-    x, y, half = map(float, face.box)
-    axis = (np.arange(side) + 0.5) * (2 / side) - 1
-    across, down = (axis - x) / (WIDE * half), (axis - y - BELOW * half) / (TALL * half)
-    return np.asarray(np.clip(down[:, None] ** 2 + across**2 - 0.5, 0, 1))
+    alone = (flat * trust.reshape(-1)) @ flat.T + (HELD + SMOOTH) * rigid
+    hessian = np.block([[squares(dx, dy, trust, nodes) + prior, across.T], [across, alone]])
+    slope = np.concatenate(
+        [
+            gathered(dx, dy, trust * off, nodes) + pull,
+            (head * trust * off).sum((1, 2)) - SMOOTH * rigid @ before,
+        ]
+    )
+    move = np.linalg.solve(hessian, -slope)
+    moved = np.clip((now + move[:-NUDGE]) / pixels, -REACH, REACH).reshape(2, -1).T
+    nudge = np.clip(move[-NUDGE:], -FAR, FAR)
+    return np.asarray(np.rint(moved * GRAIN) / GRAIN, np.float32), np.rint(nudge * GRAIN) / GRAIN
 
 
 def nudged(motion: MotionParams, nudge: Array) -> MotionParams:
-    """The same face elsewhere in the picture, larger and rolled by ``nudge`` (HEAD,), about its own place."""
+    """The same face elsewhere in the picture, larger and rolled by ``nudge`` (NUDGE,), about its own place."""
     x, y, size, roll = map(float, nudge)
     turned = motion.turned(View(roll=float(np.degrees(roll))))
     place = motion.translation + np.array([x, y, 0], np.float32)

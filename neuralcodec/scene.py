@@ -26,8 +26,9 @@ STIFF = 50.0  # weight of differences between neighbouring nodes, against grey l
 STILL = 0.5  # weight of the displacement itself: where nothing can be seen, nothing moves
 STEADY, STEADY_STIFF = 500.0, 1500.0  # the same two weights for what changes from frame to frame: only that costs bits
 ROBUST = 60.0  # grey levels; a point off by much more is taken for something that came or went, not moved
-HEAD = 0.7  # half width of the ellipse that is left to the keypoints, in units of the face's half side
-HEAD_UP, HEAD_TALL = 0.15, 1.3  # its centre above the pose's, its height over its width
+# The ellipse that is left to the keypoints, in units of the face's half side: half its width, half its height, and how
+# far below the pose's place its centre lies.
+HEAD = (0.7, 1.3 * 0.7, -0.15)
 REACH = 0.75  # coded-picture units: no node moves further
 GRAIN = 1 << 13  # parts of a unit the result is rounded to, so that the last bits of a sum never reach the bitstream
 
@@ -133,14 +134,14 @@ def squares(dx: Array, dy: Array, weight: Array, nodes: int) -> Array:
     return np.block([[product(weight * dx * dx), xy], [xy.T, product(weight * dy * dy)]])
 
 
-def outside(head: Sequence[float] | None, side: int) -> Array:
-    """Weight of each of side x side points: 1 away from the head, 0 inside the ellipse left to the keypoints."""
+def outside(head: Sequence[float] | None, side: int, shape: tuple[float, float, float] = HEAD) -> Array:
+    """Weight of each of side x side points: 1 away from the head, 0 inside the ellipse of this ``shape``."""
     if head is None:
         return np.ones((side, side))
     x, y, half = map(float, head)
+    wide, tall, below = shape
     axis = (np.arange(side) + 0.5) * (2 / side) - 1
-    across = ((axis - x) / (HEAD * half)) ** 2
-    down = ((axis - y + HEAD_UP * half) / (HEAD_TALL * HEAD * half)) ** 2
+    across, down = ((axis - x) / (wide * half)) ** 2, ((axis - y - below * half) / (tall * half)) ** 2
     return np.clip(down[:, None] + across - 0.5, 0, 1)
 
 

@@ -14,8 +14,8 @@ import neuralcodec as nc
 from neuralcodec.inference import Inference, MotionEstimate
 from neuralcodec.motion import Array, MotionParams
 from neuralcodec.quality import psnr
-from neuralcodec.refinement import HEAD, Refinement, around, nudged, step
-from neuralcodec.scene import Pyramid
+from neuralcodec.refinement import FACE, FAR, NUDGE, Refinement, nudged, step
+from neuralcodec.scene import GRAIN, REACH, Pyramid, outside
 
 NODES = 4
 HALF = 0.8  # side of a head that fills most of the picture, so that there is much of it to see
@@ -35,7 +35,7 @@ def networks() -> Inference:
 def off(nudge: Array | tuple[float, ...], scene: tuple[float, ...]) -> Array:
     """What the camera sees, if the head stands so elsewhere than it is drawn, and its surroundings moved so."""
     x, y, size, roll = nudge
-    share = around(face(), len(AXIS))
+    share = outside(face().box.tolist(), len(AXIS), FACE)
     across, down = X - face().motion.translation[0], Y - face().motion.translation[1]
     dx = (share - 1) * (x + size * across - roll * down) + share * scene[0]
     dy = (share - 1) * (y + size * down + roll * across) + share * scene[1]
@@ -48,10 +48,10 @@ def off(nudge: Array | tuple[float, ...], scene: tuple[float, ...]) -> Array:
 @pytest.mark.parametrize("scene", [(0.0, 0.0), (0.01, -0.015)])
 def test_head_and_scene_are_told_from_each_other(nudge: tuple[float, ...], scene: tuple[float, ...]) -> None:
     """Steps go some of the way, held to what was known; the next ones, each from where the last led, the rest."""
-    wanted, mesh, now = Pyramid(off(nudge, scene)), np.zeros((NODES**2, 2), np.float32), np.zeros(HEAD)
+    wanted, mesh, now = Pyramid(off(nudge, scene)), np.zeros((NODES**2, 2), np.float32), np.zeros(NUDGE)
     for _ in range(4):
         drawn = off(now, tuple(np.median(mesh, 0)))  # by a renderer that has been told so
-        mesh, more = step(Pyramid(drawn), wanted, face(), mesh, mesh, np.zeros(HEAD))
+        mesh, more = step(Pyramid(drawn), wanted, face(), mesh, mesh, np.zeros(NUDGE))
         now = now + more
     assert np.abs(now - nudge).max() < 0.3 * PIXEL
     assert np.abs(np.median(mesh, 0) - scene).max() < 0.3 * PIXEL
@@ -65,15 +65,25 @@ def test_a_nudge_moves_turns_and_enlarges_a_face_about_its_place() -> None:
     c, s = np.cos(0.2), np.sin(0.2)
     expected = (before.keypoints[:, :2] - place) @ np.array([[c, s], [-s, c]]) * np.exp(0.1) + place + nudge[:2]
     assert after == pytest.approx(expected, abs=1e-5)
-    same = nudged(before.motion, np.zeros(HEAD))
+    same = nudged(before.motion, np.zeros(NUDGE))
     assert same.flat() == pytest.approx(before.motion.flat(), abs=1e-4)
+
+
+def test_results_are_rounded_bounded_and_finite() -> None:
+    dice = np.random.default_rng(6)
+    still = np.full((NODES**2, 2), 3.0, np.float32)
+    for _ in range(4):
+        noise = [Pyramid(dice.integers(0, 256, (256, 256, 3), np.uint8)) for _ in range(2)]
+        mesh, nudge = step(*noise, face(), still, still if dice.random() < 0.5 else None, np.full(NUDGE, 5.0))
+        assert mesh.dtype == np.float32 and np.abs(mesh).max() <= REACH and np.abs(nudge).max() <= FAR
+        assert all(np.array_equal(one * GRAIN, np.rint(one * GRAIN)) for one in (mesh, nudge))
 
 
 def test_the_correction_goes_on_from_the_frame_before_of_the_same_picture() -> None:
     """Two frames alike: the second is corrected further; after another picture it begins anew."""
     wanted, still = Pyramid(off((0.02, 0, 0, 0), (0, 0))), np.zeros((NODES**2, 2), np.float32)
     drawn = Pyramid(texture(X, Y))
-    _, first = step(drawn, wanted, face(), still, still, np.zeros(HEAD))
+    _, first = step(drawn, wanted, face(), still, still, np.zeros(NUDGE))
     _, second = step(drawn, wanted, face(), still, still, first)
     assert 0 < first[0] < second[0]
 
