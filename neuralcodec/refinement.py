@@ -13,7 +13,7 @@ import numpy as np
 
 from .inference import Inference, MotionEstimate, ReferenceFeatures
 from .motion import Array, MotionParams, View
-from .scene import GRAIN, REACH, SIDES, Pyramid, gathered, outside, priors, squares, trusted
+from .scene import GRAIN, REACH, SIDES, Pyramid, gathered, outside, squares, tied, trusted
 
 # Drawn pictures of 14 training clips follow the mesh by less than half of what it moves within this ellipse (as HEAD of
 # scene.py, which is where registration does not look).
@@ -64,17 +64,14 @@ def step(
     head = (scene - 1) * pixels * np.stack([dx, dy, dx * x + dy * y, dy * x - dx * y])
     dx, dy = dx * scene, dy * scene
 
-    now = np.asarray(mesh, np.float64).T.reshape(-1) * pixels
-    prior, steady = priors(side, nodes)
-    pull = prior @ now
-    if start is not None:
-        prior = prior + FREE * steady
-        pull += FREE * steady @ (now - np.asarray(start, np.float64).T.reshape(-1) * pixels)
+    now = np.asarray(mesh, np.float64) * pixels
+    last = None if start is None else np.asarray(start, np.float64) * pixels
+    ties, pull = tied(now, last, side, FREE)
     rigid = pixels**2 * np.diag([1, 1, half**2, half**2])
     flat = head.reshape(NUDGE, -1)
     across = np.stack([gathered(dx, dy, trust * one, nodes) for one in head])
     alone = (flat * trust.reshape(-1)) @ flat.T + (HELD + SMOOTH) * rigid
-    hessian = np.block([[squares(dx, dy, trust, nodes) + prior, across.T], [across, alone]])
+    hessian = np.block([[squares(dx, dy, trust, nodes) + ties, across.T], [across, alone]])
     slope = np.concatenate(
         [
             gathered(dx, dy, trust * off, nodes) + pull,
@@ -82,7 +79,7 @@ def step(
         ]
     )
     move = np.linalg.solve(hessian, -slope)
-    moved = np.clip((now + move[:-NUDGE]) / pixels, -REACH, REACH).reshape(2, -1).T
+    moved = np.clip((now + move[:-NUDGE].reshape(2, -1).T) / pixels, -REACH, REACH)
     nudge = np.clip(move[-NUDGE:], -FAR, FAR)
     return np.asarray(np.rint(moved * GRAIN) / GRAIN, np.float32), np.rint(nudge * GRAIN) / GRAIN
 

@@ -76,11 +76,8 @@ def _step(slopes: Array, now: Array, weight: Array, mesh: Array, last: Array | N
     trust = weight * trusted(off)
     hessian = squares(dx, dy, trust, nodes)
     slope = gathered(dx, dy, trust * off, nodes)
-    prior, steady = priors(side, nodes)
-    pull = prior @ mesh.T.reshape(-1)
-    if last is not None:
-        prior, pull = prior + steady, pull + steady @ (mesh - last).T.reshape(-1)
-    move = np.linalg.solve(hessian + prior, -slope - pull)
+    ties, pull = tied(mesh, last, side)
+    move = np.linalg.solve(hessian + ties, -slope - pull)
     return np.asarray(mesh + move.reshape(2, m).T)
 
 
@@ -108,6 +105,16 @@ def worth(reference: Pyramid, nodes: int) -> Array:
     side = SIDES[-1]
     dx, dy = (slope.reshape(side, side) * (side / 2) for slope in reference.slopes[-1][1:])
     return squares(dx, dy, np.full((side, side), side**-2.0), nodes)
+
+
+def tied(mesh: Array, last: Array | None, side: int, share: float = 1.0) -> tuple[Array, Array]:
+    """What holds a mesh to rest and, by this share, to that of the frame before: the quadratic form (2M, 2M) and its
+    slope (2M,). Meshes: float64 (M, 2), in pixels of this size."""
+    prior, steady = _priors(side, round(len(mesh) ** 0.5))
+    pull = prior @ mesh.T.reshape(-1)
+    if last is None:
+        return prior, pull
+    return prior + share * steady, pull + share * (steady @ (mesh - last).T.reshape(-1))
 
 
 def trusted(off: Array) -> Array:
@@ -170,7 +177,7 @@ def _weights(side: int, nodes: int) -> tuple[Array, Array]:
 
 
 @lru_cache(maxsize=16)
-def priors(side: int, nodes: int) -> tuple[Array, Array]:
+def _priors(side: int, nodes: int) -> tuple[Array, Array]:
     """Quadratic forms (2M, 2M) of a mesh and of its change since the frame before."""
     apart = np.diff(np.eye(nodes), axis=0)
     line = apart.T @ apart

@@ -15,6 +15,7 @@ import pytest
 
 import neuralcodec as nc
 from neuralcodec import decoder, encoder, inference
+from neuralcodec.inference import Inference
 from neuralcodec.motion import Array
 from neuralcodec.pack import Pack, load_pack
 from neuralcodec.quantizer import MotionTables
@@ -79,6 +80,11 @@ def somebody_else(image: Array) -> Array:
 def exposed(image: Array, gain: float) -> Array:
     """With so many times the light."""
     return np.clip(image * gain + 0.5, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def networks() -> Inference:
+    return Inference(nc.load_pack(), device="cpu", threads=1)
 
 
 @pytest.fixture(scope="session")

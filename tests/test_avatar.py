@@ -25,11 +25,6 @@ CONSENT = "a public domain portrait"
 
 
 @pytest.fixture(scope="module")
-def networks() -> Inference:
-    return Inference(nc.load_pack(), device="cpu", threads=1)
-
-
-@pytest.fixture(scope="module")
 def portrait() -> Array:
     return drawn_portrait(1)[0]
 

@@ -12,15 +12,9 @@ from neuralcodec.cuts import Cuts, Shot
 from neuralcodec.face import CropFollower, Square
 from neuralcodec.inference import Inference
 from neuralcodec.motion import Array
-from neuralcodec.pack import load_pack
 from neuralcodec.watcher import Watcher
 
 FLASH = 0.2  # seconds
-
-
-@pytest.fixture(scope="module")
-def networks() -> Inference:
-    return Inference(load_pack(), device="cpu", threads=1)
 
 
 def shots_of(networks: Inference, film: list[Array]) -> list[int]:

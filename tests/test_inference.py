@@ -16,11 +16,6 @@ from neuralcodec.motion import MotionParams
 from neuralcodec.pack import Pack, load_pack
 
 
-@pytest.fixture(scope="module")
-def networks() -> Inference:
-    return Inference(load_pack(), device="cpu", threads=1)
-
-
 def test_many_people_in_one_call_look_as_they_do_one_by_one(networks: Inference, portrait_clip: list[Any]) -> None:
     mirrored = np.ascontiguousarray(portrait_clip[0][:, ::-1])
     people = [networks.reference(portrait_clip[0]), networks.reference(mirrored), networks.reference(portrait_clip[5])]

@@ -27,11 +27,6 @@ def face(x: float = 0.05, y: float = -0.1) -> MotionEstimate:
     return MotionEstimate(motion, POINTS, 1.0)
 
 
-@pytest.fixture(scope="module")
-def networks() -> Inference:
-    return Inference(nc.load_pack(), device="cpu", threads=1)
-
-
 def off(nudge: Array | tuple[float, ...], scene: tuple[float, ...]) -> Array:
     """What the camera sees, if the head stands so elsewhere than it is drawn, and its surroundings moved so."""
     x, y, size, roll = nudge
