@@ -28,7 +28,7 @@ from .packet import Bundle, Feedback, Motion, Packet, Parity, ReferencePart, Str
 from .pictures import HeldPicture, Pictures
 from .protection import ROUND_TRIP, LossMeter, Reports
 from .quantizer import Quantizer, State, at_new_reference, start_state
-from .smoothing import MotionSmoother, PictureSmoother
+from .smoothing import MotionSmoother, PictureFade, PictureSmoother
 from .stats import DecoderStats, timed
 from .view import ViewControl
 
@@ -64,9 +64,10 @@ class DecodedFrame:
 class _Plan:
     """A frame of which all is decided, and nothing drawn yet. picture: a reference as it is, or the empty picture of a
     frame that nobody will see; None where the renderer is to draw. calm: before the view, shown: after it. eyes: the
-    picture that they come from, where that is another. contact: whether they are brought onto the lens, as it was
-    wished when the rest was decided: another thread may change that before the frame is drawn. light: on the frame, see
-    light.py. place: what is shown, see framing.py; None: all of the source."""
+    picture that they come from, where that is another. before: where the frame before was drawn from another picture of
+    the same place, that one and the motion that draws this frame from it. contact: whether eyes are brought onto the
+    lens, as it was wished when the rest was decided: another thread may change that before the frame is drawn. light:
+    on the frame, see light.py. place: what is shown, see framing.py; None: all of the source."""
 
     pts: int
     state: Concealment
@@ -76,6 +77,7 @@ class _Plan:
     shown: MotionParams
     picture: Array | None = None
     eyes: ReferenceFeatures | None = None
+    before: tuple[ReferenceFeatures, MotionParams] | None = None
     contact: bool = False
     light: float = 0.0
     place: Array | None = None
@@ -90,8 +92,8 @@ class Decoder:
     view: turn the head at the receiver; assign `decoder.view` at any time.
     eye_contact: bring the eyes onto the lens, within what eyes can do; `decoder.eye_contact` may be switched any time.
     smooth: calm the trembling of pose and expression where frames are rendered; adds no frame of delay.
-    steady: what hardly differs from the picture shown before changes half as much: less flicker, and no jolt where a
-        new picture comes. Off: every change is shown at once.
+    steady: what hardly differs from the picture shown before changes half as much, and one reference picture fades into
+        the next: less flicker, and no jolt. Off: every change is shown at once.
     None of these needs anything from the sender.
     trusted_sender: an Ed25519 public key, its file or its 64 hexadecimal digits: pictures that this key did not sign
         for this pack, place and `signing_context` are never shown nor built upon (`.stats.rejected_references` counts
@@ -130,6 +132,8 @@ class Decoder:
         self._turning = ViewControl(self.pack.view_range)
         self._smoother = MotionSmoother() if smooth else None
         self._steady = PictureSmoother() if steady else None
+        self._fade = PictureFade()
+        self._drew: tuple[HeldPicture, MotionParams] | None = None  # the frame before, where one was
         self._closed_eyes = ClosedEyes()
         self._framing = Framing()
         self._max_pixels, self._max_side = max_pixels, math.isqrt(2 * max_pixels)
@@ -564,6 +568,7 @@ class Decoder:
                 calm = replace(calm, scene=calm.scene + self._moved)
             self._drawn = self._still if self._as_is else calm.scene
         if self._wanted is not None and not self._wanted(pts):
+            self._drew = None
             return _Plan(pts, state, motion, held, calm, calm, np.zeros((0, 0, 3), np.uint8))
         header, place = self._known_header(), None
         source = header.width, header.height
@@ -579,15 +584,27 @@ class Decoder:
             if straight:  # seen so: from here the way to a next view begins
                 self._turning.apply(view, calm, calm, seconds, held.crop)
             if straight or features.estimate.confidence < SURE:  # there is nobody to be turned
-                picture = features.picture
-                return _Plan(pts, state, motion, held, calm, calm, picture, None, contact, self._light, place)
+                self._drew = None
+                shown = features.picture
+                return _Plan(pts, state, motion, held, calm, calm, shown, None, None, contact, self._light, place)
         with self._timed("reference"):
             features.feeds  # noqa: B018  computed when first asked for
         with self._timed("view"):
             turned = self._turning.apply(view, calm, features.estimate.motion, seconds, held.crop)
             self.stats.clamped_frames += turned.clamped
-        eyes = self._closed_eyes.needed(held, calm, seconds)
-        return _Plan(pts, state, motion, held, calm, turned.motion, None, eyes, contact, self._light, place)
+        eyes, before = self._closed_eyes.needed(held, calm, seconds), self._from_before(held, turned.motion)
+        return _Plan(pts, state, motion, held, calm, turned.motion, None, eyes, before, contact, self._light, place)
+
+    def _from_before(self, held: HeldPicture, shown: MotionParams) -> tuple[ReferenceFeatures, MotionParams] | None:
+        """See `_Plan.before`."""
+        last, self._drew = self._drew, (held, shown)
+        if self._steady is None or last is None:
+            return None
+        other, then = last
+        if other.id == held.id or (other.shot, other.crop) != (held.shot, held.crop):
+            return None
+        told = shown.told_on(other.features.canonical, held.features.canonical)
+        return other.features, replace(told, scene=then.scene)
 
     def _drawn_each(self, plans: list[_Plan]) -> list[DecodedFrame]:
         """Planned frames as they are shown, in order: the renderer draws them together."""
@@ -596,15 +613,23 @@ class Decoder:
             here, eyes = plan.held.features, plan.eyes
             if plan.picture is None:
                 wanted.append((here, plan.shown))
+            if plan.before:
+                wanted.append(plan.before)
             if eyes:
                 wanted.append((eyes, plan.shown.told_on(eyes.canonical, here.canonical)))
         with self._timed("render"):
             drawn = iter(self._networks.render_each(wanted))
         frames = []
         for plan in plans:
-            picture = next(drawn) if plan.picture is None else plan.picture
+            if plan.picture is not None:
+                frames.append(self._finished(plan, plan.picture))
+                continue
+            picture, held, seconds = next(drawn), plan.held, float(plan.pts * self.time_base)
+            keypoints = plan.shown.keypoints(held.features.canonical)
+            before = next(drawn) if plan.before else None
+            picture = self._fade.faded(picture, before, keypoints, seconds, (held.shot, held.crop))
             if plan.eyes:
-                picture = with_eyes(picture, next(drawn), plan.shown.keypoints(plan.held.features.canonical))
+                picture = with_eyes(picture, next(drawn), keypoints)
             frames.append(self._finished(plan, picture))
         return frames
 

@@ -3,7 +3,8 @@
 Motion goes through the one-euro filter of Casiez, Roussel and Vogel (CHI 2012): a first-order low pass whose cutoff
 rises with speed, so that a still head is calmed and a fast one is hardly delayed. Speed is one number for the rotation,
 the translation, the size and each keypoint, measured in what it does to the picture, so that a talking mouth does not
-wake up the brows. Pictures go through a first-order low pass that opens where they move. Pure; time is an argument.
+wake up the brows. Pictures go through a first-order low pass that opens where they move, and fade from one reference
+picture to the next. Pure; time is an argument.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +31,15 @@ BLOCK = 16  # pixels, side of the squares in which two pictures are compared
 # are seen closed (88 with 6; on validation, where it was not chosen, 481 of 631 for 486).
 CALM, MOVED = 2.0, 8.0  # 8-bit steps apart, mean over a block: all of LEFT_OUT below the first, nothing from the second
 LEFT_OUT = 0.5  # of a change
+# From one reference picture to the next: of how far a frame drawn from the one differs from the same frame drawn from
+# the other, this share is shown at first, and none after so many seconds; less where they are further apart (8-bit
+# steps, mean over a block), and as keypoints go on from there (pixels of 256, root mean square). 14 training clips, 200
+# frames each, at 4 kbit/s: errors change 3.6 % less from frame to frame in files, 3.8 % in calls, PSNR is 0.01 dB more
+# and 0.05 less. All five frames drawn from both, in files with 7 and 24 for ALIKE and APART: 3.0 % less for 2.7, and
+# five times the time. With 18 and 60 4.1 and 4.2 %, and PSNR as it was and 0.06 dB less.
+FADE, FADE_SECONDS = 0.5, 0.2
+ALIKE, APART = 12.0, 40.0
+NEAR = 3.0
 
 
 class MotionSmoother:
@@ -76,12 +87,54 @@ class PictureSmoother:
             self._last = picture.astype(np.float32)
             return picture
         back = self._last - picture
-        blocks, seen = picture.shape[0] // BLOCK, np.abs(back[::2, ::2])
-        apart = seen.reshape(blocks, BLOCK // 2, blocks, BLOCK // 2 * 3).mean(axis=(1, 3))
-        share = LEFT_OUT * np.clip((MOVED - apart) / (MOVED - CALM), 0, 1)
-        back *= _spread(_spread(share).T).T[..., None]
+        back *= LEFT_OUT * _little(back, CALM, MOVED)
         self._last = back + picture  # not rounded: small steps would never arrive
         return (self._last + 0.5).astype(np.uint8)
+
+
+class PictureFade:
+    """One receiver's way from one reference picture to the next, frame after frame."""
+
+    def __init__(self) -> None:
+        self._apart: Array | None = None
+        self._keypoints, self._seconds = np.zeros((0, 3), np.float32), 0.0
+        self._place: Any = None
+
+    def faded(self, picture: Array, before: Array | None, keypoints: Array, seconds: float, place: Any) -> Array:
+        """The frame to show for ``picture``, uint8 RGB (S, S, 3), S a multiple of ``BLOCK``. before: the same frame
+        drawn from the reference picture of the frame before, where that was another. keypoints: float32 (K, 3), its
+        face. place: what tells places apart; in another nothing is left of a difference."""
+        if place != self._place:
+            self._apart, self._place = None, place
+        left = self._left(keypoints, seconds)
+        if before is not None:
+            apart = before.astype(np.float32) - picture
+            if left is not None:
+                apart += left
+            self._apart = apart * _little(apart, ALIKE, APART)
+            self._keypoints, self._seconds = keypoints, seconds
+            left = FADE * self._apart
+        if left is None:
+            return picture
+        return np.asarray(np.rint(np.clip(picture + left, 0, 255)), np.uint8)
+
+    def _left(self, keypoints: Array, seconds: float) -> Array | None:
+        """What is still shown of the difference, float32 (S, S, 3)."""
+        share = FADE * (1 - (seconds - self._seconds) / FADE_SECONDS)
+        if self._apart is None or not 0 < share < FADE:  # time may run back
+            self._apart = None
+            return None
+        gone = 128 * math.sqrt(float(((keypoints - self._keypoints)[:, :2] ** 2).sum(1).mean()))
+        return self._apart * np.float32(share * math.exp(-((gone / NEAR) ** 2)))
+
+
+def _little(apart: Array, most: float, none: float) -> Array:
+    """float32 (S, S, 1): 1 where what is ``apart`` (S, S, 3) in 8-bit steps, mean over a block, is no more than
+    ``most``, 0 from ``none`` on."""
+    blocks, seen = len(apart) // BLOCK, np.abs(apart[::2, ::2])
+    mean = seen.reshape(blocks, BLOCK // 2, blocks, BLOCK // 2 * 3).mean(axis=(1, 3))
+    share = np.clip((none - mean) / (none - most), 0, 1)
+    return np.asarray(_spread(_spread(share).T).T[..., None])
 
 
 def _spread(values: Array) -> Array:

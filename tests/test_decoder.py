@@ -28,6 +28,7 @@ from neuralcodec.quality import psnr
 from neuralcodec.quantizer import Quantizer
 from neuralcodec.rate import RateControl
 from neuralcodec.reference import decode_reference, encode_reference
+from neuralcodec.smoothing import PictureFade
 
 Coded = tuple[nc.Encoder, list[list[object]]]
 
@@ -443,6 +444,26 @@ def test_frames_whose_eyes_come_from_another_picture_are_drawn_from_both(
         drawn = receiver._networks.render(other, new.shown.told_on(other.canonical, reference.canonical))
         mixed = with_eyes(old.image, drawn, new.shown.keypoints(reference.canonical))
         assert np.array_equal(new.image, mixed) and not np.array_equal(old.image, mixed)
+
+
+def test_frames_fade_from_one_picture_into_the_next(
+    updated: list[list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, receiver = nc.Decoder(device="cpu", threads=1, steady=False), decoder()
+    monkeypatch.setattr(receiver._steady, "smooth", lambda picture: picture)
+    before, after = [], []
+    for packets in updated:
+        before += [f for p in packets for f in plain.decode(p)]
+        after += [f for p in packets for f in receiver.decode(p)]
+        if len({f.reference for f in before}) > 1:
+            break
+    (*same, last), (*others, first) = before, after
+    assert same and all(np.array_equal(a.image, b.image) for a, b in zip(same, others, strict=True))
+    old, new = (plain._pictures.get(f.reference).features for f in (same[-1], last))  # type: ignore[union-attr]
+    told = replace(last.shown.told_on(old.canonical, new.canonical), scene=same[-1].shown.scene)
+    drawn, keypoints = plain._networks.render(old, told), last.shown.keypoints(new.canonical)
+    assert np.array_equal(first.image, PictureFade().faded(last.image, drawn, keypoints, 0.0, None))
+    assert not np.array_equal(first.image, last.image)
 
 
 class SceneCall:

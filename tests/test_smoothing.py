@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from neuralcodec.motion import Array, MotionParams
-from neuralcodec.smoothing import BLOCK, MotionSmoother, PictureSmoother
+from neuralcodec.smoothing import APART, BLOCK, FADE, FADE_SECONDS, NEAR, MotionSmoother, PictureFade, PictureSmoother
 
 RATE = 25
 
@@ -152,3 +152,52 @@ def test_a_picture_of_another_size_starts_anew() -> None:
     smoother = PictureSmoother()
     smoother.smooth(np.full((64, 64, 3), 10, np.uint8))
     assert np.array_equal(smoother.smooth(np.full((32, 32, 3), 11, np.uint8)), np.full((32, 32, 3), 11, np.uint8))
+
+
+# --- from one reference picture to the next ---
+
+STILL = np.zeros((30, 3), np.float32)
+
+
+def plain(level: int) -> Array:
+    return np.full((64, 64, 3), level, np.uint8)
+
+
+def test_a_frame_fades_from_one_reference_picture_into_the_next() -> None:
+    fade, steps = PictureFade(), round(25 * FADE_SECONDS)
+    assert np.array_equal(fade.faded(plain(110), None, STILL, 0.0, "here"), plain(110))
+    shown = [fade.faded(plain(100), None if n else plain(110), STILL, n / 25, "here") for n in range(steps + 2)]
+    assert {picture.dtype for picture in shown} == {np.dtype(np.uint8)}
+    levels = [float(picture.mean()) for picture in shown]
+    assert levels == [round(100 + 10 * FADE * (1 - n / steps)) for n in range(steps)] + [100, 100]
+
+
+def test_what_differs_much_is_shown_at_once_and_the_rest_fades() -> None:
+    before, now = plain(100), plain(104)
+    before[:, 32:] = 104 + int(APART) + 1
+    shown = PictureFade().faded(now, before, STILL, 0.0, "here")
+    assert np.array_equal(shown[:, 40:], now[:, 40:]) and np.array_equal(shown[:, :24], plain(102)[:, :24])
+
+
+def test_less_is_left_where_the_face_has_gone_on() -> None:
+    left = []
+    for pixels in (0.0, NEAR, 4 * NEAR):
+        fade = PictureFade()
+        fade.faded(plain(100), plain(110), STILL, 0.0, "here")
+        left.append(fade.faded(plain(100), None, STILL + np.float32([pixels / 128, 0, 9]), 0.04, "here").mean() - 100)
+    assert left == [4, 1, 0]
+
+
+@pytest.mark.parametrize(("seconds", "place"), [(0.04, "there"), (-1.0, "here"), (9.0, "here")])
+def test_nothing_is_left_in_another_place_or_at_another_time(seconds: float, place: str) -> None:
+    fade = PictureFade()
+    fade.faded(plain(100), plain(110), STILL, 0.0, "here")
+    assert np.array_equal(fade.faded(plain(100), None, STILL, seconds, place), plain(100))
+    assert np.array_equal(fade.faded(plain(100), None, STILL, 0.08, "here"), plain(100))
+
+
+def test_a_picture_that_comes_while_one_fades_goes_on_from_what_is_shown() -> None:
+    fade = PictureFade()
+    fade.faded(plain(110), plain(115), STILL, 0.0, "here")
+    shown = fade.faded(plain(104), plain(110), STILL, 0.04, "here")  # the frame that the first would have shown: 112
+    assert shown.mean() == 104 + FADE * 8
