@@ -6,7 +6,7 @@ first frame as it is for a reference, motion as the network gives it. ``--shrunk
 originals themselves, N times smaller and back, say what the figures make of pictures that are merely soft.
 
 Streams are files as ``neuralcodec encode`` makes them: 8 frames of motion share a packet and wait for 12 more. With
---call none waits for another.
+--call none waits for another, unless --lookahead and --frames-per-packet let them.
 
 The freeze baseline repeats the first decoded reference (with --render-only: the first frame). Easy and hard halves: the
 clips above and below the median of its PSNR. Pictures: original | ours | freeze | difference of the first two, one row
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import clips, faces, groups, metrics, ours, regions, report
+from neuralcodec.encoder import LOOKAHEAD_MAX, SHARE_MAX
 from neuralcodec.errors import NeuralCodecError
 from neuralcodec.face import resize
 from neuralcodec.quality import psnr
@@ -330,7 +331,8 @@ def import_ms() -> float:
 def _way(options: argparse.Namespace) -> dict[str, Any]:
     """How streams are made, for `ours.send`."""
     if options.call:
-        return {"window": options.window}
+        waits = {"lookahead": options.lookahead, "frames_per_packet": options.frames_per_packet}
+        return {"window": options.window, **waits}
     return ours.STEADY if options.constant_rate else ours.FILE
 
 
@@ -381,6 +383,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--window", type=report.window, default=WINDOW_SECONDS,
         help="with --call: seconds that keep the rate (default %(default)g)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lookahead", type=int, choices=range(LOOKAHEAD_MAX + 1), default=0, metavar="N",
+        help="with --call: frames that motion waits (default 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--frames-per-packet", type=int, choices=range(1, SHARE_MAX + 1), default=1, metavar="N",
+        help="with --call (default 1)",
     )  # fmt: skip
     parser.add_argument("--render-only", action="store_true", help="no bits: uncoded reference, unquantized motion")
     parser.add_argument("--shrunk", type=float, metavar="N", help="no codec: the originals N times smaller and back")

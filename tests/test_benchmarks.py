@@ -568,7 +568,8 @@ def test_a_folder_without_films_is_one_sentence(tmp_path: Path) -> None:
         (validation, ("--kbps", "0")), (validation, ("--cores", "0")), (coding, ("--limit", "0")),
         (coding, ("--targets", "nan")), (rate_distortion, ("--kbps", "-1")), (rate_distortion, ("--jobs", "0")),
         (loss, ("--limit", "0")), (latency, ("--frames", "0")), (fuzz, ("--packets", "few")),
-        (validation, ("--window", "0.5")), (rate_distortion, ("--window", "nan")),
+        (validation, ("--window", "0.5")), (rate_distortion, ("--window", "nan")), (validation, ("--lookahead", "17")),
+        (validation, ("--frames-per-packet", "0")),
     ],
 )  # fmt: skip
 def test_options_of_no_measurement_are_one_sentence(
