@@ -338,7 +338,7 @@ class Decoder:
                 rule="R7",
             )
         if self.header is not None and (header.width, header.height) != (self.header.width, self.header.height):
-            self._framing = Framing()  # places mean nothing in another picture
+            self._framing, self._pictures.backdrop = Framing(), None  # places mean nothing in another picture
         self.header = header
 
     def _on_part(self, part: ReferencePart | Parity | Update) -> None:
@@ -520,7 +520,11 @@ class Decoder:
         """Frames that show a picture as it is need no motion."""
         if self._lacks_reference:
             return self._held_over(times)
-        self._missing, motion = 0, self._last or self.pack.tables.motion(self.pack.tables.mean)
+        self._missing = 0
+        if self._last is None:  # the face of the picture shown is what is concealed with
+            assert self._shows is not None
+            self._last, self._last_crop = self.pack.tables.motion(self.pack.tables.mean), self._shows.crop
+        motion = self._last
         self._showed, self._before = self._shows, None
         for _ in times:
             self._count_unfollowed()

@@ -312,8 +312,7 @@ class Encoder:
         if size != self._size:
             packets += self._drained()  # frames that wait are of the old one
             self._size = size
-            self._pictures.header, self._pictures.wanted = self._header(), True
-            packets += self._count([self._pictures.header])
+            packets += self._count([self._pictures.begin_size(self._header())])
 
         square, estimate, self._moved = sight.square, sight.estimate, sight.moved
         found = estimate  # by which pictures are chosen: what they show is not driven

@@ -120,7 +120,7 @@ class VideoReader:
         self._stream.thread_type = "AUTO"
         self.time_base: Fraction = self._stream.time_base or Fraction(1, 1000)
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
-        self.frame_duration = max(1, _usual_step(stamps) or round(1 / (rate * self.time_base)))
+        self.frame_duration = min(max(1, _usual_step(stamps) or round(1 / (rate * self.time_base))), TIME_MAX)
         self.frames = self._stream.frames
         self._announced = self._length()
         self._ticks, self._base = Fraction(1), 0  # of the file's clock in a unit of pts; on it, the first frame

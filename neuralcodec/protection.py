@@ -164,8 +164,11 @@ class Aggregator:
         self._new = [*zip(heads, settle(symbols), strict=True)]
         first = max(0, len(self._sent) - again)
         frames = self._sent[first:] + self._new
-        if 0 < first < len(self._sent):  # what told of the light on these may be lost with them
-            self._light = self._known_after(self._sent[first - 1][0])
+        if again and self._sent:  # what told of the light on these may be lost with them
+            if first:
+                self._light = self._known_after(self._sent[first - 1][0])
+            elif not self._sent[0][0].intra:
+                self._light = None
         self._sent, self._new = frames[-AGAIN_MAX:], []
         runs: list[list[Frame]] = []
         for frame in frames:

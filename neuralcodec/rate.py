@@ -169,7 +169,7 @@ class RateControl:
         motion_every: float = 0.04,
         window: float = WINDOW_SECONDS,
     ) -> None:
-        self._window = window
+        self._window = float(window)
         self._ageless, self._motion_every = ageless, max(motion_every, MOTION_EVERY_MIN)
         self._headers = headers_kbps * 125  # bytes a second of them, lately
         presets = PRESETS_AHEAD if ahead else PRESETS
@@ -218,7 +218,7 @@ class RateControl:
     def _aim(self, target_kbps: float) -> None:
         if not isinstance(target_kbps, int | float | np.number) or not LOWEST_KBPS <= target_kbps <= 1000:
             raise ValueError(f"target_kbps is {target_kbps!r}; expected {LOWEST_KBPS} to 1000 kbit/s.")
-        self._target_kbps = target_kbps
+        self._target_kbps = float(target_kbps)
         self._leave_headers()
         self._coarseness = self._finest
 
@@ -255,7 +255,8 @@ class RateControl:
             self._sent.popleft()
         # unspent rate does not pile up into a burst, nor is it lost while pictures wait for their window
         part_fits = not self._parts_wait or self.room >= self.part_bytes + PART_HEADER
-        most = self._full if self._has_room and part_fits else self._window_bytes
+        # a picture that takes more than a window is saved for in any case, or it would never be affordable
+        most = self._full if self._has_room and part_fits else max(self._window_bytes, self.picture_bytes)
         lost = max(0.0, self._purse - most - self._lag * self._motion)
         self._purse -= lost
         idle = lost / self.bytes_per_second - IDLE_SHARE * elapsed
@@ -445,8 +446,8 @@ class RateControl:
 
     @property
     def owes_much(self) -> bool:
-        """Whether the largest of keys and two windows' bytes more were spent than the rate has brought: nothing but
-        somebody who asks without end leads there, not even a rate that falls to a tenth."""
+        """Whether the largest of keys and two windows' bytes more were spent than the rate has brought: somebody who
+        asks without end leads there, not even a rate that falls to a tenth."""
         return self._purse < -(REFERENCE_BYTES[1] + 2 * self._window_bytes)
 
     @property

@@ -38,8 +38,10 @@ OVERDUE = 0.2  # seconds after which an update that a receiver in trouble does n
 KEY_OVERDUE = 2.0  # the same of a key or still
 ASKED_AGAIN = 0.5  # seconds between reference pictures that a receiver can make the sender send
 SENT_AGAIN = 0.1  # and between two times that it can have the same update sent again
+SURROUNDED = 3  # times what a key may take: as much as it and they take at most, which are to be paid for first
 AROUND_SECONDS = 2.0  # between surroundings, which take as much as several pictures, while a head walks
 OFTEN_SECONDS = 0.14  # pictures that follow each other faster than this are shown as they are
+STUCK_SECONDS = 3.0  # an update of which no part goes out for so long gives way to a key as small as the first
 UPDATE_HEADER, UPDATE_PART = 24, 80  # bytes around an update, at most; of one part of it where it has to wait
 # A frame is rendered from the held picture whose keypoints are nearest in pixels of 256, CHANGE times what differs from
 # it as it is, in grey levels, added; from another than before where that is below SWITCH of the present one's.
@@ -90,6 +92,7 @@ class _Coming:
     parts: Sequence[Packet] = ()
     parity: Sequence[Packet] = ()  # goes behind the last of them
     sent: int = 0  # of the parts
+    went: float = 0.0  # seconds, when the last of them went, or might have
 
     @property
     def complete(self) -> bool:
@@ -133,7 +136,7 @@ class PictureSender:
         self.active = self.next_id = 0  # ids of the picture in use and of the next one
         self.wanted = False  # one that stands on its own is due
         self.began = False  # with this frame one has become the picture in use
-        self._shot_began = False  # since the last one was taken
+        self._shot_began = self._size_began = False  # since the last one was taken
         self.again: list[Packet] = []  # to be sent once more with the next frame
         self._pack, self._networks, self._stats = pack, networks, stats
         self._updates, self._key, self._context = updates, key, context
@@ -157,6 +160,12 @@ class PictureSender:
         """Another shot begins with the frame of this time: pictures of the one before show somebody else."""
         self._cuts.append(seconds)
 
+    def begin_size(self, header: StreamHeader) -> StreamHeader:
+        """Pictures of another size follow: what is held, and what is around it, is of the one before."""
+        self.header, self.wanted, self._size_began = header, True, True
+        self._backdrop_due = self._full_frame
+        return header
+
     def begin_shot(self) -> None:
         """The shot that has begun goes on: a picture of it is due, and what is around it."""
         self._shot_began, self._around_at = True, float("-inf")
@@ -179,6 +188,10 @@ class PictureSender:
     def renews_surroundings(self, shot: Shot, *, moved: bool) -> bool:
         """Whether a picture of this frame is due that brings them along. moved: the coded square has jumped."""
         self._backdrop_due |= self._full_frame and (moved or self._shot_began)
+        if self._backdrop_due and self._size_began:
+            return True
+        if self.held and self.rate.purse < -SURROUNDED * self.rate.key_bytes:
+            return False  # those before are not paid for yet
         if not self._backdrop_due or shot.seconds - self._around_at >= AROUND_SECONDS:
             return self._backdrop_due
         last = self.held.get(self._newest)
@@ -370,7 +383,7 @@ class PictureSender:
             packets += self._unprotected(self._parts(backdrop, BACKDROP, shot.square, self.next_id))
             self._backdrop_due, self._around_at = False, self._now
         budget -= self._signature_bytes
-        self._coming, self._late, self._shot_began = None, None, False
+        self._coming, self._late, self._shot_began, self._size_began = None, None, False, False
         with self._timed():
             if self._updates:
                 self._chain, coded, shown = self._started(shot, budget)
@@ -420,6 +433,10 @@ class PictureSender:
     def _send_late(self, coming: _Coming) -> list[Packet]:
         """What the rate's window has room for of the update that is on its way."""
         packets = coming.next(self.rate.room / (1 + bool(self.protection.parity)))
+        coming.went = self._now if packets else coming.went
+        if self._now - coming.went >= STUCK_SECONDS:  # its parts are larger than what motion leaves of any window
+            self._late, self.wanted = None, True
+            self.rate.begins_shot()
         if coming.complete:
             self._late = None
             self._hold(coming.id, coming.shot, coming.shown, coming.parts)
@@ -455,7 +472,7 @@ class PictureSender:
         size = sum(len(bytes(packet)) for packet in packets)
         self.rate.sent_update(twice * size)
         self._late = _Coming(
-            self._take_id(), self._chain, shot, shown, size, self._sequence, self._now, packets
+            self._take_id(), self._chain, shot, shown, size, self._sequence, self._now, packets, went=self._now
         )  # fmt: skip
         self._stats.updates += 1
         return self._send_late(self._late)

@@ -466,6 +466,29 @@ def test_frames_fade_from_one_picture_into_the_next(
     assert not np.array_equal(first.image, last.image)
 
 
+def test_who_joins_while_pictures_are_shown_as_they_are_can_conceal(coded: Coded) -> None:
+    receiver = decoder()
+    for packet in coded[1][0]:
+        if not isinstance(packet, Motion):
+            receiver.decode(bytes(packet))  # type: ignore[call-overload]
+    (shown,) = receiver.decode(bytes(Motion(5, 2, 2, b"", reference=0, as_is=True)))
+    concealed = receiver.conceal(shown.pts + 1)
+    assert concealed.state is Concealment.COASTING and psnr(concealed.image, shown.image) > 20
+
+
+def test_surroundings_of_another_size_are_no_longer_shown(coded: Coded) -> None:
+    receiver = decoder()
+    for packet in coded[1][0]:
+        receiver.decode(bytes(packet))  # type: ignore[call-overload]
+    header = receiver.header
+    assert header is not None
+    receiver._pictures.backdrop = np.zeros((header.height, header.width, 3), np.uint8)
+    receiver.decode(bytes(header))
+    assert receiver._pictures.backdrop is not None
+    receiver.decode(bytes(replace(header, width=header.height + 64)))
+    assert receiver._pictures.backdrop is None
+
+
 class SceneCall:
     """A sender of the frozen tracks with a scene and a receiver, both without networks; notes what is rendered."""
 

@@ -985,6 +985,17 @@ def test_with_lookahead_the_caller_may_use_its_array_again(portrait_clip: list[A
     assert streams[0] == streams[1]
 
 
+def test_another_size_brings_its_surroundings_at_once(portrait_clip: list[Array]) -> None:
+    encoder, decoder = nc.Encoder(16, device="cpu", threads=1, full_frame=True, preset=13), nc.Decoder(device="cpu")
+    sizes = [(300, 400)] * 3 + [(400, 300)] * 3
+    shown = []
+    for pts, (height, width) in enumerate(sizes):
+        picture = np.full((height, width, 3), 90, np.uint8)
+        picture[20:276, 20:276] = portrait_clip[pts]
+        shown += [f.image.shape[:2] for p in encoder.encode(picture, pts) for f in decoder.decode(bytes(p))]
+    assert shown == sizes
+
+
 def test_checks_do_not_wait_for_a_time_above_zero(portrait_clip: list[Array], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder_module, "CHECK_SECONDS", 0.1)
     monkeypatch.setattr(encoder_module, "CHECK_FRAMES", 3)

@@ -172,8 +172,10 @@ def test_frames_of_another_size_or_of_nothing_are_compared_with_none(portrait_cl
 # --- the wire ---
 
 
-def packets_of(lights: list[int], intras: tuple[int, ...], *, again: int, share: int, pack: nc.Pack) -> list[bytes]:
-    """Motion that rests, in so many frames a packet, each of which repeats some."""
+def packets_of(
+    lights: list[int], intras: tuple[int, ...], *, again: int, share: int, pack: nc.Pack, since: int = 0
+) -> list[bytes]:
+    """Motion that rests, in so many frames a packet, each of which repeats some since a frame."""
     quantizer, aggregator = Quantizer(pack.tables), Aggregator(EntropyCoder(pack.tables), share)
     rest, out = pack.tables.motion(pack.tables.mean), []
     for number, light in enumerate(lights):
@@ -182,7 +184,7 @@ def packets_of(lights: list[int], intras: tuple[int, ...], *, again: int, share:
         head = Motion(
             number, 0, 0, b"", intra, reference=0 if intra else None, pts=number if intra else None, light=light
         )
-        out += aggregator.add(head, symbols, again)
+        out += aggregator.add(head, symbols, again if number >= since else 0)
     return [*map(bytes, [*out, *aggregator.close(again)])]
 
 
@@ -210,6 +212,11 @@ def test_what_is_lost_is_told_again_with_its_frames(scene_pack: nc.Pack) -> None
             last = next((light for light in reversed(said(data)) if light is not None), last)
         assert last == 4, lost
     assert [said(data) for data in packets_of(TOLD, (0,), again=0, share=4, pack=scene_pack)] == [[None], [12], [4]]
+
+
+def test_light_is_told_again_where_frames_begin_to_be_repeated(scene_pack: nc.Pack) -> None:
+    told = packets_of([0, 0, 6, 6, 6], (0,), again=1, share=1, pack=scene_pack, since=3)
+    assert [said(data) for data in told] == [[None], [None], [6], [6], [None]]
 
 
 # --- the receiver ---

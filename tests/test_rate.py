@@ -636,3 +636,30 @@ def test_only_a_full_window_makes_motion_coarser_than_usual() -> None:
     rate.spend(int(WINDOW_SECONDS * rate.bytes_per_second))
     rate.begin_with_motion(500.0)
     assert rate.quality == QUALITIES[-1]
+
+
+def test_what_takes_more_than_a_window_is_saved_for_while_a_finer_key_is_on_its_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rate = RateControl(1)
+    rate.advance(0.0)
+    rate.sent_key(5000)
+    for _ in range(20):
+        rate.affords_picture(30.0)
+        rate.sent_update(1200)
+    monkeypatch.setattr(RateControl, "part_bytes", 10000)  # no part of it fits
+    for second in range(60):
+        rate.advance(float(second))
+        affords = rate.affords_picture(30.0, waiting=True)
+    assert affords and rate.picture_bytes > 1.1 * 2 * rate.bytes_per_second
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """In float32 the time of day would stand still for minutes."""
+    rates = [RateControl(kbps, window=window) for kbps, window in ((4, 4), (np.float32(4), np.float32(4)))]
+    for rate in rates:
+        for frame in range(200):
+            rate.advance(1.7e9 + frame / 25)
+            if frame % 25 == 0:
+                rate.spend(200)
+    assert rates[0].room == rates[1].room

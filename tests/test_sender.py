@@ -11,9 +11,9 @@ import pytest
 from neuralcodec.cuts import Shot, half, squared_error
 from neuralcodec.face import Square
 from neuralcodec.motion import Array
-from neuralcodec.packet import Feedback, Update
+from neuralcodec.packet import Feedback, StreamHeader, Update
 from neuralcodec.rate import RateControl
-from neuralcodec.sender import AROUND_SECONDS, ASKED_AGAIN, OVERDUE, Held, PictureSender, _Coming
+from neuralcodec.sender import AROUND_SECONDS, ASKED_AGAIN, OVERDUE, STUCK_SECONDS, Held, PictureSender, _Coming
 from neuralcodec.stats import EncoderStats
 
 OLD, NEW = object(), object()  # chains
@@ -198,6 +198,32 @@ def test_surroundings_of_a_head_that_walks_come_every_two_seconds_and_at_once_wh
     assert renews(1.1, 130)  # more than half of its side away
     pictures.begin_shot()
     assert renews(1.1, 0, moved=False)
+
+
+def test_surroundings_wait_until_those_before_are_paid_for_unless_the_source_has_another_size() -> None:
+    nothing: Any = None
+    pictures, shot = sender((0, picture(0, NEW))), Shot(nothing, nothing, Square(0, 0, 256), None, 9.0)
+    pictures._full_frame = True
+    assert pictures.renews_surroundings(shot, moved=True)
+    pictures.rate.spend(int(pictures.rate.purse) + 3 * pictures.rate.key_bytes - 1)
+    assert pictures.renews_surroundings(shot, moved=True)
+    pictures.rate.spend(3)
+    assert not pictures.renews_surroundings(shot, moved=True)
+    pictures.begin_size(StreamHeader(bytes(8), 640, 480, (1, 25), 1, 256))
+    assert pictures.wanted and pictures.renews_surroundings(shot, moved=False)
+
+
+def test_an_update_whose_parts_fit_no_window_gives_way_to_a_small_key() -> None:
+    nothing: Any = None
+    pictures, parts = sender((0, picture(0, NEW))), [Update(1, 0, 8, bytes(4), b"x" * 4000)]
+    pictures._late = late = _Coming(1, nothing, nothing, nothing, 4000, 10, 1.0, parts, went=1.0)
+    pictures.rate.key_bytes = 5000
+    for seconds in (1.0, 0.9 + STUCK_SECONDS):
+        pictures._now = seconds
+        assert pictures._send_late(late) == [] and pictures._late is late and not pictures.wanted
+    pictures._now = 1.0 + STUCK_SECONDS
+    assert pictures._send_late(late) == [] and pictures._late is None and pictures.wanted
+    assert pictures.rate.key_bytes == pictures.rate.first_bytes
 
 
 def test_a_square_that_jumps_hurries_no_picture_and_another_shot_does(monkeypatch: pytest.MonkeyPatch) -> None:
