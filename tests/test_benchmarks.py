@@ -785,8 +785,15 @@ def test_each_face_figure_has_its_bar(changes: dict[str, Any], figure: str) -> N
     assert not failed or failed[0].startswith(figure)
 
 
-@pytest.mark.parametrize(("flags", "waits"), [([], ours.FILE), (["--call"], {})])
-def test_calls_are_measured_without_waiting(
+@pytest.mark.parametrize(
+    ("flags", "waits"),
+    [
+        ([], ours.FILE),
+        (["--call"], {"frames_per_packet": 1, "lookahead": 0}),
+        (["--call", "--lookahead", "2", "--frames-per-packet", "3"], {"frames_per_packet": 3, "lookahead": 2}),
+    ],
+)
+def test_calls_are_measured_without_waiting_unless_told(
     flags: list[str], waits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []

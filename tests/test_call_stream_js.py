@@ -97,7 +97,7 @@ def test_frames_are_found_as_python_finds_them(
     given = {"tables": scene_tables, "packets": [data.hex() for data in came]}
     got = node(FOLLOW, given)
     assert [step["broken"] for step in got] == wants
-    assert [step["light"] for step in got] == lights and len(set(lights)) == 4
+    assert [step["light"] for step in got] == lights and {*lights} - {0} == {-40, -10, 20}  # 0: none is known yet
     for step, wants_intra, theirs in zip(got, wants, reports, strict=True):
         ours = Feedback(theirs.sequence, theirs.lost, (2, 9), need_intra=wants_intra)
         assert parse_packet(bytes.fromhex(step["report"])) == ours
