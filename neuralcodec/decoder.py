@@ -626,6 +626,7 @@ class Decoder:
         frames = []
         for plan in plans:
             if plan.picture is not None:
+                self._fade.forget()
                 frames.append(self._finished(plan, plan.picture))
                 continue
             picture, held, seconds = next(drawn), plan.held, float(plan.pts * self.time_base)

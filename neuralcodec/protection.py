@@ -167,7 +167,7 @@ class Aggregator:
         if again and self._sent:  # what told of the light on these may be lost with them
             if first:
                 self._light = self._known_after(self._sent[first - 1][0])
-            elif not self._sent[0][0].intra:
+            elif self._lit and not self._sent[0][0].intra:
                 self._light = None
         self._sent, self._new = frames[-AGAIN_MAX:], []
         runs: list[list[Frame]] = []

@@ -434,7 +434,8 @@ class PictureSender:
         """What the rate's window has room for of the update that is on its way."""
         packets = coming.next(self.rate.room / (1 + bool(self.protection.parity)))
         coming.went = self._now if packets else coming.went
-        if self._now - coming.went >= STUCK_SECONDS:  # its parts are larger than what motion leaves of any window
+        if self._now - coming.went >= STUCK_SECONDS and self.rate.purse >= 0:
+            # nothing is owed, and yet its parts are larger than what motion leaves of a window
             self._late, self.wanted = None, True
             self.rate.begins_shot()
         if coming.complete:

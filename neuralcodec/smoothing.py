@@ -100,6 +100,10 @@ class PictureFade:
         self._keypoints, self._seconds = np.zeros((0, 3), np.float32), 0.0
         self._place: Any = None
 
+    def forget(self) -> None:
+        """The next frame does not follow the last one."""
+        self._apart = None
+
     def faded(self, picture: Array, before: Array | None, keypoints: Array, seconds: float, place: Any) -> Array:
         """The frame to show for ``picture``, uint8 RGB (S, S, 3), S a multiple of ``BLOCK``. before: the same frame
         drawn from the reference picture of the frame before, where that was another. keypoints: float32 (K, 3), its

@@ -222,6 +222,9 @@ def test_an_update_whose_parts_fit_no_window_gives_way_to_a_small_key() -> None:
         pictures._now = seconds
         assert pictures._send_late(late) == [] and pictures._late is late and not pictures.wanted
     pictures._now = 1.0 + STUCK_SECONDS
+    pictures.rate.spend(int(pictures.rate.purse) + 1)
+    assert pictures._send_late(late) == [] and pictures._late is late  # so much is owed that nothing would fit
+    pictures.rate.spend(-2)
     assert pictures._send_late(late) == [] and pictures._late is None and pictures.wanted
     assert pictures.rate.key_bytes == pictures.rate.first_bytes
 

@@ -196,6 +196,13 @@ def test_nothing_is_left_in_another_place_or_at_another_time(seconds: float, pla
     assert np.array_equal(fade.faded(plain(100), None, STILL, 0.08, "here"), plain(100))
 
 
+def test_nothing_is_left_where_the_next_frame_does_not_follow() -> None:
+    fade = PictureFade()
+    fade.faded(plain(100), plain(110), STILL, 0.0, "here")
+    fade.forget()
+    assert np.array_equal(fade.faded(plain(100), None, STILL, 0.04, "here"), plain(100))
+
+
 def test_a_picture_that_comes_while_one_fades_goes_on_from_what_is_shown() -> None:
     fade = PictureFade()
     fade.faded(plain(110), plain(115), STILL, 0.0, "here")
