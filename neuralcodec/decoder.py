@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -28,7 +28,7 @@ from .packet import Bundle, Feedback, Motion, Packet, Parity, ReferencePart, Str
 from .pictures import HeldPicture, Pictures
 from .protection import ROUND_TRIP, LossMeter, Reports
 from .quantizer import Quantizer, State, at_new_reference, start_state
-from .smoothing import MotionSmoother, PictureFade, PictureSmoother
+from .smoothing import MotionSmoother, PictureFade, PictureSmoother, between
 from .stats import DecoderStats, timed
 from .view import ViewControl
 
@@ -92,8 +92,9 @@ class Decoder:
     view: turn the head at the receiver; assign `decoder.view` at any time.
     eye_contact: bring the eyes onto the lens, within what eyes can do; `decoder.eye_contact` may be switched any time.
     smooth: calm the trembling of pose and expression where frames are rendered; adds no frame of delay.
-    steady: what hardly differs from the picture shown before changes half as much, and one reference picture fades into
-        the next: less flicker, and no jolt. Off: every change is shown at once.
+    steady: what hardly differs from the picture shown before changes half as much, one reference picture fades into the
+        next, and of frames that share a packet what is around the head moves evenly: less flicker, and no jolt. Off:
+        all is shown as it was sent.
     None of these needs anything from the sender.
     trusted_sender: an Ed25519 public key, its file or its 64 hexadecimal digits: pictures that this key did not sign
         for this pack, place and `signing_context` are never shown nor built upon (`.stats.rejected_references` counts
@@ -501,7 +502,7 @@ class Decoder:
     def _show_news(self, motions: list[tuple[MotionParams, int]], *, intra: bool) -> list[DecodedFrame]:
         frames: list[DecodedFrame] = []
         plans: list[_Plan] = []
-        for motion, pts in motions:
+        for (motion, pts), scene in zip(motions, self._scenes(motions, intra=intra), strict=True):
             if self._shows is None or (self._lacks_reference and not self._near(motion)):
                 frames, plans = frames + self._drawn_each(plans) + self._held_over([pts]), []
                 continue
@@ -513,8 +514,17 @@ class Decoder:
             self._showed = self._shows if self._as_is else None
             borrowed = self._lacks_reference
             self.stats.waiting_packets += borrowed
-            plans.append(self._planned(motion, pts, Concealment.BORROWED if borrowed else Concealment.RECEIVED))
+            state = Concealment.BORROWED if borrowed else Concealment.RECEIVED
+            plans.append(self._planned(motion, pts, state, scene))
         return frames + self._drawn_each(plans)
+
+    def _scenes(self, motions: list[tuple[MotionParams, int]], *, intra: bool) -> Sequence[Array | None]:
+        """The meshes to show of frames that came together, where that is not their own."""
+        if self._steady is None or len(motions) < 2:
+            return [None] * len(motions)
+        alone = intra or self._as_is or self._showed or self._missing or self._named_ago < len(motions)
+        before = None if alone or self._last is None else self._last.scene
+        return list(between(np.array([motion.scene for motion, _ in motions]), before))
 
     def _without_motion(self, times: list[int]) -> list[DecodedFrame]:
         """Frames that show a picture as it is need no motion."""
@@ -555,7 +565,8 @@ class Decoder:
         """Motion of the face in a picture itself, where nothing else has moved."""
         return replace(held.features.estimate.motion, scene=self._still)
 
-    def _planned(self, motion: MotionParams, pts: int, state: Concealment) -> _Plan:
+    def _planned(self, motion: MotionParams, pts: int, state: Concealment, scene: Array | None = None) -> _Plan:
+        """scene: the mesh to show in place of the motion's own."""
         held = self._shows
         assert held is not None
         seconds = float(pts * self.time_base)
@@ -563,11 +574,11 @@ class Decoder:
             left = self._light_in - 1
             self._light, self._light_in = self._light_to + (self._light - self._light_to) * left / (left + 1), left
         with self._timed("view"):
-            calm = motion
+            calm = motion if scene is None else replace(motion, scene=scene)
             if self._smoother and self._as_is:
                 self._smoother.forget()
             elif self._smoother:
-                calm = self._smoother.smooth(motion, seconds)
+                calm = self._smoother.smooth(calm, seconds)
             if self._moved.any():
                 calm = replace(calm, scene=calm.scene + self._moved)
             self._drawn = self._still if self._as_is else calm.scene

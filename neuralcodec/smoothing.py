@@ -3,8 +3,9 @@
 Motion goes through the one-euro filter of Casiez, Roussel and Vogel (CHI 2012): a first-order low pass whose cutoff
 rises with speed, so that a still head is calmed and a fast one is hardly delayed. Speed is one number for the rotation,
 the translation, the size and each keypoint, measured in what it does to the picture, so that a talking mouth does not
-wake up the brows. Pictures go through a first-order low pass that opens where they move, and fade from one reference
-picture to the next. Pure; time is an argument.
+wake up the brows. Where frames come together, the mesh around the head is drawn towards the frames before and after.
+Pictures go through a first-order low pass that opens where they move, and fade from one reference picture to the next.
+Pure; time is an argument.
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ LEFT_OUT = 0.5  # of a change
 FADE, FADE_SECONDS = 0.4, 0.08
 ALIKE, APART = 12.0, 40.0
 NEAR = 3.0
+# A mesh trembles by its rounding, which is coarser than what it goes on by: this share of how far a node is off the
+# middle of the frames before and after is left out, but no more than so many coded-picture units (0.7 pixels of 256).
+# 14 training clips, 200 frames each, files of eight frames a packet at 2, 4 and 8 kbit/s: errors change 8.5, 4.4 and
+# 0.9 % less from frame to frame, PSNR is 0.05 and 0.03 dB more and 0.01 less, VMAF 0.3 and 0.1 more and 0.03 less; two
+# frames a packet at 4: 2.8 %, nothing lost. Unbounded, five clips: 0.4 % less steady, films from a hand 0.04 dB worse.
+# The last frame of a packet halfway to the one before: 0.03 dB less. Head and expression, too: worse in all.
+ROUNDED, ROUNDED_MOST = 0.5, 0.0055
 
 
 class MotionSmoother:
@@ -69,6 +77,19 @@ class MotionSmoother:
         cutoff = STILL_HZ + HZ_PER_SPEED * _magnitudes(self._speed)
         self._value = self._value + _share(cutoff, elapsed) * step
         return replace(MotionParams.from_flat(self._value), scene=motion.scene)
+
+
+def between(scenes: Array, before: Array | None) -> Array:
+    """Meshes (F, M, 2) of consecutive frames, float32, each drawn towards the middle of its neighbours; the last one,
+    whose next is not known, and one that has none before pass unchanged. before: that of the frame before, told on the
+    same picture; None where there is none."""
+    if before is None:
+        return np.concatenate([scenes[:1], between(scenes[1:], scenes[0])]) if len(scenes) > 1 else scenes
+    known = np.concatenate([before[None], scenes])
+    off = ROUNDED * ((known[:-2] + known[2:]) / 2 - scenes[:-1])
+    far = np.linalg.norm(off, axis=-1, keepdims=True)
+    off *= np.minimum(1, ROUNDED_MOST / np.maximum(far, ROUNDED_MOST))
+    return np.concatenate([scenes[:-1] + off, scenes[-1:]]).astype(np.float32)
 
 
 class PictureSmoother:

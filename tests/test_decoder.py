@@ -28,7 +28,7 @@ from neuralcodec.quality import psnr
 from neuralcodec.quantizer import Quantizer
 from neuralcodec.rate import RateControl
 from neuralcodec.reference import decode_reference, encode_reference
-from neuralcodec.smoothing import PictureFade
+from neuralcodec.smoothing import PictureFade, between
 
 Coded = tuple[nc.Encoder, list[list[object]]]
 
@@ -282,7 +282,7 @@ def test_eye_contact_that_is_switched_while_frames_are_drawn_is_for_the_next_one
 
 
 def test_smoothing_is_off_unless_asked_for_and_costs_no_frame(coded: Coded) -> None:
-    calm, plain = nc.Decoder(device="cpu", threads=1, smooth=True), decoder()
+    calm, plain = (nc.Decoder(device="cpu", threads=1, smooth=on, steady=False) for on in (True, False))
     for data in stream(coded):
         a, b = (each.decode(data, wanted=lambda pts: pts % 4 == 3) for each in (calm, plain))  # the last is drawn
         assert [f.pts for f in a] == [f.pts for f in b]
@@ -418,6 +418,24 @@ def test_unwanted_frames_are_followed_without_a_picture(updated: list[list[bytes
     steady = decoder()  # what came before the gap is no neighbour of what comes after it
     chosen = [f.image for p in packets for f in steady.decode(p, wanted=lambda pts: pts in (1, 4))]
     assert np.array_equal(chosen[-1], a[-1].image)
+
+
+def test_meshes_of_frames_that_come_together_are_shown_between_neighbours(portrait_clip: list[np.ndarray]) -> None:
+    sender = nc.Encoder(24, device="cpu", threads=1, frames_per_packet=4)
+    plain, receiver = nc.Decoder(device="cpu", threads=1, steady=False), decoder()
+    moved, last = [], None
+    for pts, image in enumerate(portrait_clip):
+        for packet in sender.encode(image, pts):
+            sent, shown = (each.decode(bytes(packet), wanted=lambda pts: False) for each in (plain, receiver))
+            if len(sent) > 1 and not sent[0].as_is:
+                meshes = np.array([frame.motion.scene for frame in sent])
+                follows = not (last.as_is or packet.intra) and last.reference == sent[0].reference
+                wanted = between(meshes, last.motion.scene if follows else None)
+                assert np.array_equal([frame.shown.scene for frame in shown], wanted)
+                assert np.array_equal([frame.shown.scene for frame in sent], meshes)
+                moved.append((follows, not np.array_equal(wanted[0], meshes[0])))
+            last = sent[-1] if sent else last
+    assert (True, True) in moved and {follows for follows, _ in moved} == {True, False}
 
 
 def test_frames_whose_eyes_come_from_another_picture_are_drawn_from_both(

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from neuralcodec.motion import Array, MotionParams
-from neuralcodec.smoothing import APART, BLOCK, FADE, FADE_SECONDS, NEAR, MotionSmoother, PictureFade, PictureSmoother
+from neuralcodec.smoothing import (
+    APART,
+    BLOCK,
+    FADE,
+    FADE_SECONDS,
+    NEAR,
+    ROUNDED_MOST,
+    MotionSmoother,
+    PictureFade,
+    PictureSmoother,
+    between,
+)
 
 RATE = 25
 
@@ -152,6 +163,36 @@ def test_a_picture_of_another_size_starts_anew() -> None:
     smoother = PictureSmoother()
     smoother.smooth(np.full((64, 64, 3), 10, np.uint8))
     assert np.array_equal(smoother.smooth(np.full((32, 32, 3), 11, np.uint8)), np.full((32, 32, 3), 11, np.uint8))
+
+
+# --- the mesh around the head ---
+
+
+def meshes(*places: float) -> Array:
+    """One a frame, both of its nodes there, in coded-picture units along x."""
+    return np.array([[[x, 0]] * 2 for x in places], np.float32)
+
+
+def test_rounded_meshes_go_half_of_the_way_to_the_middle_of_their_neighbours() -> None:
+    shown = between(meshes(0.002, 0.0, 0.004, 0.004), meshes(0.0)[0])
+    assert shown.dtype == np.float32 and shown == pytest.approx(meshes(0.001, 0.0015, 0.003, 0.004))
+
+
+def test_even_motion_stays_as_it_is() -> None:
+    even = meshes(*np.arange(5) / 10)
+    assert between(even, even[0] - meshes(0.1)[0]) == pytest.approx(even)
+
+
+def test_frames_without_a_neighbour_to_either_side_keep_their_mesh() -> None:
+    apart = meshes(0.0, 0.004, 0.0, 0.004)
+    assert between(apart, None) == pytest.approx(meshes(0.0, 0.002, 0.002, 0.004))
+    for before in (None, apart[1]):
+        assert np.array_equal(between(apart[:1], before), apart[:1])
+
+
+def test_a_mesh_that_really_leaps_is_hardly_held_back() -> None:
+    shown = between(meshes(0.5, 0.0), meshes(0.0)[0])
+    assert shown == pytest.approx(meshes(0.5 - ROUNDED_MOST, 0.0))
 
 
 # --- from one reference picture to the next ---
