@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import chain, pairwise
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
@@ -206,13 +207,17 @@ class VideoReader:
     def _decode(self) -> Iterator[tuple[int, Array]]:
         last: int | None = None
         newest = shift = 0  # of the file's own stamps, and what is added to them
-        for frame in whole_frames(self._raw_frames()):
+        for frame, following in pairwise(chain(whole_frames(self._raw_frames()), [None])):
+            assert frame is not None
             try:
                 image = self._picture(frame)
             except av.FFmpegError as error:
                 found = f"{self.path} holds pictures in the format {frame.format.name}, which cannot be read"
                 raise MediaError(f"{found} ({reason(error)}): convert it to yuv420p first.") from error
-            said = None if frame.pts is None else self._counted(frame.pts)
+            said, then = (None if f is None or f.pts is None else self._counted(f.pts) for f in (frame, following))
+            if said is not None and then is not None and last is not None and then > newest:
+                if max(newest - said, said - then) >= self.frame_duration:  # it alone is out of place
+                    said = None
             if last is None:
                 pts = newest = self._start = said or 0
             else:

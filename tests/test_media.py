@@ -152,6 +152,9 @@ def film_of(stamps: list[int | None], tmp_path: Path, monkeypatch: pytest.Monkey
         ([0, 40, 39, 80], [0, 40, 41, 80]),  # a little out of place
         ([0, 40, 80, 50, 20, 60], [0, 40, 80, 81, 121, 161]),
         ([None, None, None], [0, 40, 80]),
+        ([0, 40, 0, 120, 160], [0, 40, 80, 120, 160]),  # one alone is out of place
+        ([0, 40, 5000, 120, 160], [0, 40, 80, 120, 160]),
+        ([0, 40, 5000, 5040], [0, 40, 5000, 5040]),  # a film that stood still
     ],
 )
 def test_stamps_that_begin_anew_go_on(
