@@ -30,6 +30,7 @@ WRITABLE = (".mp4", ".m4v", ".mov")  # containers that keep any time base exactl
 GRAY = "gray", "ya", "mono"  # how the names of pixel formats begin that have no colour
 SHORT = 50  # characters of a file's name that its temporary name keeps
 TIMING_PACKETS = 240  # looked at to find the nominal frame duration
+SHAPES = 0.05  # of width by height: pictures that differ less are stretched to the first one's, others get bars
 PIXEL_SHAPES = (0.25, 4.0)  # width by height; beyond them a file's word is no use
 CLEAR_TICKS = 8  # of a file's clock between frames, from which on stamps within one of the rate's prove that rate
 ENDS_WITHIN = Fraction(1, 2)  # seconds by which a film may end before its announced end: nobody counts exactly
@@ -104,9 +105,9 @@ class VideoReader:
     picture is taken for a stream only where there is no other.
 
     Rotation and mirror metadata are honoured, pixels are made square, interlaced frames whole, HDR (PQ, HLG) BT.709,
-    and what is transparent white. Every picture has the size of the first. pts rise strictly: where a file's own begin
-    anew, they go on a frame after the last. Where a constant rate was rounded to a coarse clock (30 fps in Matroska's
-    milliseconds), they count frames of that rate.
+    and what is transparent white. Every picture has the size of the first, between bars where its shape is another. pts
+    rise strictly: where a file's own begin anew, they go on a frame after the last. Where a constant rate was rounded
+    to a coarse clock (30 fps in Matroska's milliseconds), they count frames of that rate.
     ``time_base`` is seconds per pts unit, ``frame_duration`` the most common step between frames in those units,
     ``frames`` the count the file announces or 0, ``announced_s`` its seconds or 0, ``gray`` whether it has no colour,
     ``damaged`` how many pieces are not whole: shown as far as they can be, or left out.
@@ -259,7 +260,9 @@ class VideoReader:
         untagged = int(frame.colorspace) == 2
         matrix = "ITU709" if untagged and frame.height >= HD_HEIGHT else None
         size = (self.width, self.height) if _turns(frame) % 2 == 0 else (self.height, self.width)
-        width, height = size if self.width else (self._square_width(frame), frame.height)
+        own = width, height = self._square_width(frame), frame.height
+        if self.width:
+            width, height = size if _alike(own, size) else _within(own, size)
         kind = _rgb(frame)
         if int(frame.color_trc) in HDR_CURVES:
             # to BT.709, bright parts pressed together; one converter for all frames, as its tables take seconds
@@ -269,6 +272,11 @@ class VideoReader:
         else:
             frame = frame.reformat(width, height, kind, src_colorspace=matrix, interpolation="BICUBIC")
         image = _on_white(upright(frame, frame.to_ndarray()))
+        if self.width and image.shape[:2] != (self.height, self.width):  # a film that turns, as telephones make them
+            bars, inner = np.zeros((self.height, self.width, *image.shape[2:]), image.dtype), image.shape[:2]
+            y, x = (self.height - inner[0]) // 2, (self.width - inner[1]) // 2
+            bars[y : y + inner[0], x : x + inner[1]] = image
+            image = bars
         self.height, self.width = image.shape[:2]
         return image
 
@@ -380,6 +388,17 @@ class VideoWriter:
             self._container.close()
         with contextlib.suppress(type(error)):
             self._cleanup.__exit__(type(error), error, error.__traceback__)
+
+
+def _alike(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether both are of about one shape, as where a stream changes its quality."""
+    return abs(size[0] * other[1] / (size[1] * other[0]) - 1) < SHAPES
+
+
+def _within(size: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    """The first, as large as it fits into the other."""
+    scale = min(other[0] / size[0], other[1] / size[1])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def whole_frames(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:

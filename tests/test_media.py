@@ -163,6 +163,21 @@ def test_stamps_that_begin_anew_go_on(
     assert film_of(stamps, tmp_path, monkeypatch) == times
 
 
+@pytest.mark.parametrize(("size", "bars"), [((48, 64), 14), ((128, 96), 0), ((66, 48), 0)])
+def test_a_film_that_turns_is_fitted_into_its_first_shape(
+    size: tuple[int, int], bars: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_film(tmp_path / "a.mkv", [picture(64, 48)] * 2, [0, 40], Fraction(1, 1000))
+    reader = VideoReader(tmp_path / "a.mkv")
+    white = [av.VideoFrame.from_ndarray(np.full((h, w, 3), 255, np.uint8), format="rgb24") for w, h in ((64, 48), size)]
+    monkeypatch.setattr(reader, "_raw_frames", lambda: iter(white))
+    with reader:
+        first, second = (image for _, image in reader._decode())
+    assert first.shape == second.shape == (48, 64, 3) and first.min() > 250
+    assert (second[:, bars : 64 - bars] > 250).all()
+    assert not second[:, :bars].any() and not second[:, 64 - bars :].any()
+
+
 def test_two_transport_streams_in_one_file_follow_each_other(tmp_path: Path) -> None:
     images, step = [picture(64, 48, i) for i in range(25)], 3600
     write_film(tmp_path / "a.ts", images, list(range(25)), Fraction(1, 25), codec="mpeg2video")
@@ -332,7 +347,7 @@ def test_a_film_that_changes_its_size_keeps_every_frame_and_the_size_of_the_firs
     def turn(stream: av.VideoStream) -> None:
         stream.codec_context.options = {"x264-params": "tff=1"}  # interlaced: frames wait for the next
 
-    for name, size in (("a", (96, 64)), ("b", (128, 96))):
+    for name, size in (("a", (96, 64)), ("b", (144, 96))):
         write_film(tmp_path / f"{name}.ts", [picture(*size)] * 6, list(range(6)), Fraction(1, 25), turn=turn)
     (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
     found = [image for _, image in read_frames(tmp_path / "c.ts")]
