@@ -101,8 +101,8 @@ def read_frames(path: str | Path) -> Iterator[tuple[int, Array]]:
 
 
 class VideoReader:
-    """Iterates (pts, uint8 RGB (H, W, 3)) of the first video stream of a file, one frame in memory at a time. A cover
-    picture is taken for a stream only where there is no other.
+    """Iterates (pts, uint8 RGB (H, W, 3)) of a file's video stream, one frame in memory at a time: of several
+    the first that it marks as its default, or else the first; a cover picture only where there is no other.
 
     Rotation and mirror metadata are honoured, pixels are made square, interlaced frames whole, HDR (PQ, HLG) BT.709,
     and what is transparent white. Every picture has the size of the first, between bars where its shape is another. pts
@@ -468,9 +468,13 @@ def _on_white(image: Array) -> Array:
 
 
 def _film(container: av.container.InputContainer) -> av.VideoStream:
-    """The first video stream that is no cover picture, which a file's tags may hold in front of the film."""
-    cover = av.stream.Disposition.attached_pic
-    return min(container.streams.video, key=lambda stream: bool(stream.disposition & cover))
+    """The video stream that players show: of those that are no cover picture, which a file's tags may hold in front of
+    the film, the first that the file marks as its default, or else the first."""
+    cover, default = av.stream.Disposition.attached_pic, av.stream.Disposition.default
+    return min(
+        container.streams.video,
+        key=lambda stream: (bool(stream.disposition & cover), not stream.disposition & default),
+    )
 
 
 def _usual_step(stamps: Sequence[int]) -> int:

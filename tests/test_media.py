@@ -420,6 +420,21 @@ def boxes(data: bytes) -> list[bytes]:
     return found
 
 
+@pytest.mark.parametrize("default", [0, 1])
+def test_of_several_films_in_a_file_the_one_that_is_its_default_is_read(default: int, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        streams = [container.add_stream("libx264", rate=25) for _ in range(2)]
+        for index, stream in enumerate(streams):
+            stream.width = stream.height = 64 + 32 * index
+            stream.pix_fmt = "yuv420p"
+            stream.disposition = av.stream.Disposition.default if index == default else av.stream.Disposition(0)
+        for stream in streams:
+            for packet in [*stream.encode(av.VideoFrame(stream.width, stream.height, "yuv420p")), *stream.encode(None)]:
+                container.mux(packet)
+    with VideoReader(tmp_path / "a.mkv") as reader:
+        assert reader.width == 64 + 32 * default
+
+
 def test_a_cover_picture_is_no_film_wherever_it_stands(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
