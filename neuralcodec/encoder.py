@@ -538,7 +538,8 @@ class Encoder:
         key = self._pictures.active
         if self._lookahead:
             key = self._pictures.best_for(frame.shot, frame.reference, self._named, as_is=self._as_is)
-        if self._pictures.strange_to(frame.shot, key):  # nobody's motion drives another's face
+        if self._pictures.strange_to(frame.shot, key) or self._pictures.of_another(key):
+            # nobody's motion drives another's face
             frame = replace(frame, estimate=None)
         held, estimate = self._pictures.held[key], frame.estimate
         fresh = held.of == frame.shot.seconds  # that picture is of this very frame

@@ -181,6 +181,15 @@ class PictureSender:
         """Whether a cut lies between this frame and the held picture of this id."""
         return self.cut_between(self.held[key].of, shot.seconds)
 
+    def of_another(self, key: int) -> bool:
+        """Whether the face that both ends find in the held picture of this id is not the one that was followed to it,
+        but somebody's beside."""
+        held = self.held[key]
+        if held.estimate is None:
+            return False
+        followed, found = held.estimate.box, held.features.estimate.box
+        return bool(np.abs(found[:2] - followed[:2]).max() > followed[2])
+
     def cut_between(self, one: float, other: float) -> bool:
         """Whether frames of these times, seconds, are of different shots."""
         return bisect(self._cuts, one) != bisect(self._cuts, other)

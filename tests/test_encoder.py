@@ -1350,3 +1350,18 @@ def test_where_nothing_is_softened_a_wall_does_not_stop_the_face(
         encoder.stats.frames += 99
         encoder._check(frame, estimate, scene, held, as_is=False)
     assert encoder._as_is == as_is
+
+
+def test_a_picture_in_which_another_face_is_found_is_shown_as_it_is(portrait_clip: list[Array]) -> None:
+    """Of two people beside each other both ends may find the one that is not followed."""
+    sender, followed = (nc.Encoder(4, device="cpu", threads=1) for _ in range(2))
+    for encoder in (sender, followed):
+        encoder.encode(portrait_clip[0], 0)
+    for key, held in sender._pictures.held.items():
+        assert held.estimate is not None
+        motion, side = held.estimate.motion, 2 * float(held.estimate.box[2])
+        beside = replace(motion, translation=motion.translation + np.float32([side, 0, 0]))
+        sender._pictures.held[key] = replace(held, estimate=replace(held.estimate, motion=beside))
+    for pts in range(1, 5):
+        a, b = (encoder.encode(portrait_clip[pts], pts) for encoder in (sender, followed))
+        assert a[-1].as_is and not b[-1].as_is  # type: ignore[union-attr]
